@@ -1,0 +1,40 @@
+# Two commands from a bare clone, on a machine with Python 3.11 and pip:
+#   make reproduce                  the whole pipeline, then the result table and the path of the report
+#   make reproduce PROFILE=NAME     the same with a preset of profiles/
+#   make test                       all tests
+# And: make lab (JupyterLab), make clean (remove what runs have made; not reports/).
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+# Stages are run by name: they must find this environment's python first.
+RUN := PATH="$(BIN):$$PATH"
+
+.PHONY: reproduce test lint lab clean
+
+# Made anew when the lock changes. The package itself is editable: no reinstall after an edit.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("error: Python %d.%d was found, Python 3.11 is needed: give its path, make PYTHON=/path/to/python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+reproduce: $(VENV)/.installed
+	$(if $(PROFILE),$(RUN) multishield profile $(PROFILE))
+	$(RUN) multishield check
+	$(RUN) multishield data
+	$(RUN) dvc commit --quiet data.dvc </dev/null
+	$(RUN) dvc repro
+	$(RUN) multishield results
+
+test: $(VENV)/.installed
+	$(RUN) ruff check .
+	$(RUN) ruff format --check src tests
+	$(RUN) pytest
+
+lab: $(VENV)/.installed
+	$(RUN) jupyter lab notebooks
+
+clean:
+	rm -rf .multishield artifacts

@@ -1,0 +1,92 @@
+"""The command `multishield`: what `make` calls around `dvc repro`."""
+
+import argparse
+import os
+import re
+import sys
+
+import pandas as pd
+
+from multishield import paths, shapes
+from multishield.errors import UserError
+from multishield.files import write_text
+from multishield.params import Params, read_yaml
+
+
+def use_profile(name: str) -> None:
+    """Copy `profiles/<name>.yaml` to `params.yaml`, with environment variables filled in.
+
+    A params.yaml that no profile made is kept as `params.backup.yaml`.
+
+    Raises:
+        UserError: unknown profile, a variable that is not set, or a profile that is not valid.
+    """
+    folder = paths.root() / "profiles"
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"the profile is {name!r}; accepted are {', '.join(names)}")
+    text = (folder / f"{name}.yaml").read_text()
+    unset = [v for v in re.findall(r"\$\{(\w+)\}", text) if not os.environ.get(v)]
+    if unset:
+        raise UserError(
+            f"the profile {name} takes paths from environment variables, and {unset[0]} is not set; "
+            f"run `{unset[0]}=/path make reproduce PROFILE={name}`; profiles/{name}.yaml says what it names"
+        )
+    text = re.sub(r"\$\{(\w+)\}", lambda m: os.path.abspath(os.environ[m[1]]), text)
+    target = paths.root() / "params.yaml"
+    old = target.read_text()
+    if text == old:
+        return
+    candidate = write_text(paths.state("params.candidate.yaml"), text)
+    Params.parse(read_yaml(candidate), f"profiles/{name}.yaml")
+    candidate.unlink()
+    if old not in {(folder / f"{n}.yaml").read_text() for n in names}:
+        write_text(paths.root() / "params.backup.yaml", old)
+        print("your params.yaml was kept as params.backup.yaml")
+    write_text(target, text)
+
+
+def materialise_data() -> None:
+    """Render the demo's raw images into data/, unless they are there."""
+    shapes.materialise(paths.root() / "data" / "shapes")
+
+
+def show_results() -> None:
+    """Print the result table and where the report is."""
+    table = paths.reports("tables", "results.md")
+    if not table.exists():
+        raise UserError("there is no result table yet; run `make reproduce`")
+    print(table.read_text())
+    print(f"The report: {paths.reports('index.html')}")
+
+
+def show_cost() -> None:
+    """Print the last wall time and peak memory of each stage on this machine."""
+    log = paths.state("stages.csv")
+    if not log.exists():
+        raise UserError("no stage has run here yet; run `make reproduce`")
+    rows = pd.read_csv(log, keep_default_na=False)
+    print(rows.groupby(["stage", "classifier"], sort=False).last().to_string())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0, or 1 with one sentence on standard error."""
+    parser = argparse.ArgumentParser(prog="multishield", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("data", help="render the demo's raw images into data/")
+    commands.add_parser("check", help="check params.yaml")
+    profile = commands.add_parser("profile", help="make a preset of profiles/ the active params.yaml")
+    profile.add_argument("name")
+    commands.add_parser("results", help="print the result table and the path of the report")
+    commands.add_parser("cost", help="print wall time and peak memory of each stage's last run here")
+    options = parser.parse_args(arguments)
+    actions = {"data": materialise_data, "check": Params.load, "results": show_results, "cost": show_cost}
+    try:
+        use_profile(options.name) if options.command == "profile" else actions[options.command]()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0

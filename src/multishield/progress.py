@@ -1,0 +1,40 @@
+"""One line of progress with the time left, on the terminal and never in an executed notebook."""
+
+import os
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+# The runner names a file here and copies what is written to it to its own terminal.
+PROGRESS_FILE = "MULTISHIELD_PROGRESS"
+
+
+def progress(items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:
+    """Iterate over `items` and show how far it is.
+
+    Args:
+        items: what to iterate over; None for a bar that is moved by its `update`.
+        description: the task, for example "training standard".
+        unit: what is counted, for example "epoch".
+        total: the length of `items`, where it has none.
+        done: how much of it a run before this one has done.
+
+    Returns:
+        The tqdm iterator; `set_postfix_str` adds a figure to the line.
+    """
+    name = os.environ.get(PROGRESS_FILE)
+    stream = open(name, "a", buffering=1) if name else sys.stderr  # noqa: SIM115 - tqdm keeps it open
+    terminal = bool(name and os.environ.get("MULTISHIELD_TERMINAL")) or stream.isatty()
+    return tqdm(
+        items,
+        desc=description,
+        unit=unit,
+        total=total,
+        initial=done,
+        file=stream,
+        ncols=100,
+        mininterval=0.5 if terminal else 20,
+        maxinterval=1 if terminal else 60,
+        leave=True,
+    )

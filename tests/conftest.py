@@ -1,0 +1,98 @@
+"""Fixtures: a copy of the project at small size, real files where the environment names them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from multishield import shapes
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that need real files are skipped, with the reason, where nobody says where they are."""
+    missing = [v for v in ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS") if not os.environ.get(v)]
+    for item in items:
+        if item.get_closest_marker("cifar10") and missing:
+            item.add_marker(pytest.mark.skip(reason=f"{missing[0]} is not set"))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def edit_params(project: Path, changes: dict) -> None:
+    """Set dotted keys of a project's params.yaml, comments kept."""
+    yaml = YAML()
+    path = project / "params.yaml"
+    values = yaml.load(path.read_text())
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    with path.open("w") as stream:
+        yaml.dump(values, stream)
+
+
+SMALL = {
+    "dataset.train": 600,
+    "dataset.validation": 60,
+    "dataset.evaluate": 20,
+    "training.standard.epochs": 1,
+    "training.robust.epochs": 1,
+    "training.robust.validation_steps": 2,
+    "training.standard.validation_steps": 2,
+    "alignment.epochs": 1,
+    "baseline.attacks": ["apgd-ce"],
+    "baseline.batch_size": 10,
+    "adaptive.batch_size": 10,
+    "adaptive.paper.steps": 5,
+    "adaptive.joint.steps": 5,
+    "report.examples": 1,
+}
+
+
+def copy_project(target: Path) -> Path:
+    """The files of the project that git would commit, in a new git repository; nothing that a run has made."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    )
+    for name in listed.stdout.decode().splitlines():
+        if (ROOT / name).is_file() and not name.startswith("reports/"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory) -> Path:
+    """The demo's raw images, rendered once."""
+    folder = tmp_path_factory.mktemp("rendered") / "shapes"
+    shapes.materialise(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, rendered) -> Path:
+    """A copy of the project at small size, with raw images, nothing run yet."""
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    shutil.copytree(rendered, folder / "data" / "shapes")
+    edit_params(folder, SMALL)
+    return folder
+
+
+def run(project: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command of this environment in a project; returns code, stdout and stderr as text."""
+    binaries = Path(sys.executable).parent
+    variables = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", **environment}
+    return subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True)

@@ -1,0 +1,179 @@
+"""Attacks against closed forms, exhaustive search and their own contracts."""
+
+import itertools
+
+import pytest
+import torch
+
+from multishield.attacks.apgd import apgd, checkpoints
+from multishield.attacks.autoattack import autoattack
+from multishield.attacks.base import evaded, fooled, project, random_start
+from multishield.attacks.joint import joint, joint_score, target_order
+from multishield.attacks.paper import ce_loss, dlr_loss, paper
+from multishield.attacks.pgd import pgd
+from multishield.shield import MultiShield
+
+EPS = 8 / 255
+
+
+class Linear(torch.nn.Module):
+    """Linear scores of the pixels, around grey, so that every class wins somewhere."""
+
+    def __init__(self, classes, pixels=3 * 4 * 4, scale=1.0, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.nn.Parameter(scale * torch.randn(classes, pixels, generator=generator), requires_grad=False)
+
+    def forward(self, x):
+        return (x.flatten(1) - 0.5) @ self.weight.T
+
+
+def linear_shield(classes=4, tolerance=0.001):
+    return MultiShield(Linear(classes, seed=1), Linear(classes, scale=0.02, seed=2), tolerance)
+
+
+def images(n=24):
+    return 0.1 + 0.8 * torch.rand(n, 3, 4, 4)  # the ball stays inside [0,1]
+
+
+def attack_on(name, model, x, y, ids, **options):
+    ours = {"pgd": pgd, "paper": paper, "joint": joint}
+    return ours[name](model, x, y, eps=EPS, seed=0, ids=ids, **options)
+
+
+@pytest.mark.parametrize("name", ["pgd", "paper", "joint"])
+@pytest.mark.parametrize("classes", [3, 37])
+def test_budget_range_verdict_and_clean_image_on_failure(name, classes):
+    model = linear_shield(classes) if name != "pgd" else Linear(classes)
+    x = torch.rand(20, 3, 4, 4)
+    y = Linear(classes, seed=1)(x).argmax(1) if name != "pgd" else model(x).argmax(1)
+    result = attack_on(name, model, x, y, torch.arange(20), steps=10)
+    assert (result.images - x).abs().max() <= EPS + 1e-6
+    assert result.images.min() >= 0
+    assert result.images.max() <= 1
+    rule = fooled if name == "pgd" else evaded
+    assert torch.equal(rule(model(result.images), y), result.success), "success is the decision on the stored image"
+    assert torch.equal(result.images[~result.success], x[~result.success])
+    assert (result.forwards >= 1).all()
+
+
+@pytest.mark.parametrize("name", ["pgd", "paper", "joint"])
+def test_results_depend_neither_on_batch_size_nor_on_order(name):
+    model = linear_shield() if name != "pgd" else Linear(4)
+    x, y, ids = images(), torch.randint(0, 4, (24,)), torch.arange(100, 124)
+    whole = attack_on(name, model, x, y, ids, steps=7)
+    order = torch.randperm(24)
+    parts = [attack_on(name, model, x[i], y[i], ids[i], steps=7) for i in order.split(5)]
+    assert torch.allclose(torch.cat([p.images for p in parts]), whole.images[order], atol=1e-6)
+    assert torch.equal(torch.cat([p.success for p in parts]), whole.success[order])
+    assert torch.equal(torch.cat([p.forwards for p in parts]), whole.forwards[order])
+
+
+def test_linear_classifier_closed_form():
+    # z_t - z_y can grow by at most eps * |w_t - w_y|_1: exactly then an image can be broken.
+    model, x = Linear(4), images(200)
+    logits = model(x)
+    y = logits.argmax(1)
+    reach = EPS * (model.weight[:, None] - model.weight[None]).abs().sum(2)
+    breakable = torch.stack(
+        [(logits[:, t] - logits.gather(1, y[:, None])[:, 0] + reach[t, y] > 0) & (y != t) for t in range(4)]
+    )
+    breakable = breakable.any(0)
+    assert 0.2 < breakable.float().mean() < 0.98, "both cases occur"
+
+    def margin(z, labels):  # its maximum is the closed form's
+        own = z.gather(1, labels[:, None])[:, 0]
+        return z.scatter(1, labels[:, None], -torch.inf).max(1).values - own
+
+    found = apgd(model, x, y, eps=EPS, seed=0, ids=torch.arange(200), success=fooled, loss=margin, tag="t", steps=50)
+    assert not (found.success & ~breakable).any(), "no attack breaks what cannot be broken"
+    assert (found.success & breakable).sum() >= 0.97 * breakable.sum()
+
+
+def test_joint_on_a_tiny_image_against_exhaustive_search():
+    # Two pixels matter. A grid over the ball finds out which images can be evaded; joint must find nearly all of them.
+    shield = MultiShield(Linear(3, pixels=3, scale=4.0, seed=5), Linear(3, pixels=3, seed=6), 0.01)
+    shield.alignment.weight += shield.classifier.weight / 2  # two models of the same task: they mostly agree
+    x = 0.3 + 0.4 * torch.rand(150, 3, 1, 1)
+    y, eps = shield.classifier(x).argmax(1), 0.1
+    offsets = torch.tensor(list(itertools.product(torch.linspace(-eps, eps, 41).tolist(), repeat=3))).view(-1, 3, 1, 1)
+    possible = torch.stack(
+        [evaded(shield(xi + offsets), yi.expand(len(offsets))).any() for xi, yi in zip(x, y, strict=True)]
+    )
+    found = joint(shield, x, y, eps=eps, seed=0, ids=torch.arange(150), targets=2, steps=60, clip_scale=10.0)
+    assert 10 < possible.sum() < 140
+    assert (found.success & possible).sum() >= 0.97 * possible.sum()
+    assert torch.equal(evaded(shield(found.images), y), found.success)
+
+
+def test_joint_beats_the_papers_attack_where_the_models_disagree():
+    shield = linear_shield(10)
+    x = images(60)
+    y = shield.classifier(x).argmax(1)
+    weak = paper(shield, x, y, eps=EPS, seed=0, ids=torch.arange(60), steps=40)
+    strong = joint(shield, x, y, eps=EPS, seed=0, ids=torch.arange(60), targets=9, steps=40)
+    assert strong.success.sum() >= weak.success.sum()
+    assert strong.success.sum() > 0
+
+
+def test_paper_losses_closed_forms():
+    outputs = torch.tensor([[2.0, 1.0, 0.5, 3.0]])  # reject is the last
+    label = torch.tensor([0])
+    expected = 2 * torch.logsumexp(outputs, 1) - 2.0 - 3.0
+    assert torch.allclose(ce_loss(outputs, label), expected)
+    # y and reject are the two largest: the two DLR terms cancel exactly, and so do their gradients.
+    outputs.requires_grad_()
+    value = dlr_loss(outputs, label)
+    (gradient,) = torch.autograd.grad(value.sum(), outputs)
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert gradient.abs().max() < 1e-6
+
+
+def test_evaded_never_takes_class_ten_for_rejection():
+    outputs = torch.zeros(1, 38)
+    outputs[0, 10] = 1
+    assert evaded(outputs, torch.tensor([0])).item()
+    outputs[0, 37] = 2
+    assert not evaded(outputs, torch.tensor([0])).item()
+
+
+def test_targets_are_wrong_classes_likeliest_first():
+    score = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    assert target_order(score, torch.tensor([1]), 9).tolist() == [[3, 2, 0]]
+    z, c = torch.randn(2, 5), torch.rand(2, 5)
+    expected = z.log_softmax(1) + (100 * c).log_softmax(1)
+    assert torch.allclose(joint_score(z, c, 100), expected)
+
+
+def test_checkpoints_of_auto_pgd():
+    # Croce & Hein 2020, section 3.3, for 100 steps: 22, 41, 57, 70, 80, 87, 93, 99.
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_random_starts_are_named_not_drawn():
+    x = torch.full((3, 3, 4, 4), 0.5)
+    a = random_start(x, EPS, torch.tensor([7, 8, 9]), 0, "a")
+    b = random_start(x[:1], EPS, torch.tensor([8]), 0, "a")
+    assert torch.equal(a[1:2], b)
+    assert not torch.equal(a, random_start(x, EPS, torch.tensor([7, 8, 9]), 1, "a"))
+    assert (a - x).abs().max() <= EPS
+
+
+def test_project_is_the_nearest_point():
+    x, far = torch.tensor([0.02, 0.5]), torch.tensor([-1.0, 0.9])
+    assert torch.allclose(project(far, x, 0.1), torch.tensor([0.0, 0.6]))
+
+
+def test_autoattack_is_seeded_and_keeps_wrong_images():
+    model, x = Linear(4), images(12)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4  # wrong before any attack
+    runs = [
+        autoattack(model, x, y, eps=EPS, seed=3, ids=torch.arange(12), attacks=("apgd-ce", "apgd-t")) for _ in range(2)
+    ]
+    (first, names), (second, _) = runs
+    assert torch.equal(first.images, second.images)
+    assert names[0] == "clean"
+    assert torch.equal(first.images[0], x[0])
+    assert torch.equal(fooled(model(first.images), y), first.success)
+    assert all(bool(n) == s for n, s in zip(names, first.success.tolist(), strict=True))

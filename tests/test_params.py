@@ -1,0 +1,97 @@
+"""params.yaml: valid presets, and a clear sentence for every kind of mistake."""
+
+import pytest
+
+from conftest import ROOT, edit_params
+from multishield.errors import UserError
+from multishield.params import Params, parse_eps, read_yaml
+
+DEMO = ROOT / "profiles" / "demo.yaml"
+
+
+def test_params_is_the_demo_profile():
+    assert (ROOT / "params.yaml").read_text() == DEMO.read_text()
+
+
+@pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
+def test_profiles_are_valid(profile):
+    Params.parse(read_yaml(profile), profile.name)
+
+
+@pytest.mark.parametrize(("given", "value"), [("8/255", 8 / 255), ("8 / 255", 8 / 255), (0.5, 0.5), ("0.03", 0.03)])
+def test_eps(given, value):
+    assert parse_eps(given) == pytest.approx(value)
+
+
+MISTAKES = {
+    "threat_model.eps": [
+        ("8", "strictly between 0 and 1"),
+        (0, "strictly between 0 and 1"),
+        ("8/0", "fraction"),
+        (True, "fraction"),
+    ],
+    "threat_model.nrom": [("Linf", "not a known key")],
+    "nonsense": [(1, "not a known key")],
+    "multishield.tolerance": [("much", "valid number"), (-0.1, "greater than or equal to 0"), (float("nan"), "finite")],
+    "dataset.name": [("cifar11", "'shapes' or 'folder'")],
+    "dataset.evaluate": [(0, "greater than or equal to 1"), ("all", "valid integer"), (2.5, "valid integer")],
+    "classifiers": [
+        (["resnet"], "not described under training"),
+        ([], "at least 1"),
+        (["standard", "standard"], "twice"),
+    ],
+    "training.standard.architecture": [("vgg", "'resnet8'")],
+    "training.standard.method": [("magic", "'standard', 'fgsm', 'pgd' or 'trades'")],
+    "training.standard.epohcs": [(3, "not a known key")],
+    "training.standard.std": [([0.2, 0.0, 0.2], "greater than 0"), ([0.2], "at least 3")],
+    "training.standard.source": [("internet", "'train', 'checkpoint'")],
+    "alignment.prompts": [
+        (["a photo"], "placeholder {}"),
+        (["a {label}"], "placeholder {}"),
+        (["{} and {}"], "placeholder {}"),
+        ([], "at least 1"),
+    ],
+    "baseline.attacks": [(["pgd"], "'apgd-ce'"), ("strongest", "standard")],
+    "adaptive.joint.targets": [(0, "greater than or equal to 1")],
+    "seed": [(-1, "greater than or equal to 0"), ("zero", "valid integer")],
+}
+CASES = [(key, value, words) for key, cases in MISTAKES.items() for value, words in cases]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), CASES)
+def test_a_mistake_is_named_with_what_is_accepted(tmp_path, key, value, words):
+    (tmp_path / "params.yaml").write_text(DEMO.read_text())
+    edit_params(tmp_path, {key: value})
+    with pytest.raises(UserError) as caught:
+        Params.load(tmp_path / "params.yaml")
+    message = str(caught.value)
+    assert message.startswith("params.yaml: ")
+    assert key.split(".")[-1] in message
+    assert words in message
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+
+
+def test_a_missing_key_and_a_missing_section(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(DEMO.read_text().replace("  norm: Linf", "  #"))
+    with pytest.raises(UserError, match=r"threat_model\.norm is missing"):
+        Params.load(path)
+    path.write_text("seed: 1\n")
+    with pytest.raises(UserError, match="dataset is missing"):
+        Params.load(path)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "just words", "", "- 1\n- 2\n"])
+def test_what_is_no_yaml_or_no_mapping(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"YAML|must hold the sections"):
+        Params.load(path)
+
+
+def test_a_trained_alignment_needs_captions(tmp_path):
+    (tmp_path / "params.yaml").write_text(DEMO.read_text())
+    edit_params(tmp_path, {"dataset.name": "folder"})
+    with pytest.raises(UserError, match="captions"):
+        Params.load(tmp_path / "params.yaml")

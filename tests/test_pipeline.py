@@ -1,0 +1,271 @@
+"""The pipeline as a whole: what depends on what, and the real thing at small size in a copy of the project."""
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from conftest import ROOT, edit_params, run
+from multishield import run as runner
+
+SOURCE = ROOT / "src" / "multishield"
+# Code that moves or draws results and does not decide them. The report is made of drawing: there it counts.
+PLUMBING = {"__init__", "errors", "files", "params", "paths", "progress", "resume"}
+DRAWING = {"figures", "tables", "pages"}
+
+
+def imported(code: str) -> set[str]:
+    """Modules of the package that a piece of code imports, as paths without suffix."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "multishield":
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}".replace(".", "/").removeprefix("multishield/")
+                itself = node.module.replace(".", "/").removeprefix("multishield/")
+                found.add(below if (SOURCE / f"{below}.py").exists() else itself)
+    return found
+
+
+def closure(modules: set[str]) -> set[str]:
+    seen, todo = set(), set(modules)
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        todo |= imported((SOURCE / f"{module}.py").read_text()) - seen
+    return seen
+
+
+def pipeline() -> dict:
+    return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def notebook(stage: str) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "notebooks" / runner.source_notebook(stage), as_version=4)
+
+
+def code_of(stage: str) -> str:
+    return "\n".join(cell.source for cell in notebook(stage).cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("stage", runner.STAGES)
+def test_stages_depend_on_the_code_that_decides_their_results(stage):
+    listed = {d for d in pipeline()[stage]["deps"] if d.startswith("src/")}
+    drawing = set() if stage == "report" else DRAWING
+    needed = closure(imported(code_of(stage)) - drawing) - PLUMBING
+    assert listed == {f"src/multishield/{module}.py" for module in needed}
+
+
+@pytest.mark.parametrize("stage", runner.STAGES)
+def test_stages_depend_on_the_parameters_that_they_read(stage):
+    code = code_of(stage)
+    read = set(
+        re.findall(
+            r"params\.(seed|classifiers|threat_model|dataset|training|alignment|baseline|multishield|adaptive|report)\b",
+            code,
+        )
+    )
+    listed = {p.split(".")[0] for p in pipeline()[stage]["params"]}
+    read |= listed if stage == "report" else set()  # report.py reads more than the notebook shows
+    assert read == listed
+
+
+@pytest.mark.parametrize("stage", runner.STAGES)
+def test_notebooks_are_canonical_short_and_explained(stage):
+    text = (ROOT / "notebooks" / runner.source_notebook(stage)).read_text()
+    assert text == nbformat.writes(runner.canonical(notebook(stage))) + "\n", (
+        "outputs, counts or ids: restart and clear it"
+    )
+    cells = notebook(stage).cells
+    assert cells[0].source.startswith("# ")
+    for cell in cells:
+        assert len(cell.source.splitlines()) <= 25
+        assert cell.cell_type != "code" or not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE)
+
+
+def test_the_tree_follows_the_naming_law():
+    stages = set(pipeline()) - {"check"}
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    assert stages == set(runner.STAGES)
+    assert stages <= set(params)
+    assert {p.stem[3:] for p in (ROOT / "notebooks").glob("0*.ipynb")} == stages
+
+
+def test_opening_and_running_a_notebook_changes_nothing_canonical():
+    touched = notebook("dataset")
+    for i, cell in enumerate(touched.cells):
+        cell.id, cell.metadata["collapsed"] = f"random{i}", True
+        if cell.cell_type == "code":
+            cell.execution_count = i
+            cell.outputs = [nbformat.v4.new_output("stream", text="seen")]
+    touched.metadata["language_info"] = {"name": "python", "version": "3.11.99"}
+    assert nbformat.writes(runner.canonical(touched)) == nbformat.writes(runner.canonical(notebook("dataset")))
+
+
+BAD_COMMANDS = [
+    ({"nonsense": 1}, "nonsense is not a known key"),
+    ({"threat_model.eps": 8}, "strictly between 0 and 1"),
+    ({"dataset.root": "nowhere"}, "run `multishield data`"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "words"), BAD_COMMANDS)
+def test_dvc_repro_with_bad_params_says_one_sentence(project, changes, words):
+    good = (project / "params.yaml").read_text()
+    edit_params(project, changes)
+    done = run(project, "dvc", "repro")
+    (project / "params.yaml").write_text(good)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not list((project / "artifacts").rglob("*.safetensors"))
+
+
+def test_the_command_line_on_bad_input(project, tmp_path):
+    for arguments, words in (
+        (("profile", "nothing"), "the profile is 'nothing'; accepted are cifar10-cpu, demo"),
+        (("results",), "run `make reproduce`"),
+    ):
+        done = run(project, "multishield", *arguments)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    done = run(tmp_path, "multishield", "check")
+    assert done.returncode == 1
+    assert "not inside a Multi-Shield project" in done.stderr
+
+
+def test_a_profile_needs_its_variables_and_keeps_edits(project):
+    before = (project / "params.yaml").read_text()
+    done = run(project, "multishield", "profile", "cifar10-cpu", MULTISHIELD_CIFAR10="", MULTISHIELD_WEIGHTS="")
+    assert done.returncode == 1
+    assert "MULTISHIELD_CIFAR10 is not set" in done.stderr
+    assert (project / "params.yaml").read_text() == before
+    done = run(
+        project, "multishield", "profile", "cifar10-cpu", MULTISHIELD_CIFAR10="/some where", MULTISHIELD_WEIGHTS="/w"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "root: /some where" in (project / "params.yaml").read_text()
+    assert (project / "params.backup.yaml").read_text() == before
+    (project / "params.yaml").write_text(before)
+
+
+def test_rendered_data_are_the_pinned_bytes(project):
+    pinned = (project / "data.dvc").read_text()
+    done = run(project, "dvc", "commit", "data.dvc")
+    assert done.returncode == 0, done.stderr
+    assert (project / "data.dvc").read_text() == pinned
+    done = run(project, "dvc", "status", "data.dvc", "--json")
+    assert json.loads(done.stdout) == {}
+
+
+def stale(project) -> set[str]:
+    """Stages that `dvc repro` would run, as DVC sees it, with all that follows from them."""
+    done = run(project, "dvc", "repro", "--dry")
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"Running stage '([\w@-]+)'", done.stdout)) - {"check"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+class TestTheWholePipeline:
+    """In order: each test goes on with what those before it have made."""
+
+    def test_runs(self, project):
+        done = run(project, "dvc", "repro")
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        records = pd.read_csv(project / "reports" / "records.csv")
+        assert len(records) == 2 * 5 * 20
+        metrics = json.loads((project / "reports" / "metrics.json").read_text())
+        for scenarios in metrics.values():
+            assert scenarios["adaptive"]["robust_accuracy"] <= scenarios["joint"]["robust_accuracy"]
+            assert scenarios["adaptive"]["robust_accuracy"] <= scenarios["paper"]["robust_accuracy"]
+        assert (records.linf <= 8 / 255 + 1e-6).all()
+
+    def test_reports_are_quiet_and_self_contained(self, project):
+        notebooks = sorted((project / "reports").glob("*.ipynb"))
+        assert len(notebooks) == 3 + 2 * 4
+        for path in notebooks:
+            outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
+            assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], path.name
+            assert str(project) not in path.read_text(), "no paths of this machine"
+        for path in (project / "reports").glob("*.html"):
+            text = path.read_text()
+            assert "<script" not in text
+            assert not re.search(r'(src|href)="(https?:)?//', text), path.name
+            for link in re.findall(r'href="([^"#]+)"', text):
+                assert (project / "reports" / link).exists(), f"{path.name} links to {link}"
+
+    def test_nothing_changed_runs_nothing(self, project):
+        assert stale(project) == set()
+        done = run(project, "dvc", "repro")
+        assert "Running stage" not in done.stdout
+
+    def test_looking_at_a_notebook_runs_no_stage(self, project):
+        path = project / "notebooks" / "04_baseline.ipynb"
+        source = path.read_text()
+        seen = nbformat.reads(source, as_version=4)
+        seen.cells[2].outputs = [nbformat.v4.new_output("stream", text="seen")]
+        path.write_text(nbformat.writes(seen))
+        done = run(project, "dvc", "repro")
+        path.write_text(source)
+        assert re.findall(r"Running stage '([\w@-]+)'", done.stdout) == ["check"]
+        run(project, "dvc", "repro")
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ({"report.examples": 2}, {"report"}),
+            ({"multishield.tolerance": 0.01}, {"multishield", "adaptive", "report"}),
+            ({"adaptive.joint.steps": 6}, {"adaptive", "report"}),
+            ({"baseline.attacks": ["square"]}, {"baseline"}),
+            ({"training.robust.epochs": 2}, {"training@robust"}),
+            ({"alignment.prompts": ["a {}"]}, {"alignment"}),
+            ({"threat_model.eps": "4/255"}, {"baseline", "multishield", "adaptive", "report"}),
+        ],
+    )
+    def test_a_change_makes_stale_exactly_what_depends_on_it(self, project, change, expected):
+        good = (project / "params.yaml").read_text()
+        edit_params(project, change)
+        done = run(project, "dvc", "status", "--json")
+        (project / "params.yaml").write_text(good)
+        status = json.loads(done.stdout)
+        by_params = {s for s, reasons in status.items() if any("params.yaml" in str(r) for r in reasons)} - {"check"}
+        assert {s if s in expected else s.split("@")[0] for s in by_params} == expected
+
+    def test_same_bytes_twice(self, project):
+        before = (project / "dvc.lock").read_text()
+        done = run(project, "dvc", "repro", "--force")
+        assert done.returncode == 0, done.stderr
+        assert (project / "dvc.lock").read_text() == before
+
+    def test_metrics_and_plots(self, project):
+        shown = run(project, "dvc", "metrics", "show", "--json")
+        assert "robust_accuracy" in shown.stdout
+        done = run(project, "dvc", "plots", "show", "--out", "plots")
+        assert done.returncode == 0, done.stderr
+        shutil.rmtree(project / "plots")
+
+    def test_a_notebook_that_fails_is_named(self, project):
+        path = project / "notebooks" / "07_report.ipynb"
+        source = path.read_text()
+        broken = nbformat.reads(source, as_version=4)
+        broken.cells[3].source = "1 / 0"
+        path.write_text(nbformat.writes(broken))
+        report = (project / "reports" / "index.html").read_text()
+        done = run(project, "dvc", "repro")
+        path.write_text(source)
+        assert done.returncode != 0
+        assert re.search(r"error: 07_report\.ipynb, cell \[2\]: ZeroDivisionError: division by zero", done.stderr)
+        copy = re.search(r"The executed copy is (\S+)", done.stderr)[1]
+        assert Path(project / copy).exists()
+        assert "Traceback" not in done.stderr
+        assert report  # it was there before; the next run makes it anew
+        assert run(project, "dvc", "repro").returncode == 0
