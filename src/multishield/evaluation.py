@@ -23,11 +23,11 @@ class Attacked:
     forwards: Tensor
     backwards: Tensor
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path) -> None:
         names = sorted(set(self.attack))
         codes = torch.tensor([names.index(a) for a in self.attack])
         joined = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
-        return save_tensors(
+        save_tensors(
             path,
             {
                 "images": self.images,

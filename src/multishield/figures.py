@@ -87,7 +87,7 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
     """
     names = list(dict.fromkeys(records.classifier))
     figure, axes = plt.subplots(
-        1, len(names), figsize=(max(4.6 * len(names), 6), 3.4), sharey=True, sharex=True, squeeze=False
+        1, len(names), figsize=(max(4.6 * len(names), 6), 3.9), sharey=True, sharex=True, squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=True):
         of = dict(list(records[records.classifier == name].groupby("scenario")))
@@ -102,18 +102,14 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
                 linewidth=1.8,
                 label="AutoAttack, unaware" if label == "multishield" else label,
             )
-        axis.axvline(tolerance, color="black", linewidth=0.8)
+        axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
+        # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
+        axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
         axis.set(
             title=name, xlabel="alignment gap g (cosine)", ylabel="share of images with a gap below", ylim=(0, 1.02)
         )
-    axes[0, 0].annotate(
-        f"tolerance {tolerance:g}:\naccepted to the left",
-        (tolerance, 0.02),
-        (6, 0),
-        textcoords="offset points",
-        fontsize=7,
-    )
-    axes[0, -1].legend(loc="lower right", fontsize=8)
+        axis.set_xlim(left=0)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
