@@ -14,7 +14,7 @@ _CSS = """
 :root { --ink: #1f2430; --soft: #5b6472; --line: #dde1e7; --paper: #ffffff; --shade: #f6f7f9; --link: #1d5fa8; }
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.6 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.5rem 5rem; }
+main { max-width: 70rem; margin: 0 auto; padding: 2.5rem 1.5rem 5rem; }
 nav { border-bottom: 1px solid var(--line); padding: .7rem 1.5rem; font-size: .9rem; }
 nav a { margin-right: 1rem; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
@@ -26,9 +26,10 @@ pre { margin: 0; overflow-x: auto; }
 .highlight { margin: .8rem 0 .4rem; }
 .jp-InputPrompt, .jp-OutputPrompt, .prompt, .anchor-link { display: none; }
 .output_stderr, .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: #fdf1f0; }
-table { border-collapse: collapse; font-size: .87rem; margin: .8rem 0; display: block; overflow-x: auto; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+table { border-collapse: collapse; font-size: .83rem; margin: .8rem 0; display: block; overflow-x: auto; }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+tbody th, td:first-child, td:first-child + td, thead th:first-child, thead th:nth-child(2) { text-align: left; }
+thead th { white-space: normal; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
 .note { border-left: 3px solid #c98a1b; background: #fdf8ee; padding: .6rem 1rem; max-width: 46rem; }
 figure { margin: 1.5rem 0; } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; }
@@ -37,11 +38,12 @@ figure { margin: 1.5rem 0; } figcaption { color: var(--soft); font-size: .9rem; 
 
 def page(title: str, body: str, navigation: str = "") -> str:
     """A whole HTML page with its style inside."""
+    header = f"<nav>{navigation}</nav>\n" if navigation else ""
     style = _CSS + HtmlFormatter(style="friendly").get_style_defs(".highlight")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{style}</style>\n</head>\n<body>\n<nav>{navigation}</nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<style>{style}</style>\n</head>\n<body>\n{header}<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
