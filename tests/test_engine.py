@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multishield.attacks import engine
 from multishield.attacks.apgd import apgd
 from multishield.attacks.base import Ball, evaded, evaded_by, fooled, keys, uniform
 from multishield.attacks.engine import SMALLEST, ascend, forward
@@ -161,21 +162,18 @@ def test_the_batch_halves_when_memory_does_not_suffice():
         pgd(never, x, y, eps=EPS, seed=0, ids=torch.arange(50))
 
 
-def test_no_verdict_without_the_exact_model():
-    """The fast model says that everything is broken at once; the exact one knows better."""
-    exact = Linear(4)
-    x = torch.rand(20, 3, 8, 8)
-    y = exact(x).argmax(1)
-
-    def liar(x):
-        return exact(x).roll(1, dims=1)
-
-    result = ascend(
-        liar, x, y, ids=torch.arange(20), seed=0, tag="t", success=fooled, where=CPU, verify=exact,
-        objective=lambda o, y, t, v: (margin(o, y),), rule=SignedSteps(Ball(EPS), 5, EPS / 4, random=True),
-    )  # fmt: skip
-    assert torch.equal(fooled(exact(result.images), y), result.success)
-    assert not result.success.all()
+def test_verdicts_are_in_full_precision(monkeypatch):
+    """Moves are computed in bf16, whose decisions are often wrong here; every verdict is confirmed without it."""
+    monkeypatch.setattr(engine, "has_bf16", lambda where: True)
+    network = Linear(1000)  # among a thousand classes some are nearly equal
+    x = torch.rand(40, 3, 8, 8)
+    y = network(x).argmax(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (network(x).argmax(1) != y).any(), "in bf16 some clean images are wrong"
+    result = pgd(network, x, y, eps=1e-5, step_size=1e-6, seed=0, ids=torch.arange(40), fast=True)
+    assert torch.equal(fooled(network(result.images), y), result.success)
+    exact = pgd(network, x, y, eps=1e-5, step_size=1e-6, seed=0, ids=torch.arange(40))
+    assert (result.success.sum() - exact.success.sum()).abs() <= 2
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -182,7 +182,7 @@ class TestTheWholePipeline:
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         records = pd.read_csv(project / "reports" / "records.csv")
-        assert len(records) == 2 * 5 * 20
+        assert len(records) == 2 * 6 * 20
         metrics = json.loads((project / "reports" / "metrics.json").read_text())
         for scenarios in metrics.values():
             assert scenarios["adaptive"]["robust_accuracy"] <= scenarios["joint"]["robust_accuracy"]

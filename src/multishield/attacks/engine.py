@@ -40,6 +40,13 @@ class Rule(Protocol):
         """The next x, from the losses and their gradients at this one; updates the rule's own state."""
 
 
+def has_bf16(where: torch.device) -> bool:
+    """Whether bf16 arithmetic is native on the device, and so worth its coarser steps."""
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     """The model's outputs, the same bytes for an image whatever else is in the batch."""
     if len(x) >= SMALLEST:
@@ -51,8 +58,9 @@ def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
 class _Run:
     """One attack on a set of images: the queue, the slots, and the results so far."""
 
-    def __init__(self, model, images, labels, ids, success, verify, where, batch_size):
-        self.model, self.success, self.verify, self.where = model, success, verify, where
+    def __init__(self, model, images, labels, ids, success, fast, where, batch_size):
+        self.model, self.success, self.where = model, success, where
+        self.fast = fast and has_bf16(where)
         self.images, self.labels, self.ids = images, labels, ids
         self.batch_size = batch_size or BATCH_SIZE.get(where.type, BATCH_SIZE["cuda"])
         self.result, self.done = images.clone(), torch.zeros(len(images), dtype=torch.bool)
@@ -81,19 +89,29 @@ class _Run:
             out = self.resized(lambda x=x: forward(self.model, x))
             if out is None:
                 continue
-            broken = self.confirmed(self.success(out, y), x, y)
-            self.done[part] = broken.cpu()
+            self.done[part] = self.success(out, y).cpu()
             parts.append(plan(out, y).cpu() if plan else None)
             at = part.stop
         self.passes[0] = 1
         return torch.cat(parts) if plan and parts else None
 
-    def confirmed(self, broken: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """Candidates that the exact model confirms, where attacks run on a faster one."""
-        if self.verify is None or not broken.any():
+    def step(self, x: Tensor) -> Outputs:
+        """Outputs that moves are computed from, float32; inside in bf16 where that is fast."""
+        with torch.autocast(self.where.type, torch.bfloat16, enabled=self.fast):
+            out = forward(self.model, x)
+        return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
+
+    @torch.no_grad()
+    def verdict(self, out: Outputs, x: Tensor, labels: Tensor, last: Tensor) -> Tensor:
+        """Which slots are broken, in full precision. What bf16 calls broken is looked at again, and so is the last
+        image of every try."""
+        broken = self.success(out, labels)
+        if not self.fast:
             return broken
-        broken = broken.clone()
-        broken[broken.clone()] = self.success(forward(self.verify, x[broken]), labels[broken])
+        doubtful = (broken | last).nonzero()[:, 0]
+        broken = torch.zeros_like(broken)
+        if len(doubtful):
+            broken[doubtful] = self.success(forward(self.model, x[doubtful]), labels[doubtful])
         return broken
 
 
@@ -111,7 +129,7 @@ def ascend(
     where: torch.device,
     variants: int = 1,
     plan: Callable[[Outputs, Tensor], Tensor] | None = None,
-    verify: Callable[[Tensor], Outputs] | None = None,
+    fast: bool = False,
     batch_size: int | None = None,
     watch: Callable[..., None] | None = None,
 ) -> AttackResult:
@@ -125,12 +143,12 @@ def ascend(
         where: the device.
         plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
-        verify: the exact model, where `model` is a faster one: no verdict without it.
+        fast: compute moves in bf16 where the device has it. Verdicts are in full precision all the same.
         batch_size: slots; by default as many as pay. It has no influence on results.
         watch: called as watch(indices, images, success, passes, left) when images are finished, with `left` the tries
             times steps that are still to do, at most.
     """
-    run = _Run(model, images, labels, ids, success, verify, where, batch_size)
+    run = _Run(model, images, labels, ids, success, fast, where, batch_size)
     targets = run.clean(plan)
     variants = variants if targets is None else targets.shape[1]
     queue = deque((int(i), 0) for i in (~run.done).nonzero()[:, 0])
@@ -174,14 +192,13 @@ def _evaluate(run: _Run, rule: Rule, objective: Objective, s: State):
     """One forward: losses, their gradients where the rule wants them, and the verdict."""
     x = s["x"].detach().requires_grad_(rule.needs_gradient)
     with torch.set_grad_enabled(rule.needs_gradient):
-        out = forward(run.model, x)
+        out = run.step(x)
         losses = objective(out, s["label"], s["target"], s["variant"])
     gradients = ()
     if rule.needs_gradient and bool((s["step"] < rule.steps).any()):
         last = len(losses) - 1
         gradients = tuple(torch.autograd.grad(loss.sum(), x, retain_graph=i < last)[0] for i, loss in enumerate(losses))
-    with torch.no_grad():
-        broken = run.confirmed(run.success(out, s["label"]), x.detach(), s["label"])
+    broken = run.verdict(out, x.detach(), s["label"], s["step"] >= rule.steps)
     return broken, tuple(loss.detach() for loss in losses), gradients
 
 

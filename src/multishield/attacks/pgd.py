@@ -35,6 +35,7 @@ def pgd(
     steps: int = 20,
     step_size: float = 2 / 255,
     batch_size: int | None = None,
+    **engine,
 ) -> AttackResult:
     """Gradient ascent on the cross-entropy from a random point of the ball.
 
@@ -45,9 +46,10 @@ def pgd(
         seed, ids: (N,); name each image's random stream.
         success: the rule that decides on the model's outputs.
         steps, step_size: number and size of the steps.
+        engine: further arguments of `ascend`.
     """
     rule = SignedSteps(Ball(eps, norm), steps, step_size, random=True)
-    return _cross_entropy(model, images, labels, rule, "pgd", seed, ids, success, batch_size)
+    return _cross_entropy(model, images, labels, rule, "pgd", seed, ids, success, batch_size, engine)
 
 
 def fgsm(
@@ -61,13 +63,14 @@ def fgsm(
     norm: str = "Linf",
     success: Success = fooled,
     batch_size: int | None = None,
+    **engine,
 ) -> AttackResult:
     """One step of size eps from the clean image. Args: see `pgd`; nothing is random, `seed` is not used."""
     rule = SignedSteps(Ball(eps, norm), 1, eps, random=False)
-    return _cross_entropy(model, images, labels, rule, "fgsm", seed, ids, success, batch_size)
+    return _cross_entropy(model, images, labels, rule, "fgsm", seed, ids, success, batch_size, engine)
 
 
-def _cross_entropy(model, images, labels, rule, tag, seed, ids, success, batch_size) -> AttackResult:
+def _cross_entropy(model, images, labels, rule, tag, seed, ids, success, batch_size, engine) -> AttackResult:
     return ascend(
         model,
         images,
@@ -80,4 +83,5 @@ def _cross_entropy(model, images, labels, rule, tag, seed, ids, success, batch_s
         rule=rule,
         where=next(model.parameters()).device,
         batch_size=batch_size,
+        **engine,
     )
