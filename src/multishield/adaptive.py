@@ -112,7 +112,7 @@ def against_survivors(
 def sanity_rows(name: str, shield: MultiShield, data: Split, params: Adaptive, eps: float, seed: int) -> pd.DataFrame:
     """Records of the runs that only the sanity rules need: joint at other radii, and with half its steps.
 
-    Scenarios are "eps x 0.5", "eps x 1", "eps x 2", "large eps" and "half the steps", on the first images.
+    Scenarios are "eps x 0.5", "eps x 2", "large eps" and "half the steps", on the first images.
     """
     few = data[: params.sanity.images]
     half = params.model_copy(
@@ -120,7 +120,6 @@ def sanity_rows(name: str, shield: MultiShield, data: Split, params: Adaptive, e
     )
     runs = {
         "eps x 0.5": (params, eps / 2),
-        "eps x 1": (params, eps),
         "eps x 2": (params, min(2 * eps, LARGE)),
         "large eps": (params, LARGE),
         "half the steps": (half, eps),

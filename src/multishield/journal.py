@@ -45,7 +45,7 @@ def _kept(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class _Watch:
-    """Called by the engine when images are finished: keeps them, and shows one line of progress."""
+    """Called by the engine after every step: keeps what is finished, and shows one line of progress."""
 
     def __init__(self, task: str, folder: Path, left: torch.Tensor, total: int, broken: int, every: float):
         self.folder, self.left, self.total, self.every = folder, left, total, every
@@ -53,11 +53,12 @@ class _Watch:
         self.written, self.bar = time.monotonic(), progress(None, task, "step")
 
     def __call__(self, indices, images, success, passes, steps_left: int) -> None:
-        self.finished += len(indices)
-        self.broken += int(success.sum())
-        self.waiting.append({"index": self.left[indices], "images": images, "success": success, "passes": passes})
+        if len(indices):
+            self.finished += len(indices)
+            self.broken += int(success.sum())
+            self.waiting.append({"index": self.left[indices], "images": images, "success": success, "passes": passes})
         self._show(steps_left)
-        if time.monotonic() - self.written > self.every:
+        if self.waiting and time.monotonic() - self.written > self.every:
             self._keep()
 
     def close(self) -> None:
@@ -71,7 +72,9 @@ class _Watch:
         self.bar.total = self.bar.total or steps_left
         self.bar.update(self.bar.total - steps_left - self.bar.n)
         standing = (self.total - self.broken) / self.total
-        self.bar.set_postfix_str(f"{self.total - self.finished} images left, robust accuracy so far {standing:.0%}")
+        self.bar.set_postfix_str(
+            f"{self.total - self.finished} images left, robust so far {standing:.0%}", refresh=False
+        )
 
     def _keep(self) -> None:
         part = {name: torch.cat([w[name] for w in self.waiting]) for name in self.waiting[0]}

@@ -145,8 +145,8 @@ def ascend(
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
         fast: compute moves in bf16 where the device has it. Verdicts are in full precision all the same.
         batch_size: slots; by default as many as pay. It has no influence on results.
-        watch: called as watch(indices, images, success, passes, left) when images are finished, with `left` the tries
-            times steps that are still to do, at most.
+        watch: called after every step as watch(indices, images, success, passes, left) with the images that it has
+            finished, often none, and `left`, the tries times steps that are still to do, at most.
     """
     run = _Run(model, images, labels, ids, success, fast, where, batch_size)
     targets = run.clean(plan)
@@ -214,7 +214,7 @@ def _advance(slots, queue, run, rule, variants, budget, watch, broken, losses, g
     again = lost & (slots["variant"] + 1 < variants)
     queue.extendleft((int(i), int(v) + 1) for i, v in zip(slots["image"][again], slots["variant"][again], strict=True))
     finished = at[(broken | (lost & ~again)).cpu()]
-    if watch and len(finished):
+    if watch:
         _report(watch, run, finished, budget)
     stay = ~(broken | lost)
     if not stay.any():
