@@ -54,9 +54,12 @@ SMALL = {
     "alignment.epochs": 1,
     "baseline.attacks": ["apgd-ce"],
     "baseline.batch_size": 10,
-    "adaptive.batch_size": 10,
     "adaptive.paper.steps": 5,
-    "adaptive.joint.steps": 5,
+    "adaptive.joint.steps": 4,
+    "adaptive.joint.targets": 3,
+    "adaptive.alignment.steps": 5,
+    "adaptive.square.queries": 10,
+    "adaptive.sanity.images": 10,
     "report.examples": 1,
 }
 

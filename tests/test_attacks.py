@@ -5,12 +5,13 @@ import itertools
 import pytest
 import torch
 
-from multishield.attacks.apgd import apgd, checkpoints
+from multishield.attacks import losses
+from multishield.attacks.apgd import apgd, checkpoints, likeliest
 from multishield.attacks.autoattack import autoattack
-from multishield.attacks.base import evaded, fooled, project, random_start
-from multishield.attacks.joint import joint, joint_score, target_order
+from multishield.attacks.base import evaded, fooled
+from multishield.attacks.joint import evasion_margin, joint, joint_score
 from multishield.attacks.paper import ce_loss, dlr_loss, paper
-from multishield.attacks.pgd import pgd
+from multishield.attacks.pgd import fgsm
 from multishield.shield import MultiShield
 
 EPS = 8 / 255
@@ -34,39 +35,6 @@ def linear_shield(classes=4, tolerance=0.001):
 
 def images(n=24):
     return 0.1 + 0.8 * torch.rand(n, 3, 4, 4)  # the ball stays inside [0,1]
-
-
-def attack_on(name, model, x, y, ids, **options):
-    ours = {"pgd": pgd, "paper": paper, "joint": joint}
-    return ours[name](model, x, y, eps=EPS, seed=0, ids=ids, **options)
-
-
-@pytest.mark.parametrize("name", ["pgd", "paper", "joint"])
-@pytest.mark.parametrize("classes", [3, 37])
-def test_budget_range_verdict_and_clean_image_on_failure(name, classes):
-    model = linear_shield(classes) if name != "pgd" else Linear(classes)
-    x = torch.rand(20, 3, 4, 4)
-    y = Linear(classes, seed=1)(x).argmax(1) if name != "pgd" else model(x).argmax(1)
-    result = attack_on(name, model, x, y, torch.arange(20), steps=10)
-    assert (result.images - x).abs().max() <= EPS + 1e-6
-    assert result.images.min() >= 0
-    assert result.images.max() <= 1
-    rule = fooled if name == "pgd" else evaded
-    assert torch.equal(rule(model(result.images), y), result.success), "success is the decision on the stored image"
-    assert torch.equal(result.images[~result.success], x[~result.success])
-    assert (result.forwards >= 1).all()
-
-
-@pytest.mark.parametrize("name", ["pgd", "paper", "joint"])
-def test_results_depend_neither_on_batch_size_nor_on_order(name):
-    model = linear_shield() if name != "pgd" else Linear(4)
-    x, y, ids = images(), torch.randint(0, 4, (24,)), torch.arange(100, 124)
-    whole = attack_on(name, model, x, y, ids, steps=7)
-    order = torch.randperm(24)
-    parts = [attack_on(name, model, x[i], y[i], ids[i], steps=7) for i in order.split(5)]
-    assert torch.allclose(torch.cat([p.images for p in parts]), whole.images[order], atol=1e-6)
-    assert torch.equal(torch.cat([p.success for p in parts]), whole.success[order])
-    assert torch.equal(torch.cat([p.forwards for p in parts]), whole.forwards[order])
 
 
 def test_linear_classifier_closed_form():
@@ -139,7 +107,7 @@ def test_evaded_never_takes_class_ten_for_rejection():
 
 def test_targets_are_wrong_classes_likeliest_first():
     score = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
-    assert target_order(score, torch.tensor([1]), 9).tolist() == [[3, 2, 0]]
+    assert likeliest(score, torch.tensor([1]), 9).tolist() == [[3, 2, 0]]
     z, c = torch.randn(2, 5), torch.rand(2, 5)
     expected = z.log_softmax(1) + (100 * c).log_softmax(1)
     assert torch.allclose(joint_score(z, c, 100), expected)
@@ -148,20 +116,6 @@ def test_targets_are_wrong_classes_likeliest_first():
 def test_checkpoints_of_auto_pgd():
     # Croce & Hein 2020, section 3.3, for 100 steps: 22, 41, 57, 70, 80, 87, 93, 99.
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_random_starts_are_named_not_drawn():
-    x = torch.full((3, 3, 4, 4), 0.5)
-    a = random_start(x, EPS, torch.tensor([7, 8, 9]), 0, "a")
-    b = random_start(x[:1], EPS, torch.tensor([8]), 0, "a")
-    assert torch.equal(a[1:2], b)
-    assert not torch.equal(a, random_start(x, EPS, torch.tensor([7, 8, 9]), 1, "a"))
-    assert (a - x).abs().max() <= EPS
-
-
-def test_project_is_the_nearest_point():
-    x, far = torch.tensor([0.02, 0.5]), torch.tensor([-1.0, 0.9])
-    assert torch.allclose(project(far, x, 0.1), torch.tensor([0.0, 0.6]))
 
 
 def test_autoattack_is_seeded_and_keeps_wrong_images():
@@ -177,3 +131,28 @@ def test_autoattack_is_seeded_and_keeps_wrong_images():
     assert torch.equal(first.images[0], x[0])
     assert torch.equal(fooled(model(first.images), y), first.success)
     assert all(bool(n) == s for n, s in zip(names, first.success.tolist(), strict=True))
+
+
+def test_evasion_margin_is_positive_exactly_where_a_wrong_class_is_accepted():
+    shield = linear_shield(6, tolerance=0.02)
+    x, y = torch.rand(400, 3, 4, 4), torch.randint(0, 6, (400,))
+    wins = evaded(shield(x), y)
+    assert 0.02 < wins.float().mean() < 0.98
+    assert torch.equal(evasion_margin(0.02)(shield.scores(x), y) > 0, wins)
+
+
+def test_losses_closed_forms():
+    z, y, t = torch.tensor([[1.0, 4.0, 2.0, 0.0]]), torch.tensor([1]), torch.tensor([2])
+    assert losses.ce(z, y).item() == pytest.approx(-z.log_softmax(1)[0, 1].item())
+    assert losses.margin(z, y).item() == -2
+    assert losses.dlr(z, y).item() == pytest.approx(-2 / 3)  # (2 - 4) / (4 - 1)
+    assert losses.dlr_targeted(z, y, t).item() == pytest.approx(-2 / 3.5)  # (2 - 4) / (4 - (1 + 0) / 2)
+
+
+def test_fgsm_is_exact_on_a_linear_model():
+    model, x = Linear(2), images(100)
+    z = model(x)
+    y, reach = z.argmax(1), EPS * (model.weight[0] - model.weight[1]).abs().sum()
+    result = fgsm(model, x, y, eps=EPS, seed=0, ids=torch.arange(100))
+    assert torch.equal(result.success, (z[:, 0] - z[:, 1]).abs() < reach)
+    assert 5 < result.success.sum() < 100

@@ -24,6 +24,8 @@ SMALL = {
     "training.resnet20-fgsm.architecture": "resnet8",
     "baseline.attacks": ["apgd-ce"],
     "adaptive.paper.steps": 10,
+    "adaptive.square.queries": 50,
+    "adaptive.sanity.images": 16,
     "report.examples": 1,
 }
 

@@ -79,15 +79,6 @@ def test_records_survive_a_round_trip(tmp_path):
     assert back.attacked_decision.tolist() == [1]
 
 
-def test_violated_sanity_rules_are_named():
-    good = [(0, 0, 0), (0, 0, 1)]
-    better = [(0, 0, 0), (0, 0, 0)]
-    both = pd.concat([frame("paper", good), frame("joint", better)])
-    (sentence,) = tables.violations(records.metrics(both, 10))
-    assert "joint (100.0%) is higher than under paper (50.0%)" in sentence
-    assert tables.violations(records.metrics(pd.concat([frame("paper", better), frame("joint", good)]), 10)) == []
-
-
 def test_latex_and_markdown_show_the_same_cells():
     table = tables.results(records.metrics(frame("multishield", [(0, 0, 0), (0, 0, 3)]), 3))
     cells = [str(v) for v in table.iloc[0]]

@@ -26,9 +26,43 @@ save_tensors(Path("result.safetensors"), in_chunks("squares", compute, 10, 3, "i
 """
 
 
-def run(folder, kill_at="", given="1"):
+# A real attack on 30 images, kept as soon as one is finished; dies after KILL_AT forward passes.
+ATTACK = """
+import os, signal
+from pathlib import Path
+import torch
+from multishield.attacks.joint import joint
+from multishield.files import save_tensors
+from multishield.journal import by_image
+from multishield.shield import MultiShield
+
+torch.manual_seed(0)
+models = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).requires_grad_(False) for _ in range(2)]
+shield = MultiShield(*models, 0.001)
+x = torch.rand(30, 3, 8, 8)
+y, scores, passes = shield.classifier(x).argmax(1), shield.scores, 0
+
+def counting(pixels):
+    global passes
+    passes += 1
+    if str(passes) == os.environ.get("KILL_AT"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return scores(pixels)
+
+shield.scores = counting
+
+def attack(part, watch):
+    joint(shield, x[part], y[part], eps=0.03, seed=0, ids=part, targets=4, steps=10, batch_size=8, watch=watch)
+
+r = by_image("joint", attack, 30, "inputs", int(os.environ["INPUT"]), every=0)
+save_tensors(Path("result.safetensors"), vars(r))
+print(passes)
+"""
+
+
+def run(folder, kill_at="", given="1", script=SCRIPT):
     variables = {**os.environ, "KILL_AT": kill_at, "INPUT": given}
-    return subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=variables, capture_output=True).returncode
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, env=variables, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -39,19 +73,34 @@ def project(tmp_path):
 
 
 def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(project):
-    assert run(project) == 0
+    assert run(project).returncode == 0
     undisturbed = (project / "result.safetensors").read_bytes()
     (project / "result.safetensors").unlink()
     (project / "log.txt").unlink()
-    assert run(project, kill_at="3") == -signal.SIGKILL
-    assert run(project, kill_at="9") == -signal.SIGKILL
-    assert run(project) == 0
+    assert run(project, kill_at="3").returncode == -signal.SIGKILL
+    assert run(project, kill_at="9").returncode == -signal.SIGKILL
+    assert run(project).returncode == 0
     assert (project / "log.txt").read_text().split() == ["0", "3", "6", "9"], "each chunk once"
     assert (project / "result.safetensors").read_bytes() == undisturbed
 
 
 def test_state_of_other_inputs_is_not_taken_and_finished_state_is_removed(project):
-    assert run(project, kill_at="6") == -signal.SIGKILL
-    assert run(project, given="2") == 0
+    assert run(project, kill_at="6").returncode == -signal.SIGKILL
+    assert run(project, given="2").returncode == 0
     assert (project / "log.txt").read_text().split() == ["0", "3", "0", "3", "6", "9"]
     assert len(list((project / ".multishield" / "resume").iterdir())) == 1, "the killed run's state alone is left"
+
+
+def test_an_attack_that_is_killed_at_several_points_ends_with_the_same_bytes(project):
+    undisturbed = run(project, script=ATTACK)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    expected, passes = (project / "result.safetensors").read_bytes(), int(undisturbed.stdout)
+    (project / "result.safetensors").unlink()
+    kept = []
+    for share in (0.1, 0.3, 0.3):
+        assert run(project, kill_at=str(int(share * passes)), script=ATTACK).returncode == -signal.SIGKILL
+        kept.append(len(list((project / ".multishield" / "resume").rglob("*.safetensors"))))
+    assert 0 < kept[0] < kept[1] < kept[2], "what was finished is kept"
+    last = run(project, script=ATTACK)
+    assert int(last.stdout) < passes, "and not computed again"
+    assert (project / "result.safetensors").read_bytes() == expected

@@ -1,56 +1,70 @@
-"""Scenario 3: the attacker knows everything. Each attack on all images, then the worst case per image."""
+"""Scenario 3: the attacker knows everything. Each attack, the worst case per image, and what the sanity rules need."""
 
-import numpy as np
+from collections.abc import Callable
+
+import pandas as pd
 import torch
 from torch import Tensor
 
-from multishield.attacks.base import AttackResult
-from multishield.attacks.joint import joint
+from multishield.attacks.apgd import apgd
+from multishield.attacks.base import AttackResult, evaded, evaded_by, fooled
+from multishield.attacks.joint import evasion_margin, joint
+from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
+from multishield.attacks.square import square
+from multishield.attacks.transfer import transfer
 from multishield.dataset import Split
-from multishield.evaluation import Attacked, judge
+from multishield.evaluation import Attacked, judged_rows
+from multishield.journal import by_image
 from multishield.params import Adaptive
-from multishield.resume import in_chunks
 from multishield.shield import MultiShield
+
+# An attack of the portfolio: shield, images, labels and the engine's keywords to a result.
+Attack = Callable[..., AttackResult]
+# Large enough to make any image grey: what resists this radius is not robust but out of the attack's sight.
+LARGE = 0.5
+
+
+def portfolio(params: Adaptive) -> dict[str, Attack]:
+    """The attacks of scenario 3 by name, with their parameters."""
+
+    def alignment(shield, x, y, **options):
+        """CLIP alone is led astray, whatever the classifier does: mostly the shield rejects, which denies service."""
+        options |= params.alignment.model_dump()
+        return apgd(shield.alignment, x, y, loss=margin, tag="alignment", success=fooled, **options)
+
+    def black_box(shield, x, y, **options):
+        rule, loss = evaded_by(shield.tolerance), evasion_margin(shield.tolerance)
+        where = next(shield.parameters()).device
+        return square(
+            shield.scores, x, y, success=rule, loss=loss, where=where, **params.square.model_dump(), **options
+        )
+
+    return {
+        "paper": lambda shield, x, y, **options: paper(shield, x, y, **params.paper.model_dump(), **options),
+        "joint": lambda shield, x, y, **options: joint(shield, x, y, **params.joint.model_dump(), **options),
+        "alignment": alignment,
+        "square": black_box,
+    }
 
 
 def run_adaptive(
     name: str, attack: str, shield: MultiShield, data: Split, params: Adaptive, eps: float, seed: int
 ) -> Attacked:
-    """Scenario 3, one attack on all images: "paper" or "joint". Resumes after the last complete batch."""
-    function, options = (paper, params.paper) if attack == "paper" else (joint, params.joint)
+    """One attack of the portfolio on all images. Resumes; an image's result depends on the image alone."""
+    function = portfolio(params)[attack]
 
-    def compute(part: slice) -> dict[str, Tensor]:
+    def compute(part: Tensor, watch: Callable) -> AttackResult:
         c = data[part]
-        result: AttackResult = function(
-            shield, c.pixels, c.labels, eps=eps, seed=seed, ids=c.ids, **options.model_dump()
-        )
-        return {
-            "images": result.images,
-            "success": result.success,
-            "forwards": result.forwards,
-            "backwards": result.backwards,
-        }
+        return function(shield, c.pixels, c.labels, eps=eps, seed=seed, ids=c.ids, watch=watch)
 
-    t = in_chunks(
-        f"{attack} attack on {name}",
-        compute,
-        len(data),
-        params.batch_size,
-        attack,
-        shield,
-        shield.tolerance,
-        data.images,
-        data.labels,
-        options.model_dump(),
-        eps,
-        seed,
-    )
-    untouched = (t["images"] == data.pixels).flatten(1).all(1)
+    inputs = (attack, shield, shield.tolerance, data.images, data.labels, data.ids, params.model_dump(), eps, seed)
+    r = by_image(f"{attack} attack on {name}", compute, len(data), *inputs)
+    untouched = (r.images == data.pixels).flatten(1).all(1)
     names = [
-        ("clean" if u else attack) if s else "" for s, u in zip(t["success"].tolist(), untouched.tolist(), strict=True)
+        ("clean" if u else attack) if s else "" for s, u in zip(r.success.tolist(), untouched.tolist(), strict=True)
     ]
-    return Attacked(t["images"], names, t["forwards"], t["backwards"])
+    return Attacked(r.images, names, r.forwards, r.backwards)
 
 
 def worst_case(shield: MultiShield, data: Split, candidates: dict[str, Attacked]) -> Attacked:
@@ -62,17 +76,56 @@ def worst_case(shield: MultiShield, data: Split, candidates: dict[str, Attacked]
     Returns:
         Their images and names, the clean image and "" where none broke it; the passes are the sum over all candidates.
     """
-    rejected = len(shield.alignment.text)
-    images, names = data.pixels.clone(), np.array([""] * len(data), dtype=object)
+    images, names = data.pixels.clone(), [""] * len(data)
     tried = {"clean": data.pixels, **{name: attacked.images for name, attacked in candidates.items()}}
     for name, pixels in tried.items():
-        verdict = judge(shield, pixels)["decision"]
-        wins = (verdict != data.labels) & (verdict != rejected)
-        new = wins & torch.from_numpy(names == "")
-        images[new], names[new.numpy()] = pixels[new], name
+        wins = transfer(shield, data.pixels, data.labels, candidates=pixels, success=evaded).success
+        for i in wins.nonzero()[:, 0].tolist():
+            if not names[i]:
+                images[i], names[i] = pixels[i], name
     return Attacked(
         images,
-        names.tolist(),
+        names,
         sum(c.forwards for c in candidates.values()),
         sum(c.backwards for c in candidates.values()),
     )
+
+
+def against_survivors(
+    name: str, shield: MultiShield, data: Split, worst: Attacked, params: Adaptive, eps: float, seed: int
+) -> Attacked:
+    """The black-box attack on the images that no other attack has broken; all others are left as they are.
+
+    One that it breaks is a finding: gradients did not show the way (see `sanity`).
+    """
+    left = torch.tensor([not attack for attack in worst.attack])
+    images, names = worst.images.clone(), list(worst.attack)
+    forwards, backwards = worst.forwards.clone(), worst.backwards.clone()
+    if left.any():
+        found = run_adaptive(name, "square", shield, data[left], params, eps, seed)
+        images[left], forwards[left], backwards[left] = found.images, forwards[left] + found.forwards, backwards[left]
+        for i, attack in zip(left.nonzero()[:, 0].tolist(), found.attack, strict=True):
+            names[i] = attack
+    return Attacked(images, names, forwards, backwards)
+
+
+def sanity_rows(name: str, shield: MultiShield, data: Split, params: Adaptive, eps: float, seed: int) -> pd.DataFrame:
+    """Records of the runs that only the sanity rules need: joint at other radii, and with half its steps.
+
+    Scenarios are "eps x 0.5", "eps x 2", "large eps" and "half the steps", on the first images.
+    """
+    few = data[: params.sanity.images]
+    half = params.model_copy(
+        update={"joint": params.joint.model_copy(update={"steps": max(1, params.joint.steps // 2)})}
+    )
+    runs = {
+        "eps x 0.5": (params, eps / 2),
+        "eps x 2": (params, min(2 * eps, LARGE)),
+        "large eps": (params, LARGE),
+        "half the steps": (half, eps),
+    }
+    rows = []
+    for scenario, (options, radius) in runs.items():
+        attacked = run_adaptive(f"{name}, {scenario}", "joint", shield, few, options, radius, seed)
+        rows.append(judged_rows(name, scenario, shield, few, attacked, radius))
+    return pd.concat(rows, ignore_index=True)

@@ -156,10 +156,24 @@ class JointAttack(Section):
     clip_scale: Positive
 
 
+class AlignmentAttack(Section):
+    steps: Annotated[int, Field(ge=5)]
+
+
+class SquareAttack(Section):
+    queries: Count
+
+
+class Sanity(Section):
+    images: Count
+
+
 class Adaptive(Section):
-    batch_size: Count
     paper: PaperAttack
     joint: JointAttack
+    alignment: AlignmentAttack
+    square: SquareAttack
+    sanity: Sanity
 
 
 class Report(Section):

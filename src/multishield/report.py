@@ -7,17 +7,13 @@ import nbformat
 import pandas as pd
 import torch
 
-from multishield import figures, pages, paths, records, tables
+from multishield import figures, pages, paths, records, sanity, tables
 from multishield.dataset import Split, load_classes, load_split
 from multishield.evaluation import Attacked, judge
 from multishield.files import load_tensors, write_json, write_text
 from multishield.params import Params
 from multishield.shield import MultiShield, load_shield
 
-_NO_VIOLATION = (
-    "No rule is violated: the joint attack is at least as strong as the paper's, and the worst case of all attacks is "
-    "at least as strong as each."
-)
 _DEMONSTRATION = (
     '<p class="note">This run uses rendered shapes. It demonstrates the method; it is not evidence about real '
     "images.</p>"
@@ -50,6 +46,15 @@ def write_results(all_records: pd.DataFrame, classes: int) -> pd.DataFrame:
     return metrics
 
 
+def write_findings(params: Params, all_records: pd.DataFrame, classes: int) -> pd.DataFrame:
+    """Evaluate the sanity rules and write them, with the records they rest on, to reports/."""
+    runs = records.load(*(paths.artifacts("adaptive", name, "sanity.csv") for name in params.classifiers))
+    records.save(runs, paths.reports("sanity.csv"))
+    findings = sanity.check(all_records, runs, classes)
+    write_text(paths.reports("tables", "sanity.md"), tables.to_markdown(findings))
+    return findings
+
+
 def probabilities(shield: MultiShield, pixels: torch.Tensor, scale: float) -> pd.DataFrame:
     """Both models' class probabilities for one image (3,H,W): softmax of z, and of s c with CLIP's own scale s."""
     with torch.no_grad():
@@ -76,7 +81,7 @@ def example_figures(params: Params, name: str, all_records: pd.DataFrame) -> lis
     scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
     attacked = {
         "AutoAttack": Attacked.load(paths.artifacts("baseline", name, "attacked.safetensors")).images,
-        "adaptive": Attacked.load(paths.artifacts("adaptive", name, "worst.safetensors")).images,
+        "adaptive": Attacked.load(paths.artifacts("adaptive", name, "adaptive.safetensors")).images,
     }
     picked = pick_examples(all_records[all_records.classifier == name], params.report.examples, len(classes))
     return [_example(shield, data, attacked, classes, scale, i) for i in picked]
@@ -95,7 +100,7 @@ def _example(
     return figures.examples(images, scores, classes, int(data.labels[i]))
 
 
-def write_index(params: Params, metrics: pd.DataFrame, captions: dict[str, str]) -> None:
+def write_index(params: Params, metrics: pd.DataFrame, findings: pd.DataFrame, captions: dict[str, str]) -> None:
     """Write reports/index.html: the result table, the figures (inside the page), links to the executed notebooks.
 
     Args:
@@ -116,8 +121,13 @@ def write_index(params: Params, metrics: pd.DataFrame, captions: dict[str, str])
             f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
-    rules = [f"<li>{html.escape(v)}</li>" for v in tables.violations(metrics)]
-    sanity = f"<ul>{''.join(rules)}</ul>" if rules else f"<p>{_NO_VIOLATION}</p>"
+    violated = int((~findings.holds).sum())
+    verdict = (
+        f"{violated} of {len(findings)} rules are violated: do not trust the robust accuracies of that classifier."
+        if violated
+        else f"All {len(findings)} rules hold."
+    )
+    meaning = "".join(f"<li><b>{html.escape(r)}</b>: {html.escape(text)}</li>" for r, text in sanity.RULES.items())
     legend = "".join(f"<li><b>{name}</b>: {html.escape(text)}</li>" for name, text in records.SCENARIOS.items())
     demonstration = _DEMONSTRATION if params.dataset.name == "shapes" else ""
     body = f"""<h1>{html.escape(params.report.title)}</h1>
@@ -131,13 +141,16 @@ def write_index(params: Params, metrics: pd.DataFrame, captions: dict[str, str])
 <p>Robust accuracy counts rejected images as robust, as the paper does; a shield that rejects everything would score
 100 %. Read it beside clean rejection and correct under attack.</p>
 <h2>Sanity rules</h2>
-{sanity}
+<p>What must hold if the attacks are as strong as they claim to be. <b>{verdict}</b></p>
+{tables.to_html(findings.assign(holds=findings.holds.map({True: "holds", False: "VIOLATED"})))}
+<ul>{meaning}</ul>
 <h2>Figures</h2>
 {"".join(pictures)}
 <h2>Executed notebooks</h2>
 <ul>{"".join(links)}</ul>
 <h2>Data behind this page</h2>
-<p><a href="records.csv">records.csv</a> has one row per classifier, scenario and image;
+<p><a href="records.csv">records.csv</a> has one row per classifier, scenario and image (<a
+href="sanity.csv">sanity.csv</a> of the runs for the sanity rules);
 <a href="metrics.json">metrics.json</a>, <a href="tables/metrics.csv">metrics.csv</a>,
 <a href="tables/results.md">results.md</a> and <a href="tables/results.tex">results.tex</a> are computed from it.</p>"""
     write_text(paths.reports("index.html"), pages.page(params.report.title, body))

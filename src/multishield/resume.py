@@ -1,5 +1,6 @@
 """State of long computations: a killed run goes on where it was and ends with the same bytes."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +12,29 @@ from multishield import paths
 from multishield.files import fingerprint, load_tensors, save_tensors
 from multishield.progress import progress
 
+# The runner names the stage here, for the kernel that executes its notebook.
+RUN = "MULTISHIELD_RUN"
+
 
 @contextmanager
 def resume_folder(task: str, *inputs) -> Iterator[Path]:
     """A folder under `.multishield/` named by the task and a fingerprint of all its inputs.
 
-    It survives a kill or an error. It is removed when the block ends well, so that `dvc repro --force`
-    computes everything anew instead of reading back what it is meant to check.
+    It survives a kill or an error. It is removed when the stage that it belongs to ends well (by the runner, which
+    names the stage in RUN; without a runner when the block ends), so that `dvc repro --force` computes everything anew
+    instead of reading back what it is meant to check.
     """
-    folder = paths.state("resume", f"{task}-{fingerprint(*inputs)}")
+    stage = os.environ.get(RUN)
+    folder = paths.state("resume", *([stage] if stage else []), f"{task}-{fingerprint(*inputs)}")
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
-    shutil.rmtree(folder)
+    if not stage:
+        shutil.rmtree(folder)
+
+
+def forget(stage: str) -> None:
+    """Remove what a stage has kept."""
+    shutil.rmtree(paths.state("resume", stage), ignore_errors=True)
 
 
 def in_chunks(

@@ -23,6 +23,7 @@ from multishield.errors import UserError
 from multishield.files import write_atomically, write_text
 from multishield.params import Params
 from multishield.progress import PROGRESS_FILE
+from multishield.resume import RUN, forget
 
 STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "report")
 
@@ -148,6 +149,7 @@ def execute(stage: str, classifier: str | None = None) -> Path:
     running = paths.state("running", f"{name}.ipynb")
     running.parent.mkdir(parents=True, exist_ok=True)
     source = paths.artifacts("check", source_notebook(stage))
+    os.environ[RUN] = name
     try:
         with _forwarded_progress(name):
             papermill.execute_notebook(
@@ -180,6 +182,7 @@ def execute(stage: str, classifier: str | None = None) -> Path:
     pages.write_notebook_page(executed, paths.reports(f"{name}.html"))
     report = _write(executed, paths.reports(f"{name}.ipynb"))
     running.unlink()
+    forget(name)
     return report
 
 

@@ -31,10 +31,9 @@ def results(metrics: pd.DataFrame, shown: tuple[str, ...] = SHOWN) -> pd.DataFra
     frame = pd.DataFrame(table)
     order = {name: i for i, name in enumerate(SCENARIOS)}
     classifiers = {name: i for i, name in enumerate(dict.fromkeys(frame.classifier))}
-    keys = [frame.classifier.map(classifiers), frame.scenario.map(order)]
-    return (
-        frame.assign(_a=keys[0], _b=keys[1]).sort_values(["_a", "_b"]).drop(columns=["_a", "_b"]).reset_index(drop=True)
-    )
+    keys = [frame.classifier.map(classifiers), frame.scenario.map(order).fillna(len(order))]
+    ordered = frame.assign(_a=keys[0], _b=keys[1]).sort_values(["_a", "_b"], kind="stable")
+    return ordered.drop(columns=["_a", "_b"]).reset_index(drop=True)
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -75,22 +74,3 @@ def nested(metrics: pd.DataFrame) -> dict:
         scenario = out.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
         scenario[row.metric] = round(row.value, 6)
     return out
-
-
-def violations(metrics: pd.DataFrame) -> list[str]:
-    """Sanity rules that these metrics break, a sentence each. None is expected; one is a reason to distrust the run."""
-    found = []
-    for classifier, group in metrics[metrics.metric == "robust_accuracy"].groupby("classifier", sort=False):
-        robust = group.set_index("scenario").value
-        for strong, weak in (
-            ("joint", "paper"),
-            ("adaptive", "paper"),
-            ("adaptive", "joint"),
-            ("adaptive", "multishield"),
-        ):
-            if strong in robust and weak in robust and robust[strong] > robust[weak]:
-                found.append(
-                    f"{classifier}: robust accuracy under {strong} ({robust[strong]:.1%}) is higher than under "
-                    f"{weak} ({robust[weak]:.1%}): the stronger attack is misconfigured, or too short"
-                )
-    return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multishield import paths
-from multishield.attacks.base import project
+from multishield.attacks.base import Ball
 from multishield.attacks.pgd import pgd
 from multishield.classifiers import Classifier, accuracy, build_network, device, freeze, read_classifier
 from multishield.dataset import Split
@@ -28,7 +28,7 @@ def _perturb(model: nn.Module, x: Tensor, loss_of, start: Tensor, eps: float, st
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss_of(model(x_adv)), x_adv)
-        x_adv = project(x_adv.detach() + step * gradient.sign(), x, eps)
+        x_adv = Ball(eps).project(x_adv.detach() + step * gradient.sign(), x)
     return x_adv.detach()
 
 
@@ -50,13 +50,13 @@ def batch_loss(
         model.eval()
         with torch.no_grad():
             clean = F.log_softmax(model(x), 1)
-        start = project(x + 1e-3 * (2 * noise - 1), x, eps)
+        start = Ball(eps).project(x + 1e-3 * (2 * noise - 1), x)
         x_adv = _perturb(model, x, lambda z: _kl(clean, z), start, eps, step, steps)
         model.train()
         logits = model(x)
         # Both sides carry gradients: the regulariser smooths the clean output too (Zhang et al. 2019, eq. 5).
         return F.cross_entropy(logits, y) + params.beta * _kl(F.log_softmax(logits, 1), model(x_adv))
-    start = project(x + eps * (2 * noise - 1), x, eps)
+    start = Ball(eps).project(x + eps * (2 * noise - 1), x)
     x_adv = _perturb(model, x, lambda z: F.cross_entropy(z, y), start, eps, step, steps)
     return F.cross_entropy(model(x_adv), y)
 
@@ -105,13 +105,8 @@ def _validate(model: nn.Module, validation: Split, eps: float, steps: int, seed:
     """Clean accuracy and accuracy under PGD (steps of eps/4), both as fractions of the validation split."""
     model.eval()
     x, y = validation.pixels, validation.labels
-    success = []
-    for part in torch.arange(len(validation)).split(256):
-        result = pgd(
-            model, x[part], y[part], eps=eps, step_size=eps / 4, seed=seed, ids=validation.ids[part], steps=steps
-        )
-        success.append(result.success)
-    return {"clean_accuracy": accuracy(model, x, y), "pgd_accuracy": 1 - torch.cat(success).float().mean().item()}
+    result = pgd(model, x, y, eps=eps, step_size=eps / 4, seed=seed, ids=validation.ids, steps=steps)
+    return {"clean_accuracy": accuracy(model, x, y), "pgd_accuracy": 1 - result.success.float().mean().item()}
 
 
 def train(

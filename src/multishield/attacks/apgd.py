@@ -1,16 +1,22 @@
-"""Auto-PGD (Croce & Hein 2020, algorithm 1) for the L-inf norm, on any loss and any rule for success.
+"""Auto-PGD (Croce & Hein 2020, algorithm 1) with the losses CE, DLR and targeted DLR, or any other.
 
-Every image has its own step size, best point and random start; nothing depends on the rest of the batch. An image that
-is broken leaves the batch: the verdict is the same as after all steps, and the cost is less.
+Every image has its own step size and best point. An image that is broken leaves: the verdict is the same as after all
+steps, and the cost is less. (AutoAttack's own images, which scenario 2 needs, run on: see `autoattack`.)
 """
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.base import AttackResult, Success, project, random_start
+from multishield.attacks import losses
+from multishield.attacks.base import AttackResult, Ball, Success, fooled, per_image
+from multishield.attacks.engine import State, ascend
+
+# Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
+Combine = Callable[[State, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -21,6 +27,80 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({math.ceil(round(q * steps, 6)) for q in p[1:] if q < 1})  # rounded: 0.57 * 100 is 57.00...01
 
 
+def the_only(state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Combine for attacks that have one loss."""
+    return values[0], gradients[0]
+
+
+class AutoSteps:
+    """The steps of Auto-PGD: momentum, and a size that is halved where the loss does not rise enough.
+
+    Args:
+        steps: gradient steps.
+        rho: the fraction of steps that must raise the loss between two checkpoints.
+        momentum: alpha of the paper.
+        combine: one value and gradient from several.
+    """
+
+    needs_gradient = True
+
+    def __init__(self, ball: Ball, steps: int, rho: float = 0.75, momentum: float = 0.75, combine: Combine = the_only):
+        self.ball, self.steps, self.rho, self.momentum, self.combine = ball, steps, rho, momentum, combine
+        # At a checkpoint the number of steps since the last one, elsewhere 0.
+        self.interval = torch.zeros(steps + 1)
+        for last, now in pairwise([0, *checkpoints(steps)]):
+            self.interval[now] = now - last
+
+    def start(self, clean: Tensor, streams: Tensor) -> State:
+        x, n, like = self.ball.random(clean, streams), len(clean), {"device": clean.device}
+        return {
+            "x": x,
+            "previous": x.clone(),
+            "best_x": x.clone(),
+            "best_gradient": torch.zeros_like(x),
+            "best": torch.full((n,), -torch.inf, **like),
+            "last": torch.full((n,), torch.inf, **like),
+            "rises": torch.zeros(n, **like),
+            "size": torch.full((n,), 2 * self.ball.eps, **like),
+            "halved": torch.ones(n, dtype=torch.bool, **like),
+            "best_at_judgement": torch.full((n,), -torch.inf, **like),
+        }
+
+    def move(self, state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
+        value, gradient = self.combine(state, values, gradients)
+        self._record(state, value, gradient)
+        x, gradient = self._judge(state, gradient)
+        z = self.ball.project(x + per_image(state["size"]) * self.ball.ascent(gradient), state["clean"])
+        alpha = per_image(torch.where(state["step"] > 0, self.momentum, 1.0))
+        moved = self.ball.project(x + alpha * (z - x) + (1 - alpha) * (x - state["previous"]), state["clean"])
+        state["previous"] = x
+        return moved
+
+    def _record(self, state: State, value: Tensor, gradient: Tensor) -> None:
+        """Take in the loss and the gradient at x."""
+        state["rises"] = state["rises"] + (value > state["last"])
+        state["last"] = value
+        better = value > state["best"]
+        state["best"] = torch.where(better, value, state["best"])
+        state["best_x"] = torch.where(per_image(better), state["x"], state["best_x"])
+        state["best_gradient"] = torch.where(per_image(better), gradient, state["best_gradient"])
+
+    def _judge(self, state: State, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """At a checkpoint: halve the step and go back to the best point where there is too little progress."""
+        interval = self.interval.to(state["step"].device)[state["step"]]
+        judged = interval > 0
+        if not judged.any():
+            return state["x"], gradient
+        stuck = ~state["halved"] & (state["best"] <= state["best_at_judgement"])
+        halve = judged & ((state["rises"] < self.rho * interval) | stuck)
+        state["size"] = torch.where(halve, state["size"] / 2, state["size"])
+        state["halved"] = torch.where(judged, halve, state["halved"])
+        state["best_at_judgement"] = torch.where(judged, state["best"], state["best_at_judgement"])
+        state["rises"] = torch.where(judged, 0.0, state["rises"])
+        back = per_image(halve)
+        return torch.where(back, state["best_x"], state["x"]), torch.where(back, state["best_gradient"], gradient)
+
+
 def apgd(
     model: nn.Module,
     images: Tensor,
@@ -29,101 +109,58 @@ def apgd(
     eps: float,
     seed: int,
     ids: Tensor,
-    success: Success,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    tag: str,
+    norm: str = "Linf",
+    success: Success = fooled,
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "ce",
+    tag: str | None = None,
     steps: int = 100,
-    rho: float = 0.75,
-    momentum: float = 0.75,
+    targets: int = 9,
+    batch_size: int | None = None,
+    **engine,
 ) -> AttackResult:
     """Maximise a loss in the ball around each image.
 
     Args:
         model: pixels to outputs (B,C).
-        images, labels: (B,3,H,W) in [0,1]; (B,).
-        eps: L-inf radius.
-        seed, ids, tag: name each image's random start.
+        images, labels: (N,3,H,W) in [0,1]; (N,).
+        eps, norm: radius and norm ("Linf" or "L2") of the ball.
+        seed, ids, tag: name each image's random start; the tag is the loss's name unless given.
         success: the rule that decides on the model's outputs.
-        loss: outputs and labels to values (B,).
-        steps: gradient steps.
-        rho: the fraction of steps that must raise the loss between two checkpoints; else the step is halved.
-        momentum: alpha of the paper.
+        loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
+            a function of outputs and labels.
+        steps: gradient steps, per target.
+        engine: further arguments of `ascend`.
+
+    Raises:
+        ValueError: an unknown loss, or fewer outputs than it needs.
     """
-    where = next(iter(model.parameters())).device
-    images, labels = images.to(where), labels.to(where)
-    result, done = images.clone(), success(model(images).detach(), labels)
-    passes = torch.zeros(2, len(images), dtype=torch.long)
-    passes[0] = 1
-    live = (~done).nonzero().squeeze(1)
-    state = _start(images[live], random_start(images[live], eps, ids[live.cpu()], seed, tag), eps)
-    judged = checkpoints(steps)
-    for step in range(steps + 1):
-        if not len(live):
-            break
-        x = state["x"].requires_grad_(step < steps)
-        with torch.set_grad_enabled(step < steps):
-            outputs = model(x)
-            value = loss(outputs, labels[live])
-        passes[0, live.cpu()] += 1
-        broken = success(outputs.detach(), labels[live])
-        result[live[broken]], done[live[broken]] = x.detach()[broken], True
-        if step == steps:
-            break
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        passes[1, live.cpu()] += 1
-        _record(state, x.detach(), value.detach(), gradient)
-        if step in judged:
-            _judge(state, rho * (step - ([0, *judged])[judged.index(step)]))
-        state = {name: tensor[~broken] for name, tensor in state.items()}
-        live = live[~broken]
-        _step(state, images[live], eps, momentum if step else 1.0)
-    return AttackResult(result.cpu(), done.cpu(), passes[0], passes[1])
+    named = {"ce": losses.ce, "dlr": losses.dlr, "dlr-targeted": losses.dlr_targeted}
+    if isinstance(loss, str) and loss not in named:
+        raise ValueError(f"loss is {loss!r}; accepted are {', '.join(named)}, or a function")
+    function = named.get(loss, loss) if isinstance(loss, str) else loss
+    targeted = function is losses.dlr_targeted
+
+    def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
+        return (function(out, y, target) if targeted else function(out, y),)
+
+    return ascend(
+        model,
+        images,
+        labels,
+        ids=ids,
+        seed=seed,
+        tag=tag or f"apgd-{loss}",
+        success=success,
+        objective=objective,
+        rule=AutoSteps(Ball(eps, norm), steps),
+        where=next(model.parameters()).device,
+        plan=(lambda out, y: likeliest(out, y, targets)) if targeted else None,
+        batch_size=batch_size,
+        **engine,
+    )
 
 
-def _start(images: Tensor, x: Tensor, eps: float) -> dict[str, Tensor]:
-    n, like = len(images), {"device": images.device}
-    return {
-        "x": x,
-        "previous": x.clone(),
-        "gradient": torch.zeros_like(x),
-        "best_x": x.clone(),
-        "best_gradient": torch.zeros_like(x),
-        "best": torch.full((n,), -torch.inf, **like),
-        "last": torch.full((n,), torch.inf, **like),
-        "rises": torch.zeros(n, **like),
-        "size": torch.full((n,), 2 * eps, **like),
-        "halved": torch.ones(n, dtype=torch.bool, **like),
-        "best_at_judgement": torch.full((n,), -torch.inf, **like),
-    }
-
-
-def _record(state: dict[str, Tensor], x: Tensor, value: Tensor, gradient: Tensor) -> None:
-    """Take in the loss and the gradient at x."""
-    state["x"], state["gradient"] = x, gradient
-    state["rises"] = state["rises"] + (value > state["last"])
-    state["last"] = value
-    better = value > state["best"]
-    mask = better.view(-1, 1, 1, 1)
-    state["best"] = torch.where(better, value, state["best"])
-    state["best_x"] = torch.where(mask, x, state["best_x"])
-    state["best_gradient"] = torch.where(mask, gradient, state["best_gradient"])
-
-
-def _judge(state: dict[str, Tensor], enough: float) -> None:
-    """At a checkpoint: halve the step and go back to the best point where there is too little progress."""
-    stuck = ~state["halved"] & (state["best"] <= state["best_at_judgement"])
-    halve = (state["rises"] < enough) | stuck
-    mask = halve.view(-1, 1, 1, 1)
-    state["size"] = torch.where(halve, state["size"] / 2, state["size"])
-    state["x"] = torch.where(mask, state["best_x"], state["x"])
-    state["gradient"] = torch.where(mask, state["best_gradient"], state["gradient"])
-    state["halved"], state["best_at_judgement"] = halve, state["best"].clone()
-    state["rises"] = torch.zeros_like(state["rises"])
-
-
-def _step(state: dict[str, Tensor], images: Tensor, eps: float, momentum: float) -> None:
-    """A signed gradient step, mixed with the step before, projected."""
-    x, size = state["x"], state["size"].view(-1, 1, 1, 1)
-    z = project(x + size * state["gradient"].sign(), images, eps)
-    moved = project(x + momentum * (z - x) + (1 - momentum) * (x - state["previous"]), images, eps)
-    state["previous"], state["x"] = x, moved
+def likeliest(scores: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The `count` wrong classes (at most K-1) with the largest score, best first: (B,count)."""
+    count = min(count, scores.shape[1] - 1)
+    return scores.scatter(1, labels.view(-1, 1), -torch.inf).topk(count, dim=1).indices

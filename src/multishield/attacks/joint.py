@@ -1,16 +1,21 @@
 """The adaptive attack that is believed: both models are driven to the same wrong class.
 
 Evading the shield takes agreement: for a target t != y, z_t must be the largest logit and c_t within tau of the largest
-cosine. The loss treats both models alike, log softmax(z)_t + log softmax(s c)_t, with s bringing cosines to the scale
-of logits. Success is the shield's own decision, never the loss.
+cosine. Each model has its own targeted margin and its own gradient, which do not add up: a sum lets one model drown the
+other. Every step goes to the model that is further from where it should be. Success is the shield's own decision,
+never the loss.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multishield.attacks.base import AttackResult, evaded, project, random_start
-from multishield.decision import shield_output
+from multishield.attacks.apgd import likeliest
+from multishield.attacks.base import AttackResult, Ball, evaded_by, per_image
+from multishield.attacks.engine import State, ascend
+from multishield.attacks.losses import at, rival
 
 
 def joint_score(logits: Tensor, cosines: Tensor, clip_scale: float) -> Tensor:
@@ -18,10 +23,39 @@ def joint_score(logits: Tensor, cosines: Tensor, clip_scale: float) -> Tensor:
     return F.log_softmax(logits, 1) + F.log_softmax(clip_scale * cosines, 1)
 
 
-def target_order(score: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The `count` wrong classes (at most K-1) with the largest joint score, best first: (B,count)."""
-    score = score.scatter(1, labels.view(-1, 1), -torch.inf)
-    return score.topk(min(count, score.shape[1] - 1), dim=1).indices
+def target_margins(scores: tuple[Tensor, Tensor], target: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """How far the target leads: z_t - max_{j != t} z_j, and c_t - max_{j != t} c_j + tau, each (B,).
+
+    Both positive: the shield accepts the target.
+    """
+    z, c = scores
+    return at(z, target) - rival(z, target), at(c, target) - rival(c, target) + tolerance
+
+
+class Weaker:
+    """Signed steps of an accumulated direction, from eps/4 down to eps/40, each for the model that needs it more.
+
+    That is the model further from its boundary, as far as its gradient tells: m / |grad m|, in the dual norm, is the
+    distance that a step in the steepest direction would have to go. The unit is pixels for both models, so that
+    cosines and logits can be compared without a scale.
+    """
+
+    needs_gradient = True
+
+    def __init__(self, ball: Ball, steps: int, decay: float = 0.75):
+        self.ball, self.steps, self.decay = ball, steps, decay
+
+    def start(self, clean: Tensor, streams: Tensor) -> State:
+        x = self.ball.random(clean, streams)
+        return {"x": x, "velocity": torch.zeros_like(x)}
+
+    def move(self, state: State, margins: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
+        slopes = [self.ball.slope(g) for g in gradients]
+        z, c = (m / slope for m, slope in zip(margins, slopes, strict=True))
+        units = [g / per_image(slope) for g, slope in zip(gradients, slopes, strict=True)]
+        state["velocity"] = self.decay * state["velocity"] + torch.where(per_image(z <= c), *units)
+        size = self.ball.eps / 4 * (1 - 0.9 * state["step"] / self.steps)
+        return self.ball.project(state["x"] + per_image(size) * self.ball.ascent(state["velocity"]), state["clean"])
 
 
 def joint(
@@ -32,76 +66,65 @@ def joint(
     eps: float,
     seed: int,
     ids: Tensor,
-    targets: int = 3,
-    steps: int = 40,
+    norm: str = "Linf",
+    targets: int = 9,
+    steps: int = 20,
     restarts: int = 1,
     clip_scale: float = 100.0,
+    batch_size: int | None = None,
+    **engine,
 ) -> AttackResult:
-    """Targeted momentum ascent on the joint score, one target after the other, until the shield accepts a wrong class.
+    """Drive both models to one target after the other, until the shield accepts a wrong class (any: not the target
+    alone).
 
     Args:
-        shield: a `MultiShield`, or anything with `scores(x) -> (z, c)` and a `tolerance`.
-        images, labels: (B,3,H,W) in [0,1]; (B,).
-        eps: L-inf radius. seed, ids: name each image's random starts.
-        targets: wrong classes to try, the likeliest first (at most K-1).
-        steps: steps per target and restart; their size falls linearly from eps/4 to eps/40.
+        shield: a `MultiShield`, or anything with `scores(x) -> (z, c)`, a `tolerance` and parameters.
+        images, labels: (N,3,H,W) in [0,1]; (N,).
+        eps, norm: radius and norm ("Linf" or "L2") of the ball.
+        seed, ids: (N,); name each image's random starts.
+        targets: wrong classes to try, those that both models like best first (at most K-1).
+        steps: steps per target and restart.
         restarts: random starts per target.
-        clip_scale: s, in logits per unit of cosine; CLIP's own is about 100.
+        clip_scale: s, in logits per unit of cosine, for the order of the targets; CLIP's own is about 100.
+        engine: further arguments of `ascend`.
     """
-    where = next(iter(shield.parameters())).device
-    images, labels = images.to(where), labels.to(where)
-    with torch.no_grad():
-        logits, cosines = shield.scores(images)
-    done = evaded(shield_output(logits, cosines, shield.tolerance), labels)
-    order = target_order(joint_score(logits, cosines, clip_scale), labels, targets)
-    result, passes = images.clone(), torch.zeros(2, len(images), dtype=torch.long)
-    passes[0] = 1
-    for restart in range(restarts):
-        for rank in range(order.shape[1]):
-            live = (~done).nonzero().squeeze(1)
-            if not len(live):
-                break
-            start = random_start(images[live], eps, ids[live.cpu()], seed, f"joint-{restart}-{rank}")
-            found, broken, cost = _towards(
-                shield, images[live], labels[live], order[live, rank], start, eps, steps, clip_scale
-            )
-            result[live[broken]], done[live[broken]] = found[broken], True
-            passes[:, live.cpu()] += cost
-    return AttackResult(result.cpu(), done.cpu(), passes[0], passes[1])
+
+    def plan(scores: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        order = likeliest(joint_score(*scores, clip_scale), y, targets)
+        return order.repeat(1, restarts)
+
+    return ascend(
+        shield.scores,
+        images,
+        labels,
+        ids=ids,
+        seed=seed,
+        tag="joint",
+        success=evaded_by(shield.tolerance),
+        objective=lambda scores, y, target, variant: target_margins(scores, target, shield.tolerance),
+        rule=Weaker(Ball(eps, norm), steps),
+        where=next(shield.parameters()).device,
+        plan=plan,
+        batch_size=batch_size,
+        **engine,
+    )
 
 
-def _towards(
-    shield,
-    images: Tensor,
-    labels: Tensor,
-    target: Tensor,
-    start: Tensor,
-    eps: float,
-    steps: int,
-    clip_scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Drive both models to `target`; returns images, which of them are broken, and the passes (2,B) of each."""
-    x_adv, velocity = start.clone(), torch.zeros_like(start)
-    broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    passes = torch.zeros(2, len(images), dtype=torch.long)
-    for step in range(steps + 1):
-        live = (~broken).nonzero().squeeze(1)
-        if not len(live):
-            break
-        x = x_adv[live].requires_grad_(step < steps)
-        with torch.set_grad_enabled(step < steps):
-            logits, cosines = shield.scores(x)
-        passes[0, live.cpu()] += 1
-        # Any accepted wrong class counts, not the target alone.
-        broken[live] = evaded(shield_output(logits, cosines, shield.tolerance).detach(), labels[live])
-        if step == steps:
-            break
-        score = joint_score(logits, cosines, clip_scale).gather(1, target[live].view(-1, 1))
-        (gradient,) = torch.autograd.grad(score.sum(), x)
-        passes[1, live.cpu()] += 1
-        scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        velocity[live] = 0.75 * velocity[live] + gradient / scale
-        size = eps / 4 * (1 - 0.9 * step / steps)
-        moved = project(x.detach() + size * velocity[live].sign(), images[live], eps)
-        x_adv[live] = torch.where(broken[live].view(-1, 1, 1, 1), x.detach(), moved)
-    return x_adv, broken, passes
+def evasion_margin(tolerance: float) -> Callable[[tuple[Tensor, Tensor], Tensor], Tensor]:
+    """A loss without gradients in mind, for a black-box attack that sees both scores: how near evasion is.
+
+    The best wrong class's smaller margin, logits and cosines each in units of their spread over the classes: positive
+    exactly where a wrong class is accepted.
+    """
+
+    def loss(scores: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        z, c = scores
+        lead = []
+        for s, slack in ((z, 0.0), (c, tolerance)):
+            top = s.topk(2, dim=1).values
+            rivals = torch.where(s == top[:, :1], top[:, 1:], top[:, :1])
+            lead.append((s - rivals + slack) / s.std(1, keepdim=True).clamp_min(1e-12))
+        both = torch.minimum(*lead).scatter(1, labels.view(-1, 1), -torch.inf)
+        return both.amax(1)
+
+    return loss

@@ -6,29 +6,25 @@ shield. It is weak: see `joint` for why, and for the attack whose numbers are be
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from multishield.attacks.apgd import apgd
-from multishield.attacks.base import AttackResult, evaded
+from multishield.attacks import losses
+from multishield.attacks.apgd import AutoSteps
+from multishield.attacks.base import AttackResult, Ball, evaded
+from multishield.attacks.engine import ascend
+
+
+def _reject(outputs: Tensor, labels: Tensor) -> Tensor:
+    return torch.full_like(labels, outputs.shape[1] - 1)
 
 
 def ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """CE(l, y) + CE(l, K) = 2 logsumexp(l) - z_y - r, with r the reject output. (B,K+1), (B,) to (B,)."""
-    reject = torch.full_like(labels, outputs.shape[1] - 1)
-    return F.cross_entropy(outputs, labels, reduction="none") + F.cross_entropy(outputs, reject, reduction="none")
-
-
-def dlr(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020, eq. 6): -(l_y - max_{i != y} l_i) / (l_pi1 - l_pi3)."""
-    ordered = outputs.sort(dim=1).values
-    own = outputs.gather(1, labels.view(-1, 1)).squeeze(1)
-    rival = torch.where(own == ordered[:, -1], ordered[:, -2], ordered[:, -1])
-    return -(own - rival) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+    return losses.ce(outputs, labels) + losses.ce(outputs, _reject(outputs, labels))
 
 
 def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """DLR(l, y) + DLR(l, K). While y and reject are the two largest outputs the terms cancel: no gradient at all."""
-    return dlr(outputs, labels) + dlr(outputs, torch.full_like(labels, outputs.shape[1] - 1))
+    return losses.dlr(outputs, labels) + losses.dlr(outputs, _reject(outputs, labels))
 
 
 def paper(
@@ -39,32 +35,31 @@ def paper(
     eps: float,
     seed: int,
     ids: Tensor,
+    norm: str = "Linf",
     steps: int = 100,
+    batch_size: int | None = None,
+    **engine,
 ) -> AttackResult:
     """The reference's attack: APGD on `ce_loss`, then on `dlr_loss` for the images that are left.
 
     Args: see `apgd`; `shield` maps pixels to K+1 outputs.
     """
-    first = apgd(
-        shield, images, labels, eps=eps, seed=seed, ids=ids, success=evaded, loss=ce_loss, tag="paper-ce", steps=steps
-    )
-    left = ~first.success
-    if not left.any():
-        return first
-    second = apgd(
+
+    def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
+        return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)
+
+    return ascend(
         shield,
-        images[left],
-        labels[left],
-        eps=eps,
+        images,
+        labels,
+        ids=ids,
         seed=seed,
-        ids=ids[left],
+        tag="paper",
         success=evaded,
-        loss=dlr_loss,
-        tag="paper-dlr",
-        steps=steps,
+        objective=objective,
+        rule=AutoSteps(Ball(eps, norm), steps),
+        where=next(shield.parameters()).device,
+        variants=2,
+        batch_size=batch_size,
+        **engine,
     )
-    merged = AttackResult(first.images.clone(), first.success.clone(), first.forwards.clone(), first.backwards.clone())
-    merged.images[left], merged.success[left] = second.images, second.success
-    merged.forwards[left] += second.forwards
-    merged.backwards[left] += second.backwards
-    return merged

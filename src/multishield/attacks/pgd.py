@@ -1,10 +1,25 @@
-"""Projected gradient descent (Madry et al. 2018)."""
+"""Projected gradient descent (Madry et al. 2018), and FGSM (Goodfellow et al. 2015), which is one step of it."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from multishield.attacks.base import AttackResult, Success, fooled, project, random_start
+from multishield.attacks.base import AttackResult, Ball, Success, fooled
+from multishield.attacks.engine import State, ascend
+from multishield.attacks.losses import ce
+
+
+class SignedSteps:
+    """Steps of one size in the steepest direction, projected; from a random point of the ball or the clean image."""
+
+    needs_gradient = True
+
+    def __init__(self, ball: Ball, steps: int, size: float, random: bool):
+        self.ball, self.steps, self.size, self.random = ball, steps, size, random
+
+    def start(self, clean: Tensor, streams: Tensor) -> State:
+        return {"x": self.ball.random(clean, streams) if self.random else clean.clone()}
+
+    def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
+        return self.ball.project(state["x"] + self.size * self.ball.ascent(sum(gradients)), state["clean"])
 
 
 def pgd(
@@ -15,38 +30,58 @@ def pgd(
     eps: float,
     seed: int,
     ids: Tensor,
+    norm: str = "Linf",
     success: Success = fooled,
     steps: int = 20,
     step_size: float = 2 / 255,
+    batch_size: int | None = None,
+    **engine,
 ) -> AttackResult:
-    """Signed gradient ascent on the cross-entropy from a random point; an image that is broken leaves the batch.
+    """Gradient ascent on the cross-entropy from a random point of the ball.
 
     Args:
         model: pixels to outputs (B,C).
-        images, labels: (B,3,H,W) in [0,1]; (B,).
-        eps: L-inf radius.
-        ids: (B,), name each image's random stream.
+        images, labels: (N,3,H,W) in [0,1]; (N,).
+        eps, norm: radius and norm ("Linf" or "L2") of the ball.
+        seed, ids: (N,); name each image's random stream.
         success: the rule that decides on the model's outputs.
         steps, step_size: number and size of the steps.
+        engine: further arguments of `ascend`.
     """
-    where = next(iter(model.parameters())).device
-    images, labels = images.to(where), labels.to(where)
-    best, done = images.clone(), success(model(images).detach(), labels)
-    passes = torch.ones(2, len(images), dtype=torch.long)
-    passes[1] = 0
-    x_adv = random_start(images, eps, ids, seed, "pgd")
-    for step in range(steps + 1):
-        live = (~done).nonzero().squeeze(1)
-        if not len(live):
-            break
-        x = x_adv[live].requires_grad_(step < steps)
-        with torch.set_grad_enabled(step < steps):
-            logits = model(x)
-        broken = success(logits.detach(), labels[live])
-        passes[0, live.cpu()] += 1
-        best[live[broken]], done[live[broken]] = x[broken].detach(), True
-        if step < steps:
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels[live], reduction="sum"), x)
-            passes[1, live.cpu()] += 1
-            x_adv[live] = project(x.detach() + step_size * gradient.sign(), images[live], eps)
-    return AttackResult(best.cpu(), done.cpu(), passes[0], passes[1])
+    rule = SignedSteps(Ball(eps, norm), steps, step_size, random=True)
+    return _cross_entropy(model, images, labels, rule, "pgd", seed, ids, success, batch_size, engine)
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    ids: Tensor,
+    norm: str = "Linf",
+    success: Success = fooled,
+    batch_size: int | None = None,
+    **engine,
+) -> AttackResult:
+    """One step of size eps from the clean image. Args: see `pgd`; nothing is random, `seed` is not used."""
+    rule = SignedSteps(Ball(eps, norm), 1, eps, random=False)
+    return _cross_entropy(model, images, labels, rule, "fgsm", seed, ids, success, batch_size, engine)
+
+
+def _cross_entropy(model, images, labels, rule, tag, seed, ids, success, batch_size, engine) -> AttackResult:
+    return ascend(
+        model,
+        images,
+        labels,
+        ids=ids,
+        seed=seed,
+        tag=tag,
+        success=success,
+        objective=lambda out, y, target, variant: (ce(out, y),),
+        rule=rule,
+        where=next(model.parameters()).device,
+        batch_size=batch_size,
+        **engine,
+    )

@@ -1,0 +1,114 @@
+"""What the attack engine costs against AutoAttack's package, and `joint` against the paper's attack.
+
+Run it in a project whose pipeline has run, with nothing else on the machine:
+
+    python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N]
+
+It prints a Markdown table. Times are seconds on this machine; only their ratio means something.
+"""
+
+import argparse
+import time
+
+import torch
+from pyautoattack import AutoAttack
+
+from multishield import dataset
+from multishield.attacks.apgd import apgd
+from multishield.attacks.base import fooled
+from multishield.attacks.joint import joint
+from multishield.attacks.paper import paper
+from multishield.attacks.square import square
+from multishield.params import Params
+from multishield.shield import load_shield
+
+STEPS = {"apgd-ce": "ce", "apgd-t": "dlr-targeted"}
+
+
+def timed(function):
+    """Result and seconds."""
+    started = time.perf_counter()
+    return function(), time.perf_counter() - started
+
+
+def theirs(network, x, y, eps, attacks, queries):
+    """AutoAttack's package: the images that are left, attack after attack."""
+    adversary = AutoAttack(network, attacks=attacks, version="custom", norm="Linf", eps=eps, seed=0, device="cpu")
+    adversary.apgd.n_restarts, adversary.apgd_targeted.n_target_classes = 1, 9
+    adversary.square.n_queries = queries
+    images, _ = adversary.run_standard_evaluation(x, y, batch_size=128)
+    return ~fooled(network(images), y)
+
+
+def ours(network, x, y, eps, attacks, queries):
+    """The same attacks in the same order on this package's engine."""
+    robust = torch.ones(len(x), dtype=torch.bool)
+    for name in attacks:
+        left = robust.nonzero()[:, 0]
+        if not len(left):
+            break
+        options = {"eps": eps, "seed": 0, "ids": left, "fast": True}
+        if name == "square":
+            result = square(network, x[left], y[left], queries=queries, **options)
+        else:
+            result = apgd(network, x[left], y[left], loss=STEPS[name], **options)
+        robust[left[result.success]] = False
+    return robust
+
+
+def compare(what, first, second) -> None:
+    """Run two ways of the same thing; print robust accuracies, seconds and their ratio."""
+    (a, a_seconds), (b, b_seconds) = timed(first), timed(second)
+    print(
+        f"| {what} | {a.float().mean():.1%} | {b.float().mean():.1%} | {a_seconds:.1f} | {b_seconds:.1f} | "
+        f"{a_seconds / b_seconds:.1f} |",
+        flush=True,
+    )
+
+
+def overhead(shield, x, repeats: int = 15) -> float:
+    """Time of the shield over that of its classifier and CLIP's image pass, medians of interleaved repeats."""
+    parts = {"shield": [], "models": []}
+    with torch.no_grad():
+        for _ in range(repeats):
+            parts["shield"].append(timed(lambda: shield(x))[1])
+            parts["models"].append(timed(lambda: (shield.classifier(x), shield.alignment(x)))[1])
+    median = {name: sorted(times)[repeats // 2] for name, times in parts.items()}
+    return median["shield"] / median["models"]
+
+
+def rows_of(name: str, params: Params, data: dataset.Split, queries: int) -> None:
+    """Print the rows of one classifier."""
+    x, y, eps = data.pixels, data.labels, params.threat_model.eps
+    shield = load_shield(name, params.multishield.tolerance)
+    for attacks in (["apgd-ce"], ["apgd-ce", "apgd-t", "square"]):
+        compare(
+            f"{name}: pyautoattack, ours ({', '.join(attacks)})",
+            lambda: theirs(shield.classifier, x, y, eps, attacks, queries),  # noqa: B023 - called at once
+            lambda: ours(shield.classifier, x, y, eps, attacks, queries),  # noqa: B023
+        )
+    options = {"eps": eps, "seed": 0, "ids": data.ids}
+    compare(
+        f"{name} with shield: paper, joint",
+        lambda: ~paper(shield, x, y, **params.adaptive.paper.model_dump(), **options).success,
+        lambda: ~joint(shield, x, y, **params.adaptive.joint.model_dump(), **options).success,
+    )
+    print(f"| {name}: the shield's pass, its two models' passes | | | | | {overhead(shield, x):.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("classifiers", nargs="+")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--queries", type=int, default=5000)
+    options = parser.parse_args()
+    params, data = Params.load(), dataset.load_split("evaluation")[: options.images]
+    eps = params.threat_model.eps * 255
+    print(f"N = {len(data)}, eps {eps:g}/255, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print("| first, second | robust, first | robust, second | s, first | s, second | ratio |\n" + "|---" * 6 + "|")
+    for name in options.classifiers:
+        rows_of(name, params, data, options.queries)
+
+
+if __name__ == "__main__":
+    main()

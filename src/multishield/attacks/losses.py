@@ -1,0 +1,52 @@
+"""Losses of logits (B,K) that attacks raise, each (B,)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _needs(logits: Tensor, classes: int, name: str) -> None:
+    if logits.shape[1] < classes:
+        raise ValueError(f"the loss {name} needs at least {classes} outputs, and there are {logits.shape[1]}; use ce")
+
+
+def at(logits: Tensor, classes: Tensor) -> Tensor:
+    """l_k for a class k per image."""
+    return logits.gather(1, classes.view(-1, 1)).squeeze(1)
+
+
+def rival(logits: Tensor, classes: Tensor) -> Tensor:
+    """max_{j != k} l_j for a class k per image."""
+    return logits.scatter(1, classes.view(-1, 1), -torch.inf).amax(1)
+
+
+def ce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the label."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """max_{j != y} l_j - l_y: positive exactly where the decision is wrong."""
+    return rival(logits, labels) - at(logits, labels)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, eq. 6): (max_{i != y} l_i - l_y) / (l_pi1 - l_pi3).
+
+    Raises:
+        ValueError: fewer than three outputs.
+    """
+    _needs(logits, 3, "dlr")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Targeted DLR (Croce & Hein 2020, eq. 7): (l_t - l_y) / (l_pi1 - (l_pi3 + l_pi4) / 2).
+
+    Raises:
+        ValueError: fewer than four outputs.
+    """
+    _needs(logits, 4, "targeted dlr")
+    top = logits.topk(4, dim=1).values
+    return (at(logits, targets) - at(logits, labels)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

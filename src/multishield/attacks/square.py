@@ -1,0 +1,105 @@
+"""Square Attack (Andriushchenko et al. 2020), L-inf: a random search that sees outputs and no gradient.
+
+The black-box attack of the portfolio. What it breaks and no white-box attack does is a sign of masked gradients.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from multishield.attacks.base import AttackResult, Ball, Outputs, Success, fooled, per_image, uniform
+from multishield.attacks.engine import State, ascend
+from multishield.attacks.losses import margin
+
+# Share of the image that a square covers, by query: p is halved after each of these (the paper's schedule for 10,000
+# queries, which AutoAttack does not rescale to its 5,000).
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class RandomSquares:
+    """Propose the best point so far with one square of +-eps per channel; keep what raises the loss."""
+
+    needs_gradient = False
+
+    def __init__(self, ball: Ball, queries: int, p: float = 0.8):
+        if ball.norm != "Linf":
+            raise ValueError(f"square is for the norm Linf, not {ball.norm}")
+        self.ball, self.steps, self.p = ball, queries, p
+
+    def start(self, clean: Tensor, streams: Tensor) -> State:
+        """Vertical stripes of +-eps."""
+        b, c, _, w = clean.shape
+        stripes = (2 * uniform(streams, c * w).view(b, c, 1, w) - 1).sign()
+        return {
+            "x": (clean + self.ball.eps * stripes).clamp(0, 1),
+            "best_x": clean.clone(),
+            "best": torch.full((b,), -torch.inf, device=clean.device),
+            "stream": streams,
+        }
+
+    def side(self, step: Tensor, height: int, width: int) -> Tensor:
+        """Side of the squares at a query, (B,) int64."""
+        halvings = sum((step > n).long() for n in HALVED_AFTER)
+        side = (self.p * 0.5**halvings * height * width).sqrt().round().long()
+        return side.clamp(1, min(height, width))
+
+    def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
+        better = losses[0] > state["best"]
+        state["best"] = torch.where(better, losses[0], state["best"])
+        state["best_x"] = torch.where(per_image(better), state["x"], state["best_x"])
+        c, h, w = state["clean"].shape[1:]
+        u = uniform(state["stream"] + 1 + state["step"], 2 + c)
+        side = self.side(state["step"], h, w)
+        # The last position is left out, as in the authors' code, but for a square as large as the image.
+        top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
+        rows, columns = (_within(start, side, n) for n, start in ((h, top), (w, left)))
+        square = (rows[:, :, None] & columns[:, None, :])[:, None] * (2 * u[:, 2:] - 1).sign()[:, :, None, None]
+        return self.ball.project(state["best_x"] + 2 * self.ball.eps * square, state["clean"])
+
+
+def _within(start: Tensor, side: Tensor, length: int) -> Tensor:
+    """(B,length) bool: start <= position < start + side."""
+    position = torch.arange(length, device=start.device)
+    return (position >= start[:, None]) & (position < (start + side)[:, None])
+
+
+def square(
+    model: Callable[[Tensor], Outputs],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    ids: Tensor,
+    success: Success = fooled,
+    loss: Callable[[Outputs, Tensor], Tensor] = margin,
+    queries: int = 5000,
+    where: torch.device | None = None,
+    batch_size: int | None = None,
+    **engine,
+) -> AttackResult:
+    """Random search for a point of the ball at which the model's decision is wrong.
+
+    Args:
+        model: pixels to outputs; a shield's `scores` together with `success=evaded_by(tau)` and
+            `loss=evasion_margin(tau)` attacks a model that abstains.
+        images, labels: (N,3,H,W) in [0,1]; (N,).
+        eps: L-inf radius. seed, ids: (N,); name each image's random stream.
+        success: the rule that decides on the outputs. loss: outputs and labels to values (B,) that are raised.
+        queries: forward passes per image.
+    """
+    return ascend(
+        model,
+        images,
+        labels,
+        ids=ids,
+        seed=seed,
+        tag="square",
+        success=success,
+        objective=lambda out, y, target, variant: (loss(out, y),),
+        rule=RandomSquares(Ball(eps), queries),
+        where=where or next(model.parameters()).device,
+        batch_size=batch_size,
+        **engine,
+    )

@@ -1,0 +1,92 @@
+"""Attacks against exact answers: linear programmes, and AutoAttack's own package on the same network."""
+
+import numpy as np
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from scipy.optimize import linprog
+
+from multishield.attacks.apgd import apgd
+from multishield.attacks.base import fooled
+from multishield.attacks.joint import joint
+from multishield.attacks.square import square
+from multishield.shield import MultiShield
+
+EPS, TOLERANCE, K = 8 / 255, 0.01, 5
+
+
+class Affine(torch.nn.Module):
+    """Linear scores around grey."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x):
+        return (x.flatten(1) - 0.5) @ self.weight.T
+
+
+def best_margin(x, y, z, c) -> float:
+    """The exact answer for one image: the largest s such that some target t != y leads the logits by s, and the cosines
+    by s - tau, at a point of the ball. Evasion is possible exactly where s > 0 (up to ties).
+
+    One linear programme per target over x' and s: max s subject to (w_t - w_j) x' >= s, (v_t - v_j) x' + tau >= s.
+    """
+    low, high = np.clip(x - EPS, 0, 1), np.clip(x + EPS, 0, 1)
+    best = -np.inf
+    for t in set(range(K)) - {y}:
+        others = [j for j in range(K) if j != t]
+        rows = np.concatenate([z[others] - z[t], c[others] - c[t]])
+        bound = np.concatenate([np.zeros(K - 1), np.full(K - 1, TOLERANCE)]) + rows.sum(1) * 0.5
+        result = linprog(
+            np.r_[np.zeros(len(x)), -1.0],
+            A_ub=np.c_[rows, np.ones(len(rows))],
+            b_ub=bound,
+            bounds=[*zip(low, high, strict=True), (None, None)],
+        )
+        assert result.status == 0
+        best = max(best, -result.fun)
+    return best
+
+
+@pytest.mark.parametrize("agreement", [0.3, 0.8])
+def test_joint_finds_what_linear_programming_finds(agreement):
+    generator = torch.Generator().manual_seed(3)
+    w = torch.randn(K, 48, generator=generator)
+    v = agreement * w + (1 - agreement) * torch.randn(K, 48, generator=generator)
+    shield = MultiShield(Affine(w), Affine(0.05 * v), TOLERANCE)
+    x = 0.1 + 0.8 * torch.rand(250, 3, 4, 4, generator=generator)
+    y = shield.classifier(x).argmax(1)
+    exact = torch.tensor(
+        [
+            best_margin(xi.flatten().numpy().astype(float), int(yi), w.double().numpy(), 0.05 * v.double().numpy())
+            for xi, yi in zip(x, y, strict=True)
+        ]
+    )
+    possible, certain = exact > 1e-5, exact.abs() > 1e-5
+    found = joint(shield, x, y, eps=EPS, seed=0, ids=torch.arange(250), targets=K - 1, steps=60, clip_scale=20.0)
+    assert 25 < possible.sum() < 225, "both cases occur"
+    assert not (found.success & ~possible & certain).any(), "nothing is claimed that cannot be"
+    assert (found.success & possible).sum() >= 0.99 * possible.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.cifar10
+@pytest.mark.parametrize("ours", ["apgd-ce", "apgd-t", "square"])
+def test_agreement_with_autoattacks_package(ours, robust_network):
+    """The same network, images and budget: robust accuracies within a point on 200 images."""
+    network, x, y = robust_network
+    queries = 500
+    theirs = AutoAttack(network, attacks=[ours], version="custom", norm="Linf", eps=EPS, seed=0, device="cpu")
+    theirs.apgd.n_restarts = 1
+    theirs.apgd_targeted.n_target_classes, theirs.square.n_queries = 9, queries
+    images, _ = theirs.run_standard_evaluation(x, y, batch_size=100)
+    options = {"eps": EPS, "seed": 0, "ids": torch.arange(len(x))}
+    if ours == "square":
+        result = square(network, x, y, queries=queries, **options)
+    else:
+        result = apgd(network, x, y, loss={"apgd-ce": "ce", "apgd-t": "dlr-targeted"}[ours], **options)
+    robust = [(~fooled(network(images), y)).float().mean().item(), (~result.success).float().mean().item()]
+    print(f"{ours}: AutoAttack's package {robust[0]:.1%}, ours {robust[1]:.1%}")
+    assert 0.1 < robust[0] < 0.9, "some images are robust and some are not"
+    assert robust[1] == pytest.approx(robust[0], abs=0.01)
