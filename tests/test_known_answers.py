@@ -95,17 +95,16 @@ def real_network():
 def test_agreement_with_autoattacks_package(name, real_network):
     """The same network, images and budget, at a radius where some images resist: within a point on 200 images."""
     network, x, y = real_network
-    steps, queries, eps = 20, 300, {"square": 3 / 255}.get(name, 1 / 255)
+    queries, eps = 300, {"square": 3 / 255}.get(name, 1 / 255)
     theirs = AutoAttack(network, attacks=[name], version="custom", norm="Linf", eps=eps, seed=0, device="cpu")
     theirs.apgd.n_restarts = 1
-    theirs.apgd.n_iter = theirs.apgd_targeted.n_iter = steps
     theirs.apgd_targeted.n_target_classes, theirs.square.n_queries = 9, queries
     images, _ = theirs.run_standard_evaluation(x, y, batch_size=100)
     options = {"eps": eps, "seed": 0, "ids": torch.arange(len(x))}
     if name == "square":
         result = square(network, x, y, queries=queries, **options)
     else:
-        result = apgd(network, x, y, loss={"apgd-ce": "ce", "apgd-t": "dlr-targeted"}[name], steps=steps, **options)
+        result = apgd(network, x, y, loss={"apgd-ce": "ce", "apgd-t": "dlr-targeted"}[name], **options)
     robust = [(~fooled(network(images), y)).float().mean().item(), (~result.success).float().mean().item()]
     print(f"{name}: AutoAttack's package {robust[0]:.1%}, ours {robust[1]:.1%}")
     assert 0.1 < robust[0] < 0.9, "some images are robust and some are not"
