@@ -108,5 +108,5 @@ def test_agreement_with_autoattacks_package(name, real_network):
     robust = [(~fooled(network(images), y)).float().mean().item(), (~result.success).float().mean().item()]
     print(f"{name}: AutoAttack's package {robust[0]:.1%}, ours {robust[1]:.1%}")
     assert 0.1 < robust[0] < 0.9, "some images are robust and some are not"
-    # Random starts differ: an image or two of 200 are luck, more of them with 300 queries.
-    assert robust[1] == pytest.approx(robust[0], abs=0.03 if name == "square" else 0.02)
+    # A point is two of 200 images. Square with 300 queries depends more on luck: six.
+    assert abs(round(200 * (robust[1] - robust[0]))) <= (6 if name == "square" else 2)
