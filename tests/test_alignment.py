@@ -95,7 +95,8 @@ def project_root(tmp_path, monkeypatch):
 def test_a_clip_from_files(project_root, clip):
     back = alignment.read_clip(files(project_root, clip, {**small_config("test_resnet", 32), "note": "ignored"}))
     x = torch.rand(1, 3, 64, 64)
-    assert torch.equal(back.model.eval().encode_image(x), clip.model.encode_image(x))
+    # Not bit for bit: the fixture's tower may be in another memory layout by now.
+    assert torch.allclose(back.model.eval().encode_image(x), clip.model.encode_image(x), atol=1e-5)
     other = files(project_root, clip, {**small_config("test_resnet", 32), "embed_dim": 64})
     with pytest.raises(UserError, match="has shape"):
         alignment.read_clip(other)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from multishield.attacks import engine
 from multishield.attacks.apgd import apgd
 from multishield.attacks.base import Ball, evaded, evaded_by, fooled, keys, uniform
-from multishield.attacks.engine import SMALLEST, ascend, forward
+from multishield.attacks.engine import ascend
 from multishield.attacks.joint import joint
 from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
 from multishield.attacks.pgd import SignedSteps, fgsm, pgd
 from multishield.attacks.square import square
-from multishield.classifiers import CifarResNet, freeze
+from multishield.classifiers import SMALLEST, CifarResNet, forward, freeze
 from multishield.errors import UserError
 from multishield.shield import MultiShield
 
@@ -137,7 +137,7 @@ def test_free_slots_are_refilled_and_broken_images_leave():
     rule = SignedSteps(Ball(EPS), 10, EPS, random=False)
     options = {"ids": torch.arange(64), "seed": 0, "tag": "t", "success": fooled, "where": CPU}
     ascend(model, x, y, objective=lambda o, y, t, v: (margin(o, y),), rule=rule, batch_size=16, **options)
-    assert max(batches) == 16
+    assert max(batches) <= 24, "16, and the last few beyond them"
     # One step breaks a linear model or nothing does: without leaving and refilling it would be 4 x 11 passes.
     assert len(batches) < 4 + 11 * 4
 
@@ -160,7 +160,7 @@ def test_the_batch_halves_when_memory_does_not_suffice():
         raise torch.OutOfMemoryError("too large")
 
     never.parameters = linear.parameters
-    with pytest.raises(UserError, match="a single image does not fit"):
+    with pytest.raises(UserError, match="16 images at once, the fewest, do not fit"):
         pgd(never, x, y, eps=EPS, seed=0, ids=torch.arange(50))
 
 

@@ -4,6 +4,7 @@ CIFAR ResNets: He et al. 2016, section 4.2, parameter-free shortcuts (option A).
 with a 3x3 stem and no max-pooling.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,12 @@ from multishield import paths
 from multishield.errors import UserError
 from multishield.files import load_tensors, read_json, save_tensors, write_json
 
+# What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
+Outputs = Tensor | tuple[Tensor, ...]
+# Below this, CPU kernels for small batches sum in another order, and the last bits of a result would depend on how many
+# images are in the batch (tests/test_engine.py). Smaller batches are filled up with repeats.
+SMALLEST = 16
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters: strided, new channels filled with zeros."""
@@ -25,13 +32,16 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        # Channels are new exactly where the stride is 2.
         self.stride, self.new = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        short = x[:, :, :: self.stride, :: self.stride]
-        short = F.pad(short, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
-        return F.relu(out + short)
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        short = x
+        if self.new:
+            short = x[:, :, :: self.stride, :: self.stride]
+            short = F.pad(short, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
+        return F.relu(out + short, inplace=True)
 
 
 class CifarResNet(nn.Module):
@@ -49,7 +59,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean(dim=(2, 3)))
 
@@ -142,11 +152,19 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
+    """The model's outputs for a batch of images: an image has the same bytes whatever else is in the batch."""
+    if len(x) >= SMALLEST:
+        return model(x)
+    out = model(x[torch.arange(SMALLEST, device=x.device) % len(x)])
+    return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, pixels: Tensor, batch_size: int = 256) -> Tensor:
     """The model's outputs for all images, on the CPU, computed in batches."""
     where = device()
-    return torch.cat([model(x.to(where)).cpu() for x in pixels.split(batch_size)])
+    return torch.cat([forward(model, x.to(where)).cpu() for x in pixels.split(batch_size)])
 
 
 def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multishield import records
-from multishield.classifiers import device
+from multishield.classifiers import device, forward
 from multishield.dataset import Split
 from multishield.decision import alignment_gap, shield_output
 from multishield.files import load_tensors, save_tensors
@@ -56,11 +56,11 @@ def judge(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> dict[str, 
     parts = []
     for x in pixels.split(batch_size):
         if hasattr(model, "scores"):
-            logits, cosines = (t.cpu() for t in model.scores(x.to(device())))
+            logits, cosines = (t.cpu() for t in forward(model.scores, x.to(device())))
             decision = shield_output(logits, cosines, model.tolerance).argmax(1)
             parts.append((decision, cosines.argmax(1), alignment_gap(logits, cosines)))
         else:
-            decision = model(x.to(device())).cpu().argmax(1)
+            decision = forward(model, x.to(device())).cpu().argmax(1)
             parts.append((decision, torch.full_like(decision, -1), torch.full((len(x),), torch.nan)))
     return {
         name: torch.cat(column)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multishield.classifiers import Outputs
 from multishield.decision import shield_output
 
-# What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
-Outputs = Tensor | tuple[Tensor, ...]
 # Outputs and labels (B,) to success (B,) of the attacker.
 Success = Callable[[Outputs, Tensor], Tensor]
 

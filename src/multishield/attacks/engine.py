@@ -13,14 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from multishield.attacks.base import AttackResult, Outputs, Success, keys
+from multishield.attacks.base import AttackResult, Outputs, Success, keys, uniform
+from multishield.attacks.capacity import affordable
+from multishield.attacks.folding import folded
+from multishield.classifiers import SMALLEST, forward
 from multishield.errors import UserError
-
-# Below this, CPU kernels for small batches sum in another order, and the last bits of a result would depend on how many
-# images are left (tests/test_engine.py). Smaller batches are filled up with repeats.
-SMALLEST = 16
-# On the CPU throughput levels off here; on a GPU memory decides, and the batch halves until it fits.
-BATCH_SIZE = {"cpu": 128, "cuda": 1024}
 
 State = dict[str, Tensor]
 # Outputs, labels, targets and variants of the slots to losses, each (B,), which the attack raises.
@@ -47,12 +44,9 @@ def has_bf16(where: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
-    """The model's outputs, the same bytes for an image whatever else is in the batch."""
-    if len(x) >= SMALLEST:
-        return model(x)
-    out = model(x[torch.arange(SMALLEST, device=x.device) % len(x)])
-    return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
+def _some(shape: torch.Size, where: torch.device) -> Tensor:
+    """Images of this shape: what is learnt from them must not depend on which images are attacked."""
+    return uniform(torch.arange(SMALLEST), shape.numel()).view(-1, *shape).to(where)
 
 
 class _Run:
@@ -62,7 +56,10 @@ class _Run:
         self.model, self.success, self.where = model, success, where
         self.fast = fast and has_bf16(where)
         self.images, self.labels, self.ids = images, labels, ids
-        self.batch_size = batch_size or BATCH_SIZE.get(where.type, BATCH_SIZE["cuda"])
+        sample = _some(images[0].shape, where)
+        self.moving = folded(model, sample)
+        self.exact = self.moving is model and not self.fast
+        self.batch_size = batch_size or affordable(self.moving, sample, where)
         self.result, self.done = images.clone(), torch.zeros(len(images), dtype=torch.bool)
         self.passes = torch.zeros(2, len(images), dtype=torch.long)
 
@@ -71,10 +68,10 @@ class _Run:
         try:
             return compute()
         except torch.OutOfMemoryError:
-            if self.batch_size == 1:
+            if self.batch_size <= SMALLEST:
                 raise UserError(
-                    "a single image does not fit into the memory of the device; use a smaller model, "
-                    "or the CPU (CUDA_VISIBLE_DEVICES= in front of the command)"
+                    f"{SMALLEST} images at once, the fewest, do not fit into the memory of the device; use a smaller "
+                    "model, or the CPU (CUDA_VISIBLE_DEVICES= in front of the command)"
                 ) from None
             self.batch_size //= 2
             return None
@@ -93,20 +90,20 @@ class _Run:
             parts.append(plan(out, y).cpu() if plan else None)
             at = part.stop
         self.passes[0] = 1
-        return torch.cat(parts) if plan and parts else None
+        return torch.cat(parts) if plan else None
 
     def step(self, x: Tensor) -> Outputs:
-        """Outputs that moves are computed from, float32; inside in bf16 where that is fast."""
+        """Outputs of the folded twin, float32, that moves are computed from; inside in bf16 where that is wanted."""
         with torch.autocast(self.where.type, torch.bfloat16, enabled=self.fast):
-            out = forward(self.model, x)
+            out = forward(self.moving, x)
         return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
 
     @torch.no_grad()
     def verdict(self, out: Outputs, x: Tensor, labels: Tensor, last: Tensor) -> Tensor:
-        """Which slots are broken, in full precision. What bf16 calls broken is looked at again, and so is the last
-        image of every try."""
+        """Which slots are broken, by the model itself in full precision. What the twin calls broken is looked at again,
+        and so is the last image of every try."""
         broken = self.success(out, labels)
-        if not self.fast:
+        if self.exact:
             return broken
         doubtful = (broken | last).nonzero()[:, 0]
         broken = torch.zeros_like(broken)
@@ -143,16 +140,21 @@ def ascend(
         where: the device.
         plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
-        fast: compute moves in bf16 where the device has it. Verdicts are in full precision all the same.
-        batch_size: slots; by default as many as pay. It has no influence on results.
+        fast: compute moves in bf16 where the device has it. In any case they are made with batch norms folded (see
+            `folding`), and verdicts are the model's own, in full precision.
+        batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
+            for. It has no influence on results.
         watch: called after every step as watch(indices, images, success, passes, left) with the images that it has
             finished, often none, and `left`, the tries times steps that are still to do, at most.
     """
+    if not len(images):
+        none = torch.zeros(0, dtype=torch.long)
+        return AttackResult(images.clone(), none.bool(), none, none)
     run = _Run(model, images, labels, ids, success, fast, where, batch_size)
     targets = run.clean(plan)
     variants = variants if targets is None else targets.shape[1]
     queue = deque((int(i), 0) for i in (~run.done).nonzero()[:, 0])
-    streams = torch.stack([keys(seed, f"{tag}/{v}", ids) for v in range(variants)], 1) if len(ids) else None
+    streams = torch.stack([keys(seed, f"{tag}/{v}", ids) for v in range(variants)], 1)
     budget = torch.where(run.done, 0, variants * (rule.steps + 1))
     if watch and run.done.any():
         _report(watch, run, run.done.nonzero()[:, 0], budget)
@@ -169,8 +171,10 @@ def ascend(
 
 
 def _fill(slots: State, queue: deque, run: _Run, rule: Rule, streams: Tensor, targets: Tensor | None) -> State:
-    """New tries from the queue into the free slots."""
-    free = run.batch_size - len(slots.get("image", ()))
+    """New tries from the queue into the free slots. The last few come in beyond them: left for later they would keep
+    the hardware for as long as a full batch."""
+    few = len(queue) <= run.batch_size // 2
+    free = len(queue) if few else run.batch_size - len(slots.get("image", ()))
     tries = [queue.popleft() for _ in range(min(free, len(queue)))]
     if not tries:
         return slots

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks.base import AttackResult, Success, fooled
-from multishield.attacks.engine import forward
+from multishield.classifiers import forward
 
 
 @torch.no_grad()

@@ -1,0 +1,74 @@
+"""A faster twin of a model for an attack's moves: batch norms folded into the convolutions before them.
+
+In a frozen network conv -> batch norm is one affine map, and one pass over memory is saved in each direction. Sums are
+rounded differently, so that the twin never decides: verdicts come from the model itself (see `engine`).
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def folded(model: Callable[[Tensor], object], x: Tensor) -> Callable[[Tensor], object]:
+    """A copy of the model with every foldable batch norm folded.
+
+    Which batch norm follows which convolution is seen in one pass, not guessed from names or order: its input is the
+    very tensor that the convolution returned, unchanged. Where that tensor goes elsewhere too, folding would change
+    the function; so the copy must give the same outputs, or the model itself is returned.
+
+    Args:
+        model: a module, or a bound method of one (a shield's `scores`); anything else is returned as it is.
+        x: a few images (B,3,H,W) for that pass, on the model's device.
+    """
+    owner = getattr(model, "__self__", model)
+    if not isinstance(owner, nn.Module) or owner.training or not any(_is_norm(m) for m in owner.modules()):
+        return model
+    twin = copy.deepcopy(owner)
+    call = twin if owner is model else getattr(twin, model.__name__)
+    with torch.no_grad():
+        for convolution, norm in _pairs(twin, call, x):
+            _replace(twin, convolution, fuse_conv_bn_eval(convolution, norm))
+            _replace(twin, norm, nn.Identity())
+        outputs = zip(_several(call(x)), _several(model(x)), strict=True)
+        same = all(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3) for ours, theirs in outputs)
+    return call if same else model
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # The exact type: a subclass (timm's norm with an activation in it) does more than its name says.
+    return type(module) is nn.BatchNorm2d
+
+
+def _several(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return out if isinstance(out, tuple) else (out,)
+
+
+def _pairs(module: nn.Module, call: Callable, x: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions and the batch norms that take their outputs; those that are called twice are left out."""
+    made, pairs, calls = [], [], {}
+
+    def returned(convolution, inputs, output):
+        # The tensor is kept alive until the end: an address would be used again.
+        made.append((output, output._version, convolution))
+        calls[convolution] = calls.get(convolution, 0) + 1
+
+    def taken(norm, inputs):
+        calls[norm] = calls.get(norm, 0) + 1
+        pairs.extend((c, norm) for out, version, c in made if out is inputs[0] and out._version == version)
+
+    hooks = [m.register_forward_hook(returned) for m in module.modules() if type(m) is nn.Conv2d]
+    hooks += [m.register_forward_pre_hook(taken) for m in module.modules() if _is_norm(m)]
+    call(x)
+    for hook in hooks:
+        hook.remove()
+    return [(c, n) for c, n in pairs if calls[c] == calls[n] == 1]
+
+
+def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
