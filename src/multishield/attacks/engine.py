@@ -173,7 +173,7 @@ def ascend(
 def _fill(slots: State, queue: deque, run: _Run, rule: Rule, streams: Tensor, targets: Tensor | None) -> State:
     """New tries from the queue into the free slots. The last few come in beyond them: left for later they would keep
     the hardware for as long as a full batch."""
-    few = len(queue) <= run.batch_size // 2
+    few = run.batch_size > SMALLEST and len(queue) <= run.batch_size // 2  # where memory is short, never
     free = len(queue) if few else run.batch_size - len(slots.get("image", ()))
     tries = [queue.popleft() for _ in range(min(free, len(queue)))]
     if not tries:
