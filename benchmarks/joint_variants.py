@@ -12,14 +12,23 @@ import torch
 from torch.nn import functional as F
 
 from multishield import dataset
-from multishield.attacks.apgd import AutoSteps
+from multishield.attacks.apgd import AutoSteps, likeliest
 from multishield.attacks.base import Ball, evaded_by, keys, per_image
 from multishield.attacks.engine import ascend
-from multishield.attacks.joint import Weaker, joint_score, target_margins
+from multishield.attacks.joint import Weaker, target_margins, targets_in_turn
 from multishield.evaluation import Attacked
 from multishield.params import Params
 from multishield.paths import artifacts
 from multishield.shield import load_shield
+
+# Logits per unit of cosine: what CLIP itself was trained with, at most.
+CLIP_SCALE = 100
+
+
+def log_probabilities(scores):
+    """log softmax(z) and log softmax(s c), each (B,K)."""
+    z, c = scores
+    return F.log_softmax(z, 1), F.log_softmax(CLIP_SCALE * c, 1)
 
 
 class Signed(Weaker):
@@ -87,27 +96,27 @@ class Bench:
         self.params = Params.load()
         self.shield = load_shield(name, self.params.multishield.tolerance)
         self.data, self.eps = dataset.load_split("evaluation")[:images], self.params.threat_model.eps
-        self.scale = self.params.adaptive.joint.clip_scale
         self.name, self.targets, self.ball = name, targets, Ball(self.eps)
 
     def margins(self, scores, y, target, variant):
         return target_margins(scores, target, self.shield.tolerance)
 
-    def log_probabilities(self, scores, y, target, variant):
-        return (joint_score(*scores, self.scale).gather(1, target[:, None])[:, 0],)
+    def sum_of_logs(self, scores, y, target, variant):
+        return (sum(log_probabilities(scores)).gather(1, target[:, None])[:, 0],)
 
-    def both_log_probabilities(self, scores, y, target, variant):
-        z, c = scores
-        return tuple(F.log_softmax(s, 1).gather(1, target[:, None])[:, 0] for s in (z, self.scale * c))
+    def both_logs(self, scores, y, target, variant):
+        return tuple(s.gather(1, target[:, None])[:, 0] for s in log_probabilities(scores))
 
-    def order(self, by="both", count=None):
+    def order(self, by="in turn", count=None):
         """Targets by what one model or both think of the clean image."""
+        count = count or self.targets
 
         def plan(scores, y):
+            if by == "in turn":
+                return targets_in_turn(scores, y, count)
             z, c = scores
-            rank = {"both": joint_score(z, c, self.scale), "classifier": z, "clip": c, "random": torch.rand_like(z)}[by]
-            rank = rank.scatter(1, y.view(-1, 1), -torch.inf)
-            return rank.topk(min(count or self.targets, z.shape[1] - 1), 1).indices
+            rank = {"sum": sum(log_probabilities(scores)), "classifier": z, "clip": c, "random": torch.rand_like(z)}
+            return likeliest(rank[by], y, count)
 
         return plan
 
@@ -146,15 +155,16 @@ def compare(b: Bench, steps: int) -> None:
     b.row("sum of both gradients, each of length one", Signed(ball, steps, the_sum))
     b.row("the two in turn", Signed(ball, steps, alternating))
     b.row("orthogonal projections", Signed(ball, steps, orthogonal))
-    b.row("sum of log-probabilities", Signed(ball, steps, the_sum), b.log_probabilities)
-    b.row("sum of log-probabilities, gradients of length one", Signed(ball, steps, the_sum), b.both_log_probabilities)
-    b.row("APGD on the sum of log-probabilities", AutoSteps(ball, steps), b.log_probabilities)
+    b.row("sum of log-probabilities", Signed(ball, steps, the_sum), b.sum_of_logs)
+    b.row("sum of log-probabilities, gradients of length one", Signed(ball, steps, the_sum), b.both_logs)
+    b.row("APGD on the sum of log-probabilities", AutoSteps(ball, steps), b.sum_of_logs)
     b.row("APGD on the smaller margin", AutoSteps(ball, steps, combine=smaller(ball)))
     total = b.targets * steps
     for count in (1, 2, 5, 9):
         b.row(f"first way, {count} x {total // count} steps", Weaker(ball, total // count), plan=b.order(count=count))
-    for by in ("classifier", "clip", "random"):
-        b.row(f"first way, targets ordered by {by}", Weaker(ball, steps), plan=b.order(by))
+    orders = {"classifier": "the classifier", "clip": "CLIP", "sum": "the sum of log-probabilities", "random": "chance"}
+    for by, words in orders.items():
+        b.row(f"first way, targets ordered by {words}", Weaker(ball, steps), plan=b.order(by))
 
 
 def main() -> None:

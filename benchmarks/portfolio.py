@@ -17,7 +17,7 @@ from multishield.adaptive import portfolio
 from multishield.attacks.base import evaded
 from multishield.attacks.transfer import transfer
 from multishield.evaluation import Attacked, judge
-from multishield.params import Params
+from multishield.params import Params, SquareAttack
 from multishield.paths import artifacts
 from multishield.records import wilson
 from multishield.shield import load_shield
@@ -25,8 +25,7 @@ from multishield.shield import load_shield
 
 def square_on_all(shield, data, params: Params, queries: int) -> torch.Tensor:
     """Square's images (N,3,H,W)."""
-    adaptive = params.adaptive.model_copy(deep=True)
-    adaptive.square.queries = queries
+    adaptive = params.adaptive.model_copy(update={"square": SquareAttack(queries=queries)})
     with tqdm(total=len(data), desc="square", unit="image", mininterval=20) as bar:
         return portfolio(adaptive)["square"](
             shield,

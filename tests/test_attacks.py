@@ -9,7 +9,7 @@ from multishield.attacks import losses
 from multishield.attacks.apgd import apgd, checkpoints, likeliest
 from multishield.attacks.autoattack import autoattack
 from multishield.attacks.base import evaded, fooled
-from multishield.attacks.joint import evasion_margin, joint, joint_score
+from multishield.attacks.joint import evasion_margin, joint, targets_in_turn
 from multishield.attacks.paper import ce_loss, dlr_loss, paper
 from multishield.attacks.pgd import fgsm
 from multishield.shield import MultiShield
@@ -68,7 +68,7 @@ def test_joint_on_a_tiny_image_against_exhaustive_search():
     possible = torch.stack(
         [evaded(shield(xi + offsets), yi.expand(len(offsets))).any() for xi, yi in zip(x, y, strict=True)]
     )
-    found = joint(shield, x, y, eps=eps, seed=0, ids=torch.arange(150), targets=2, steps=60, clip_scale=10.0)
+    found = joint(shield, x, y, eps=eps, seed=0, ids=torch.arange(150), targets=2, steps=60)
     assert 10 < possible.sum() < 140
     assert (found.success & possible).sum() >= 0.97 * possible.sum()
     assert torch.equal(evaded(shield(found.images), y), found.success)
@@ -108,9 +108,17 @@ def test_evaded_never_takes_class_ten_for_rejection():
 def test_targets_are_wrong_classes_likeliest_first():
     score = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
     assert likeliest(score, torch.tensor([1]), 9).tolist() == [[3, 2, 0]]
-    z, c = torch.randn(2, 5), torch.rand(2, 5)
-    expected = z.log_softmax(1) + (100 * c).log_softmax(1)
-    assert torch.allclose(joint_score(z, c, 100), expected)
+
+
+def test_the_models_name_targets_in_turn_and_no_scale_matters():
+    z = torch.tensor([[9.0, 5.0, 4.0, 1.0, 2.0]])  # the classifier's order of wrong classes: 1 2 4 3
+    c = torch.tensor([[0.3, 0.1, 0.2, 0.5, 0.4]])  # CLIP's: 3 4 2 1
+    y = torch.tensor([0])
+    assert targets_in_turn((z, c), y, 9).tolist() == [[1, 3, 2, 4]]
+    assert targets_in_turn((z, c), y, 2).tolist() == [[1, 3]]
+    assert targets_in_turn((0.01 * z, 1000 * c), y, 9).tolist() == [[1, 3, 2, 4]]
+    tied = torch.zeros(1, 1000)
+    assert sorted(targets_in_turn((tied, tied), torch.tensor([7]), 999)[0].tolist()) == [*range(7), *range(8, 1000)]
 
 
 def test_checkpoints_of_auto_pgd():

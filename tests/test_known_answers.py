@@ -71,7 +71,7 @@ def test_joint_finds_what_linear_programming_finds(agreement):
         ]
     )
     possible, certain = exact > 1e-5, exact.abs() > 1e-5
-    found = joint(shield, x, y, eps=EPS, seed=0, ids=torch.arange(250), targets=K - 1, steps=60, clip_scale=20.0)
+    found = joint(shield, x, y, eps=EPS, seed=0, ids=torch.arange(250), targets=K - 1, steps=60)
     assert 25 < possible.sum() < 225, "both cases occur"
     assert not (found.success & ~possible & certain).any(), "nothing is claimed that cannot be"
     assert (found.success & possible).sum() >= 0.99 * possible.sum()

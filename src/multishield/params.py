@@ -153,7 +153,6 @@ class JointAttack(Section):
     targets: Count
     steps: Count
     restarts: Count
-    clip_scale: Positive
 
 
 class AlignmentAttack(Section):

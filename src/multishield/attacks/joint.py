@@ -10,17 +10,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from multishield.attacks.apgd import likeliest
 from multishield.attacks.base import AttackResult, Ball, evaded_by, per_image
 from multishield.attacks.engine import State, ascend
 from multishield.attacks.losses import at, rival
 
 
-def joint_score(logits: Tensor, cosines: Tensor, clip_scale: float) -> Tensor:
-    """How likely each class is under both models: log softmax(z) + log softmax(s c), (B,K)."""
-    return F.log_softmax(logits, 1) + F.log_softmax(clip_scale * cosines, 1)
+def targets_in_turn(scores: tuple[Tensor, Tensor], labels: Tensor, count: int) -> Tensor:
+    """The wrong classes to try: the classifier's likeliest, CLIP's likeliest, the classifier's second, ... (B,count).
+
+    Which of the two models is harder to convince is not known beforehand, so each names its own candidates. A sum of
+    their scores would need a scale between logits and cosines, and lets one of them choose for both. At most K-1.
+    """
+    wrong = (s.scatter(1, labels.view(-1, 1), -torch.inf) for s in scores)
+    z, c = (s.argsort(dim=1, descending=True, stable=True).argsort(1) for s in wrong)  # ranks; the label is last
+    turn = torch.minimum(2 * z, 2 * c + 1)
+    return turn.argsort(1)[:, : min(count, turn.shape[1] - 1)]
 
 
 def target_margins(scores: tuple[Tensor, Tensor], target: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,6 @@ def joint(
     targets: int = 3,
     steps: int = 60,
     restarts: int = 1,
-    clip_scale: float = 100.0,
     batch_size: int | None = None,
     **engine,
 ) -> AttackResult:
@@ -82,16 +86,14 @@ def joint(
         images, labels: (N,3,H,W) in [0,1]; (N,).
         eps, norm: radius and norm ("Linf" or "L2") of the ball.
         seed, ids: (N,); name each image's random starts.
-        targets: wrong classes to try, those that both models like best first (at most K-1).
+        targets: wrong classes to try, in the order of `targets_in_turn` (at most K-1).
         steps: steps per target and restart.
         restarts: random starts per target.
-        clip_scale: s, in logits per unit of cosine, for the order of the targets; CLIP's own is about 100.
         engine: further arguments of `ascend`.
     """
 
     def plan(scores: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-        order = likeliest(joint_score(*scores, clip_scale), y, targets)
-        return order.repeat(1, restarts)
+        return targets_in_turn(scores, y, targets).repeat(1, restarts)
 
     return ascend(
         shield.scores,
