@@ -72,6 +72,13 @@ def test_a_mistake_is_named_with_what_is_accepted(tmp_path, key, value, words):
     assert "pydantic" not in message
 
 
+def test_a_mistake_in_a_list_is_one_sentence_about_it():
+    values = read_yaml(DEMO)
+    values["baseline"]["attacks"] = ["apgd-ce", "foo"]
+    with pytest.raises(UserError, match=r"^params.yaml: baseline.attacks.1 is 'foo', but it should be [^\n]*$"):
+        Params.parse(values)
+
+
 def test_a_missing_key_and_a_missing_section(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(DEMO.read_text().replace("  norm: Linf", "  #"))

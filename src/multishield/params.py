@@ -228,7 +228,7 @@ class Params(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError("\n".join(f"{source}: {_sentence(e)}" for e in error.errors())) from None
+            raise UserError("\n".join(f"{source}: {_sentence(e)}" for e in _sharpest(error.errors()))) from None
 
 
 def read_yaml(path: Path):
@@ -245,8 +245,8 @@ def read_yaml(path: Path):
         raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _sentence(error: dict) -> str:
-    """One clear sentence from one pydantic error."""
+def _key(error: dict) -> str:
+    """The key of the file that a pydantic error is about, as "baseline.attacks.0"."""
     # Tags of a discriminated union ("train", "checkpoint") and type names are pydantic's, not keys of the file.
     sources = {"train", "checkpoint", "open_clip", "file"}
     loc = [
@@ -255,7 +255,18 @@ def _sentence(error: dict) -> str:
         if not ((p in sources and i and error["loc"][i - 1] == "alignment") or (p in sources and i == 2))
         and not str(p).startswith(("literal[", "constrained-", "list[", "int", "float", "function-"))
     ]
-    key, given = ".".join(loc), error.get("input")
+    return ".".join(loc)
+
+
+def _sharpest(errors: list[dict]) -> list[dict]:
+    """Without those about a whole value of which a part is named too: a list with a mistake need not be a word."""
+    keys = [_key(e) for e in errors]
+    return [e for e, key in zip(errors, keys, strict=True) if not any(k.startswith(f"{key}.") for k in keys)]
+
+
+def _sentence(error: dict) -> str:
+    """One clear sentence from one pydantic error."""
+    key, given = _key(error), error.get("input")
     if error["type"] == "extra_forbidden":
         return f"{key} is not a known key; remove it or correct its spelling (profiles/demo.yaml shows every key)"
     if error["type"] == "missing":
