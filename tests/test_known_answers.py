@@ -89,24 +89,38 @@ def real_network():
     return network, data.pixels[right], data.labels[right]
 
 
-@pytest.mark.slow
-@pytest.mark.cifar10
-@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "square"])
-def test_agreement_with_autoattacks_package(name, real_network):
-    """The same network, images and budget, at a radius where some images resist."""
-    network, x, y = real_network
-    queries, eps = 300, {"square": 3 / 255}.get(name, 0.8 / 255)
-    theirs = AutoAttack(network, attacks=[name], version="custom", norm="Linf", eps=eps, seed=0, device="cpu")
-    theirs.apgd.n_restarts = 1
-    theirs.apgd_targeted.n_target_classes, theirs.square.n_queries = 9, queries
-    images, _ = theirs.run_standard_evaluation(x, y, batch_size=100)
-    options = {"eps": eps, "seed": 0, "ids": torch.arange(len(x))}
+def theirs(name, network, x, y, eps, seed, queries) -> int:
+    """Images that AutoAttack's package leaves robust."""
+    attack = AutoAttack(network, attacks=[name], version="custom", norm="Linf", eps=eps, seed=seed, device="cpu")
+    attack.apgd.n_restarts = 1
+    attack.apgd_targeted.n_target_classes, attack.square.n_queries = 9, queries
+    images, _ = attack.run_standard_evaluation(x, y, batch_size=100)
+    return int((~fooled(network(images), y)).sum())
+
+
+def ours(name, network, x, y, eps, seed, queries) -> int:
+    """Images that this package's attack leaves robust."""
+    options = {"eps": eps, "seed": seed, "ids": torch.arange(len(x))}
     if name == "square":
         result = square(network, x, y, queries=queries, **options)
     else:
         result = apgd(network, x, y, loss={"apgd-ce": "ce", "apgd-t": "dlr-targeted"}[name], **options)
-    robust = [(~fooled(network(images), y)).float().mean().item(), (~result.success).float().mean().item()]
-    print(f"{name}: AutoAttack's package {robust[0]:.1%}, ours {robust[1]:.1%}")
-    assert 0.1 < robust[0] < 0.9, "some images are robust and some are not"
-    # A point is two of 200 images. Square with 300 queries depends more on luck: six.
-    assert abs(round(200 * (robust[1] - robust[0]))) <= (6 if name == "square" else 2)
+    return int((~result.success).sum())
+
+
+# Square is a random search: one seed and the next lie up to two points apart, in either package. So means are compared.
+@pytest.mark.slow
+@pytest.mark.cifar10
+@pytest.mark.parametrize(
+    ("name", "eps", "seeds"), [("apgd-ce", 0.8 / 255, 1), ("apgd-t", 0.8 / 255, 1), ("square", 3 / 255, 3)]
+)
+def test_agreement_with_autoattacks_package(name, eps, seeds, real_network):
+    """The same network, images and budget, at a radius where some images resist: robust accuracy within one point."""
+    network, x, y = real_network
+    robust = []
+    for package in (theirs, ours):
+        left = [package(name, network, x, y, eps, seed, queries=300) for seed in range(seeds)]
+        print(f"{name}: {package.__name__} {left} of {len(x)} robust")
+        robust.append(sum(left) / seeds)
+    assert 0.1 < robust[0] / len(x) < 0.9, "some images are robust and some are not"
+    assert abs(robust[1] - robust[0]) <= 0.01 * len(x)
