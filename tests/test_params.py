@@ -33,7 +33,7 @@ MISTAKES = {
     "threat_model.nrom": [("Linf", "not a known key")],
     "nonsense": [(1, "not a known key")],
     "multishield.tolerance": [("much", "valid number"), (-0.1, "greater than or equal to 0"), (float("nan"), "finite")],
-    "dataset.name": [("cifar11", "'shapes' or 'folder'")],
+    "dataset.name": [("cifar11", "shapes, folder, cifar10"), ("mine:", "module:function")],
     "dataset.evaluate": [(0, "greater than or equal to 1"), ("all", "valid integer"), (2.5, "valid integer")],
     "classifiers": [
         (["resnet"], "not described under training"),

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -13,6 +13,18 @@ from multishield import paths
 from multishield.errors import UserError
 
 AA_ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+DATASETS = (
+    "shapes",
+    "folder",
+    "cifar10",
+    "imagenet",
+    "stl10",
+    "caltech101",
+    "food101",
+    "pets",
+    "eurosat",
+    "pathmnist",
+)
 ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 
 
@@ -45,7 +57,20 @@ def _name(name: str) -> str:
     return name
 
 
+def _factory(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise ValueError('must name a function as "module:function", such as "mine:flowers" for flowers() in mine.py')
+    return value
+
+
+def _dataset(value: str) -> str:
+    if value not in DATASETS and ":" not in value:
+        raise ValueError(f'it should be {", ".join(DATASETS)}, or an extension\'s "module:function"')
+    return value if value in DATASETS else _factory(value)
+
+
 Eps = Annotated[float, BeforeValidator(parse_eps)]
+Factory = Annotated[str, AfterValidator(_factory)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
 Name = Annotated[str, AfterValidator(_name)]
 Count = Annotated[int, Field(ge=1)]
@@ -66,11 +91,15 @@ class ThreatModel(Section):
 
 
 class Dataset(Section):
-    name: Literal["shapes", "folder"]
+    """`name` is one of `DATASETS` or the function of an extension; `resize` is the shorter side before the crop."""
+
+    name: Annotated[str, AfterValidator(_dataset)]
     root: Annotated[str, Field(min_length=1)]
     image_size: Annotated[int, Field(ge=8, le=1024)]
-    train: Count | None
-    validation: Count
+    resize: Annotated[int, Field(ge=8, le=2048)] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    train: Annotated[int, Field(ge=0)] | None
+    validation: Annotated[int, Field(ge=0)]
     evaluate: Count
     order: Literal["stratified", "first"]
 
@@ -106,6 +135,55 @@ class Checkpoint(Section):
     std: Spread
 
 
+class Catalogued(Section):
+    """A published classifier, by its name in `catalogue.CATALOGUE`."""
+
+    source: Literal["catalogue"]
+    name: Annotated[str, Field(min_length=1)]
+
+
+class Torchvision(Section):
+    """A torchvision model by name, with a tag of its weights ("IMAGENET1K_V1", "DEFAULT") or a safetensors file."""
+
+    source: Literal["torchvision"]
+    model: Annotated[str, Field(min_length=1)]
+    weights: Annotated[str, Field(min_length=1)]
+
+
+class Timm(Section):
+    """A timm model by name ("resnet18.a1_in1k"), with its own weights or those of a safetensors file."""
+
+    source: Literal["timm"]
+    model: Annotated[str, Field(min_length=1)]
+    weights: Annotated[str, Field(min_length=1)] | None = None
+
+
+class FineTuned(Section):
+    """A torchvision model whose layers are all trained on the data set, from published weights.
+
+    `weights` is a tag of torchvision, a safetensors file, or null for random ones.
+    """
+
+    source: Literal["finetune"]
+    model: Annotated[str, Field(min_length=1)]
+    weights: Annotated[str, Field(min_length=1)] | None
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    augment: bool = False
+
+
+class ClassifierFactory(Section):
+    """A classifier that an extension builds: "module:function", from pixels in [0,1] to logits."""
+
+    source: Literal["factory"]
+    factory: Factory
+
+
+Classifiers = Trained | Checkpoint | Catalogued | Torchvision | Timm | FineTuned | ClassifierFactory
+
+
 class ClipTrained(Section):
     """A small CLIP that the pipeline trains on the data set's image-caption pairs."""
 
@@ -118,12 +196,17 @@ class ClipTrained(Section):
 
 
 class ClipOpen(Section):
-    """A model of open_clip, by name and pretrained tag (or the path of a weights file)."""
+    """A model of open_clip, by name and pretrained tag (or the path of a weights file).
+
+    `image_tower` replaces its image tower: a file, or "hf-hub:owner/name" in the layout of Hugging Face's transformers
+    or of open_clip.
+    """
 
     source: Literal["open_clip"]
     prompts: Annotated[list[Prompt], Field(min_length=1)]
     model: str
     pretrained: str | None
+    image_tower: Annotated[str, Field(min_length=1)] | None = None
 
 
 class ClipFile(Section):
@@ -134,6 +217,17 @@ class ClipFile(Section):
     config: str
     weights: str
     antialias: bool = True
+
+
+class ClipFactory(Section):
+    """A CLIP that an extension builds: "module:function", returning an `alignment.Clip`."""
+
+    source: Literal["factory"]
+    prompts: Annotated[list[Prompt], Field(min_length=1)]
+    factory: Factory
+
+
+Clips = ClipTrained | ClipOpen | ClipFile | ClipFactory
 
 
 class Baseline(Section):
@@ -187,8 +281,8 @@ class Params(Section):
     classifiers: Annotated[list[Name], Field(min_length=1)]
     threat_model: ThreatModel
     dataset: Dataset
-    training: dict[Name, Annotated[Trained | Checkpoint, Field(discriminator="source")]]
-    alignment: Annotated[ClipTrained | ClipOpen | ClipFile, Field(discriminator="source")]
+    training: dict[Name, Annotated[Classifiers, Field(discriminator="source")]]
+    alignment: Annotated[Clips, Field(discriminator="source")]
     baseline: Baseline
     multishield: Shield
     adaptive: Adaptive
@@ -248,7 +342,9 @@ def read_yaml(path: Path):
 def _key(error: dict) -> str:
     """The key of the file that a pydantic error is about, as "baseline.attacks.0"."""
     # Tags of a discriminated union ("train", "checkpoint") and type names are pydantic's, not keys of the file.
-    sources = {"train", "checkpoint", "open_clip", "file"}
+    sources = {
+        a for c in get_args(Classifiers) + get_args(Clips) for a in get_args(c.model_fields["source"].annotation)
+    }
     loc = [
         str(p)
         for i, p in enumerate(error["loc"])
