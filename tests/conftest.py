@@ -17,10 +17,12 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_collection_modifyitems(items):
     """Tests that need real files are skipped, with the reason, where nobody says where they are."""
-    missing = [v for v in ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS") if not os.environ.get(v)]
+    needs = {"cifar10": ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS"), "imagenet": ("MULTISHIELD_IMAGENET",)}
     for item in items:
-        if item.get_closest_marker("cifar10") and missing:
-            item.add_marker(pytest.mark.skip(reason=f"{missing[0]} is not set"))
+        for marker, variables in needs.items():
+            missing = [v for v in variables if not os.environ.get(v)]
+            if item.get_closest_marker(marker) and missing:
+                item.add_marker(pytest.mark.skip(reason=f"{missing[0]} is not set"))
 
 
 @pytest.fixture(autouse=True)
