@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 import pandas as pd
 
@@ -13,8 +14,12 @@ from multishield.files import write_text
 from multishield.params import Params, read_yaml
 
 
+# ${NAME} or ${NAME:-a path of the project}: where files are, on this machine.
+_VARIABLE = re.compile(r"\$\{(\w+)(:-[^}]+)?\}")
+
+
 def use_profile(name: str) -> None:
-    """Copy `profiles/<name>.yaml` to `params.yaml`, with environment variables filled in.
+    """Copy `profiles/<name>.yaml` to `params.yaml`, with environment variables (or what stands for them) filled in.
 
     A params.yaml that no profile made is kept as `params.backup.yaml`.
 
@@ -26,13 +31,13 @@ def use_profile(name: str) -> None:
     if name not in names:
         raise UserError(f"the profile is {name!r}; accepted are {', '.join(names)}")
     text = (folder / f"{name}.yaml").read_text()
-    unset = [v for v in re.findall(r"\$\{(\w+)\}", text) if not os.environ.get(v)]
+    unset = [name for name, fallback in _VARIABLE.findall(text) if not os.environ.get(name) and not fallback]
     if unset:
         raise UserError(
             f"the profile {name} takes paths from environment variables, and {unset[0]} is not set; "
             f"run `{unset[0]}=/path make reproduce PROFILE={name}`; profiles/{name}.yaml says what it names"
         )
-    text = re.sub(r"\$\{(\w+)\}", lambda m: os.path.abspath(os.environ[m[1]]), text)
+    text = _VARIABLE.sub(lambda m: os.path.abspath(os.environ[m[1]]) if os.environ.get(m[1]) else m[2][2:], text)
     target = paths.root() / "params.yaml"
     old = target.read_text()
     if text == old:
@@ -69,6 +74,14 @@ def show_cost() -> None:
     print(rows.groupby(["stage", "classifier"], sort=False).last().to_string())
 
 
+def show_predictions(images: list[Path], classifier: str | None, json: bool) -> None:
+    """Print what the shield says to images."""
+    from multishield import predict
+
+    found = predict.predict(images, classifier)
+    print(predict.as_json(found) if json else predict.as_text(found))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, or 1 with one sentence on standard error."""
     parser = argparse.ArgumentParser(prog="multishield", description=__doc__)
@@ -79,10 +92,21 @@ def main(arguments: list[str] | None = None) -> int:
     profile.add_argument("name")
     commands.add_parser("results", help="print the result table and the path of the report")
     commands.add_parser("cost", help="print wall time and peak memory of each stage's last run here")
+    images = commands.add_parser("predict", help="a class or 'rejected' for images, with both models' scores")
+    images.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    images.add_argument("--classifier", help="one of `classifiers` in params.yaml; the first unless given")
+    images.add_argument("--json", action="store_true", help="the scores of every class, as JSON")
     options = parser.parse_args(arguments)
-    actions = {"data": materialise_data, "check": Params.load, "results": show_results, "cost": show_cost}
+    actions = {
+        "data": materialise_data,
+        "check": Params.load,
+        "profile": lambda: use_profile(options.name),
+        "results": show_results,
+        "cost": show_cost,
+        "predict": lambda: show_predictions(options.images, options.classifier, options.json),
+    }
     try:
-        use_profile(options.name) if options.command == "profile" else actions[options.command]()
+        actions[options.command]()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -99,16 +99,22 @@ class _Run:
         return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
 
     @torch.no_grad()
-    def verdict(self, out: Outputs, x: Tensor, labels: Tensor, last: Tensor) -> Tensor:
+    def verdict(self, s: State, out: Outputs, losses: tuple[Tensor, ...], last: Tensor) -> Tensor:
         """Which slots are broken, by the model itself in full precision. What the twin calls broken is looked at again,
-        and so is the last image of every try."""
-        broken = self.success(out, labels)
+        and so is the last image of every try.
+
+        Where moves are in bf16 and the model has said no, the twin must climb higher before it is asked again: an image
+        on the edge would otherwise cost a second pass at every step.
+        """
+        claimed = self.success(out, s["label"])
         if self.exact:
-            return broken
-        doubtful = (broken | last).nonzero()[:, 0]
-        broken = torch.zeros_like(broken)
-        if len(doubtful):
-            broken[doubtful] = self.success(forward(self.model, x[doubtful]), labels[doubtful])
+            return claimed
+        height = torch.stack(losses).amin(0)
+        asked = last | (claimed & (height > s["refuted"]) if self.fast else claimed)
+        broken, i = torch.zeros_like(claimed), asked.nonzero()[:, 0]
+        if len(i):
+            broken[i] = self.success(forward(self.model, s["x"][i]), s["label"][i])
+            s["refuted"] = torch.where(asked & ~broken, height, s["refuted"])
         return broken
 
 
@@ -186,6 +192,7 @@ def _fill(slots: State, queue: deque, run: _Run, rule: Rule, streams: Tensor, ta
         "label": run.labels[image],
         "target": targets[image, variant] if targets is not None else torch.full_like(image, -1),
         "step": torch.zeros_like(image),
+        "refuted": torch.full(image.shape, -torch.inf),
     }
     new = {name: t.to(run.where) for name, t in new.items()}
     new |= {"clean": clean, **rule.start(clean, streams[image, variant].to(run.where))}
@@ -202,8 +209,8 @@ def _evaluate(run: _Run, rule: Rule, objective: Objective, s: State):
     if rule.needs_gradient and bool((s["step"] < rule.steps).any()):
         last = len(losses) - 1
         gradients = tuple(torch.autograd.grad(loss.sum(), x, retain_graph=i < last)[0] for i, loss in enumerate(losses))
-    broken = run.verdict(out, x.detach(), s["label"], s["step"] >= rule.steps)
-    return broken, tuple(loss.detach() for loss in losses), gradients
+    losses = tuple(loss.detach() for loss in losses)
+    return run.verdict(s, out, losses, s["step"] >= rule.steps), losses, gradients
 
 
 def _advance(slots, queue, run, rule, variants, budget, watch, broken, losses, gradients) -> State:
