@@ -1,32 +1,47 @@
 # Two commands from a bare clone, on a machine with Python 3.11 and pip:
 #   make reproduce                  the whole pipeline, then the result table and the path of the report
-#   make reproduce PROFILE=NAME     the same with a preset of profiles/
+#   make reproduce PROFILE=NAME     the same with a preset of profiles/; with a list (paper) its presets in turn
 #   make test                       all tests
-# And: make lab (JupyterLab), make clean (remove what runs have made; not reports/).
+# And: make lab (JupyterLab), make clean (remove what runs have made; not reports/, results/ and datasets/).
 
 PYTHON ?= python3.11
-VENV ?= .venv
+# RobustBench pins versions that fit nothing else: a preset that says so gets an environment of its own.
+PRESET := $(if $(PROFILE),profiles/$(PROFILE).yaml,params.yaml)
+ROBUSTBENCH := $(if $(filter reproduce lab,$(MAKECMDGOALS)),$(shell grep -ls '^\# needs: robustbench' $(PRESET)))
+VENV ?= $(if $(ROBUSTBENCH),.venv-robustbench,.venv)
+LOCK := $(if $(ROBUSTBENCH),requirements-robustbench.lock,requirements.lock)
 BIN := $(abspath $(VENV))/bin
 # Stages are run by name: they must find this environment's python first.
 RUN := PATH="$(BIN):$$PATH"
+LIST := $(if $(PROFILE),$(wildcard profiles/$(PROFILE).list))
 
 .PHONY: reproduce test lint lab clean
 
 # Made anew when the lock changes. The package itself is editable: no reinstall after an edit.
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("error: Python %d.%d was found, Python 3.11 is needed: give its path, make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+ifeq ($(LIST),)
 reproduce: $(VENV)/.installed
 	$(if $(PROFILE),$(RUN) multishield profile $(PROFILE))
 	$(RUN) multishield check
 	$(RUN) multishield data
-	$(RUN) dvc commit --quiet data.dvc </dev/null
+	[ ! -d data ] || $(RUN) dvc commit --quiet data.dvc </dev/null
 	$(RUN) dvc repro
 	$(RUN) multishield results
+else
+# What is finished is kept in results/NAME/ and not run again, unless its preset has changed.
+reproduce: $(patsubst %,results/%/index.html,$(shell grep -v '^\#' $(LIST)))
+endif
+
+results/%/index.html: profiles/%.yaml
+	$(MAKE) reproduce PROFILE=$*
+	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. params.yaml results/$*.part/
+	rm -rf results/$* && mv results/$*.part results/$* && touch $@
 
 test: $(VENV)/.installed
 	$(RUN) ruff check .
