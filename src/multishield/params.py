@@ -304,6 +304,16 @@ class Params(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_crop_fits_into_the_image(self):
+        size, resize = self.dataset.image_size, self.dataset.resize
+        if resize is not None and resize < size:
+            raise ValueError(
+                f"dataset.resize is {resize}, but the centre crop of dataset.image_size = {size} must fit into it; "
+                f"use {size} or more, such as 256 for a crop of 224"
+            )
+        return self
+
     @classmethod
     def load(cls, path: Path | None = None) -> "Params":
         """Read and check `params.yaml` (of the project that the working directory is in, unless `path` is given).
