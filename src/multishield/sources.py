@@ -250,8 +250,9 @@ def open_source(params: Dataset, split: str) -> Source | None:
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         if params.name not in OPENERS:
             raise
+        reason = str(error).split(". ")[0]  # what follows is torchvision's advice, which does not fit here
         raise UserError(
-            f"dataset.root is {params.root!r}, where {params.name} cannot be read ({error}); "
+            f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason}); "
             f"{'' if params.name in MEND else 'remove what is unpacked there and '}{mend(params)}"
         ) from None
     if source is None and split == "train":
