@@ -91,6 +91,14 @@ def test_draw():
     assert dataset.draw(labels[:0], 0, "stratified", 0).tolist() == []
 
 
+def test_fewer_images_than_classes_are_of_classes_from_all_over():
+    labels = torch.arange(1000).repeat_interleave(5)
+    chosen = dataset.draw(labels, 100, "stratified", 0)
+    assert len(labels[chosen].unique()) == 100
+    assert labels[chosen].float().mean() == pytest.approx(500, abs=100)
+    assert chosen[:5].tolist() == [50, 65, 82, 137, 213]
+
+
 def damaged(folder, how):
     file = folder / "test" / "red" / "001.png"
     if how == "truncated":

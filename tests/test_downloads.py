@@ -69,6 +69,13 @@ def serving(files):
         server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    """Where the environment names a proxy, this machine is not behind it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+
 @pytest.fixture
 def server():
     with serving({}) as running:

@@ -75,7 +75,8 @@ def read_split(
         UserError: an image is damaged.
     """
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
-    for row, i in enumerate(progress(chosen.tolist(), f"reading {what}", "image")):
+    rows = progress(chosen.tolist(), f"reading {what}", "image") if len(chosen) else []
+    for row, i in enumerate(rows):
         images[row] = fit(source.read(i), size, resize, interpolation)
     return Split(images, source.labels[chosen], chosen if source.ids is None else source.ids[chosen])
 
@@ -85,7 +86,8 @@ def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tenso
 
     Args:
         order: "first" takes the first ones; "stratified" takes equally many of each class, at random by `seed`
-            (what is left over goes to the first classes), in the order of the data set.
+            (what is left over goes to the first classes; fewer images than classes are of classes drawn by `seed`),
+            in the order of the data set.
 
     Returns:
         Sorted indices, int64 (count,).
@@ -104,7 +106,10 @@ def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tenso
     for k in labels.unique():
         members = shuffled[labels[shuffled] == k]
         rank[members] = torch.arange(len(members))
-    by_rank = torch.argsort(rank * (int(labels.max()) + 1) + labels, stable=True)
+    classes = int(labels.max()) + 1
+    # With fewer images than classes, the first classes would be no sample: ImageNet's first 400 are animals.
+    turn = torch.arange(classes) if count >= classes else torch.from_numpy(rng.permutation(classes))
+    by_rank = torch.argsort(rank * classes + turn[labels], stable=True)
     return by_rank[:count].sort().values
 
 
