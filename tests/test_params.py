@@ -36,7 +36,7 @@ MISTAKES = {
     "dataset.name": [("cifar11", "shapes, folder, cifar10"), ("mine:", "module:function")],
     "dataset.resize": [
         (31, "dataset.image_size = 32 must fit into it; use 32 or more"),
-        (4, "at least 8"),
+        (4, "greater than or equal to 8"),
         ("x", "integer"),
     ],
     "dataset.interpolation": [("nearest", "'bilinear' or 'bicubic'")],

@@ -359,7 +359,8 @@ def _key(error: dict) -> str:
         str(p)
         for i, p in enumerate(error["loc"])
         if not ((p in sources and i and error["loc"][i - 1] == "alignment") or (p in sources and i == 2))
-        and not str(p).startswith(("literal[", "constrained-", "list[", "int", "float", "function-"))
+        and not str(p).startswith(("literal[", "constrained-", "list[", "function-"))
+        and p not in ("int", "float")
     ]
     return ".".join(loc)
 
