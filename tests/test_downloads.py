@@ -31,7 +31,7 @@ def answer(handler, server):
         return handler.send_error(404)
     if how == "page":
         body, asked = b"\n<!DOCTYPE html><html>Please log in</html>", None
-    if how == "wrong":
+    if how.startswith("wrong"):
         body = body[::-1]
     start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked and how != "noranges" else 0
     if start >= len(body):
@@ -44,7 +44,9 @@ def answer(handler, server):
     rest = body[start:]
     # "cut" gives 100,000 bytes at most and then closes; "dead" closes after the headers.
     return handler.wfile.write(
-        {"cut": rest[:100_000], "once": rest if start else rest[:1000], "dead": b""}.get(how, rest)
+        {"cut": rest[:100_000], "wrongcut": rest[:100_000], "once": rest if start else rest[:1000], "dead": b""}.get(
+            how, rest
+        )
     )
 
 
@@ -178,6 +180,7 @@ def test_a_complete_piece_is_only_checked(archive, folder):
     ("how", "words"),
     [
         ("wrong", r"the wrong file came, with the md5 \w{32}: removed"),
+        ("wrongcut", r"the wrong file came, with the md5 \w{32}: removed"),
         ("page", "a web page came instead of the file"),
         ("missing", "HTTP 404"),
         ("dead", "no connection"),
@@ -211,6 +214,18 @@ def test_offline_one_sentence_says_everything(folder):
     for part in (*urls, "0" * 32, str(folder), "no connection"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_said_and_keeps_the_piece(archive, folder, monkeypatch):
+    def full(response, part, name, done):
+        part.write_bytes(BODY[:1000])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "_write", full)
+        with pytest.raises(UserError, match=r"a\.tar\.gz\.part cannot be written .*No space left"):
+            fetch(archive("good"), folder)
+    assert fetch(archive("good"), folder).read_bytes() == BODY
 
 
 def test_a_silent_server_times_out(archive, folder, monkeypatch):

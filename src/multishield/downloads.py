@@ -51,8 +51,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
     A download that broke off goes on where it was, from whichever address answers: its piece is `<name>.part`.
 
     Raises:
-        UserError: a file of that name lies there and is another one, or no address gave it: what each one answered,
-            the md5, and the folder where the file can be put by hand.
+        UserError: a file of that name lies there and is another one, the disk is full, or no address gave it: what
+            each one answered, the md5, and the folder where the file can be put by hand.
     """
     target = folder / archive.name
     if target.is_file():
@@ -71,6 +71,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
         except _Failed as error:
             reasons.append(f"{url} ({error})")
             continue
+        except OSError as error:
+            raise UserError(f"{part} cannot be written ({error}); make room there, or make it writable") from None
         os.replace(part, target)
         return target
     raise UserError(
@@ -85,6 +87,7 @@ def _from_mirror(url: str, part: Path, archive: Archive) -> None:
     Raises:
         _Failed: in words, why not. A complete file with the wrong md5 is removed.
     """
+    inherited = _size(part) > 0
     while True:
         before = _size(part)
         try:
@@ -97,9 +100,9 @@ def _from_mirror(url: str, part: Path, archive: Archive) -> None:
         if found == archive.md5:
             return
         part.unlink()
-        # The piece that was there may be at fault, not this address: it is asked once more, for the whole.
-        if not before:
+        if not inherited:
             raise _Failed(f"the wrong file came, with the md5 {found}: removed")
+        inherited = False  # the piece that was there may be at fault, not this address: once more, for the whole
 
 
 def _size(path: Path) -> int:
