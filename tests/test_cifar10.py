@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import copy_project, edit_params, run
-from multishield import alignment, classifiers, dataset
+from multishield import alignment, classifiers, dataset, sources
 from multishield.params import Params, read_yaml
 
 pytestmark = pytest.mark.cifar10
@@ -40,25 +41,30 @@ def real(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def test_split():
-    return dataset.read_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test", 32)
+def source():
+    return sources.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+
+
+@pytest.fixture(scope="module")
+def test_split(source):
+    return dataset.read_split(source, torch.arange(len(source)), 32)
 
 
 def test_the_checkpoint_is_as_good_as_published(real, test_split):
     params = Params.parse(read_yaml(real / "params.yaml")).training["resnet20"]
     model = classifiers.read_classifier(Path(params.path), params.architecture, 10, params.mean, params.std)
-    accuracy = classifiers.accuracy(model, test_split.split.pixels, test_split.split.labels)
+    accuracy = classifiers.accuracy(model, test_split.pixels, test_split.labels)
     assert accuracy == pytest.approx(0.917, abs=0.03)
 
 
-def test_the_clip_classifies_and_its_preprocessing_matters(real, test_split, monkeypatch):
+def test_the_clip_classifies_and_its_preprocessing_matters(real, source, test_split, monkeypatch):
     monkeypatch.chdir(real)
     params = Params.load().alignment
     clip = alignment.read_clip(params)
     classifiers.freeze(clip.model)
-    text = alignment.embed_prompts(clip, test_split.classes, params.prompts)
+    text = alignment.embed_prompts(clip, source.classes, params.prompts)
     module = alignment.Alignment(clip.model.visual, alignment.Preprocess(clip.preprocessing, clip.antialias), text)
-    accuracy = classifiers.accuracy(module, test_split.split.pixels, test_split.split.labels)
+    accuracy = classifiers.accuracy(module, test_split.pixels, test_split.labels)
     assert accuracy == pytest.approx(0.829, abs=0.05)
 
 

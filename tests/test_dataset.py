@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multishield import dataset, shapes
+from multishield import dataset, shapes, sources
 from multishield.errors import UserError
 from multishield.params import Dataset
 
@@ -59,11 +59,13 @@ def test_every_shape_lies_in_the_unit_disc():
 
 
 def test_folder_is_read_in_the_order_of_file_names(folder):
-    raw = dataset.read_folder(folder, "test", 32)
-    assert raw.classes == ["blue sky", "red"]
-    assert raw.split.labels.tolist() == [0, 1] * 4
-    assert raw.split.images.shape == (8, 3, 32, 32)
-    assert raw.split.images[0, :, 0, 0].tolist() == [0, 0, 255]
+    source = sources.open_folder(folder, "test")
+    assert source.classes == ["blue sky", "red"]
+    split = dataset.read_split(source, torch.arange(len(source)), 32)
+    assert split.labels.tolist() == [0, 1] * 4
+    assert split.ids.tolist() == list(range(8))
+    assert split.images.shape == (8, 3, 32, 32)
+    assert split.images[0, :, 0, 0].tolist() == [0, 0, 255]
 
 
 def test_prepare_splits_do_not_overlap(folder, tmp_path):
@@ -84,6 +86,17 @@ def test_draw():
     assert labels[dataset.draw(labels, 30, "stratified", 0)].bincount().tolist() == [13, 12, 5]
     assert dataset.draw(labels, 3, "first", 0).tolist() == [0, 1, 2]
     assert not torch.equal(chosen, dataset.draw(labels, 12, "stratified", 1))
+    assert chosen.tolist() == [5, 16, 20, 37, 75, 87, 88, 98, 100, 102, 103, 104], "the same images on every machine"
+    assert dataset.draw(labels, 0, "stratified", 0).tolist() == []
+    assert dataset.draw(labels[:0], 0, "stratified", 0).tolist() == []
+
+
+def test_fewer_images_than_classes_are_of_classes_from_all_over():
+    labels = torch.arange(1000).repeat_interleave(5)
+    chosen = dataset.draw(labels, 100, "stratified", 0)
+    assert len(labels[chosen].unique()) == 100
+    assert labels[chosen].float().mean() == pytest.approx(500, abs=100)
+    assert chosen[:5].tolist() == [50, 65, 82, 137, 213]
 
 
 def damaged(folder, how):
@@ -115,7 +128,7 @@ def damaged(folder, how):
 def test_damaged_folders_leave_nothing_half_written(folder, tmp_path, how, words):
     damaged(folder, how)
     with pytest.raises(UserError, match=words):
-        dataset.prepare(options(folder), 0, tmp_path / "out")
+        dataset.prepare(options(folder, evaluate=8), 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -127,8 +140,8 @@ def test_more_images_than_there_are(folder, tmp_path, key):
 
 def test_damaged_shapes(rendered, tmp_path):
     with pytest.raises(UserError, match="missing or damaged"):
-        dataset.read_shapes(tmp_path, "train")
+        sources.open_shapes(tmp_path, "train")
     for path in rendered.glob("test_*"):
         (tmp_path / path.name).write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match="missing or damaged"):
-        dataset.read_shapes(tmp_path, "test")
+        sources.open_shapes(tmp_path, "test")

@@ -15,9 +15,10 @@ from multishield.attacks.base import fooled
 from multishield.attacks.joint import joint
 from multishield.attacks.square import square
 from multishield.classifiers import outputs, read_classifier
-from multishield.dataset import read_folder
+from multishield.dataset import read_split
 from multishield.params import read_yaml
 from multishield.shield import MultiShield
+from multishield.sources import open_folder
 
 EPS, TOLERANCE, K = 8 / 255, 0.01, 5
 
@@ -84,7 +85,8 @@ def real_network():
     profile = read_yaml(ROOT / "profiles" / "cifar10-cpu.yaml")["training"]["resnet20"]
     file = weights / "cifar10_resnet20.safetensors"
     network = read_classifier(file, profile["architecture"], 10, profile["mean"], profile["std"])
-    data = read_folder(folder, "test", 32).split
+    source = open_folder(folder, "test")
+    data = read_split(source, torch.arange(len(source)), 32)
     right = (outputs(network, data.pixels).argmax(1) == data.labels).nonzero()[:200, 0]
     return network, data.pixels[right], data.labels[right]
 

@@ -34,6 +34,12 @@ MISTAKES = {
     "nonsense": [(1, "not a known key")],
     "multishield.tolerance": [("much", "valid number"), (-0.1, "greater than or equal to 0"), (float("nan"), "finite")],
     "dataset.name": [("cifar11", "shapes, folder, cifar10"), ("mine:", "module:function")],
+    "dataset.resize": [
+        (31, "dataset.image_size = 32 must fit into it; use 32 or more"),
+        (4, "greater than or equal to 8"),
+        ("x", "integer"),
+    ],
+    "dataset.interpolation": [("nearest", "'bilinear' or 'bicubic'")],
     "dataset.evaluate": [(0, "greater than or equal to 1"), ("all", "valid integer"), (2.5, "valid integer")],
     "classifiers": [
         (["resnet"], "not described under training"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from multishield import paths, shapes
+from multishield import downloads, paths, shapes
 from multishield.errors import UserError
 from multishield.files import write_text
 from multishield.params import Params, read_yaml
@@ -52,8 +52,12 @@ def use_profile(name: str) -> None:
 
 
 def materialise_data() -> None:
-    """Render the demo's raw images into data/, unless they are there."""
+    """Render the demo's raw images into data/, which data.dvc pins, and get what the data set of params.yaml needs.
+
+    What is there already is left alone.
+    """
     shapes.materialise(paths.root() / "data" / "shapes")
+    downloads.materialise(Params.load().dataset)
 
 
 def show_results() -> None:
@@ -86,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, or 1 with one sentence on standard error."""
     parser = argparse.ArgumentParser(prog="multishield", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("data", help="render the demo's raw images into data/")
+    commands.add_parser("data", help="render the demo's raw images into data/, download what params.yaml names")
     commands.add_parser("check", help="check params.yaml")
     profile = commands.add_parser("profile", help="make a preset of profiles/ the active params.yaml")
     profile.add_argument("name")

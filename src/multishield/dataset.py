@@ -4,23 +4,20 @@ Prepared splits are safetensors in artifacts/dataset/: images uint8 (N,3,S,S), l
 an id names an image for good, whatever subset it is drawn into.
 """
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.transforms import v2
 
-from multishield import paths, shapes
+from multishield import paths
 from multishield.errors import UserError
 from multishield.files import load_tensors, read_json, save_tensors, write_json
 from multishield.params import Dataset
 from multishield.progress import progress
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+from multishield.sources import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -50,104 +47,38 @@ class Split:
         return cls(**load_tensors(path))
 
 
-@dataclass(frozen=True)
-class Raw:
-    """A raw split: the images and what is known of them."""
+def fit(image: Image.Image | np.ndarray, size: int, resize: int | None, interpolation: str) -> torch.Tensor:
+    """An image of any size and mode as uint8 (3, size, size): the shorter side becomes `resize`, the centre is cropped.
 
-    split: Split
-    classes: list[str]
-    captions: list[str] | None = None
-
-
-def clean_class_name(name: str) -> str:
-    """A class name as a prompt wants it: `polar_bear` becomes `polar bear`."""
-    return " ".join(name.replace("_", " ").split())
-
-
-def read_shapes(root: Path, split: str) -> Raw:
-    """Read a rendered split (see `shapes.materialise`).
-
-    Raises:
-        UserError: files are missing or damaged.
+    An image of the wanted size already is left alone, pixel by pixel.
     """
-    try:
-        images, labels = (np.load(root / f"{split}_{part}.npy", allow_pickle=False) for part in ("images", "labels"))
-        captions = json.loads((root / f"{split}_captions.json").read_text())
-        if not len(images) == len(labels) == len(captions):
-            raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(captions)} captions")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"the shapes in {root} are missing or damaged ({error}); remove that folder and run "
-            "`multishield data`, which renders them anew"
-        ) from None
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    ids = torch.arange(len(labels))
-    return Raw(Split(pixels, torch.from_numpy(labels).long(), ids), list(shapes.CLASSES), captions)
-
-
-def _class_folders(root: Path, split: str) -> list[str]:
-    folder = root / split
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist; dataset.root must name a folder that holds train/<class>/* and "
-            "test/<class>/* images"
-        )
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        raise UserError(f"{folder} holds {len(names)} class folders; at least 2 are needed, one folder per class")
-    return names
-
-
-def _read_image(path: Path, size: int) -> np.ndarray:
-    """One image as uint8 (size, size, 3): shorter side resized, centre cropped, unless it has that size already."""
-    try:
-        image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        reason = str(error).split("<")[0].strip() or type(error).__name__
-        raise UserError(f"{path} cannot be read as an image ({reason}); replace or remove it") from None
+    image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    shorter = resize or size
+    if min(image.size) != shorter:
+        image = v2.functional.resize(image, [shorter], v2.InterpolationMode(interpolation), antialias=True)
     if image.size != (size, size):
-        image = v2.functional.center_crop(v2.functional.resize(image, [size], antialias=True), [size, size])
-    return np.asarray(image)
+        image = v2.functional.center_crop(image, [size, size])
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
-def read_folder(root: Path, split: str, size: int) -> Raw:
-    """Read `root/<split>/<class>/*` images.
-
-    The images of all classes are ordered by file name, so that an export that numbers its files keeps its order.
+def read_split(
+    source: Source,
+    chosen: torch.Tensor,
+    size: int,
+    resize: int | None = None,
+    interpolation: str = "bilinear",
+    what: str = "images",
+) -> Split:
+    """Read the chosen images of a raw split, and no others.
 
     Raises:
-        UserError: folders are missing or empty, train and test hold different classes, an image is damaged.
+        UserError: an image is damaged.
     """
-    train, test = _class_folders(root, "train"), _class_folders(root, "test")
-    if train != test:
-        raise UserError(
-            f"{root} has different classes in train and test: only in train {sorted(set(train) - set(test))}, "
-            f"only in test {sorted(set(test) - set(train))}; both must have the same class folders"
-        )
-    files = [p for name in train for p in (root / split / name).iterdir() if p.suffix.lower() in SUFFIXES]
-    files.sort(key=lambda p: (p.name, p.parent.name))
-    empty = set(train) - {p.parent.name for p in files}
-    if empty:
-        raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
-    images = np.empty((len(files), size, size, 3), np.uint8)
-    for i, path in enumerate(progress(files, f"reading {split} images", "image")):
-        images[i] = _read_image(path, size)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor([train.index(p.parent.name) for p in files])
-    return Raw(Split(pixels, labels, torch.arange(len(files))), [clean_class_name(name) for name in train])
-
-
-def read_raw(params: Dataset, split: str) -> Raw:
-    """Read the split "train" or "test" of the data set that the parameters name."""
-    root = paths.resolve(params.root)
-    if params.name == "shapes":
-        if params.image_size != shapes.SIZE:
-            raise UserError(
-                f"dataset.image_size is {params.image_size}, but the shapes are {shapes.SIZE}x{shapes.SIZE}; "
-                f"set it to {shapes.SIZE}"
-            )
-        return read_shapes(root, split)
-    return read_folder(root, split, params.image_size)
+    images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+    rows = progress(chosen.tolist(), f"reading {what}", "image") if len(chosen) else []
+    for row, i in enumerate(rows):
+        images[row] = fit(source.read(i), size, resize, interpolation)
+    return Split(images, source.labels[chosen], chosen if source.ids is None else source.ids[chosen])
 
 
 def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tensor:
@@ -155,7 +86,8 @@ def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tenso
 
     Args:
         order: "first" takes the first ones; "stratified" takes equally many of each class, at random by `seed`
-            (what is left over goes to the first classes), in the order of the data set.
+            (what is left over goes to the first classes; fewer images than classes are of classes drawn by `seed`),
+            in the order of the data set.
 
     Returns:
         Sorted indices, int64 (count,).
@@ -165,7 +97,7 @@ def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tenso
     """
     if count > len(labels):
         raise ValueError(f"{count} images are asked for, but there are {len(labels)}")
-    if order == "first":
+    if order == "first" or not count:
         return torch.arange(count)
     rng = np.random.default_rng(seed)
     shuffled = torch.from_numpy(rng.permutation(len(labels)))
@@ -174,42 +106,73 @@ def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tenso
     for k in labels.unique():
         members = shuffled[labels[shuffled] == k]
         rank[members] = torch.arange(len(members))
-    by_rank = torch.argsort(rank * (int(labels.max()) + 1) + labels, stable=True)
+    classes = int(labels.max()) + 1
+    # With fewer images than classes, the first classes would be no sample: ImageNet's first 400 are animals.
+    turn = torch.arange(classes) if count >= classes else torch.from_numpy(rng.permutation(classes))
+    by_rank = torch.argsort(rank * classes + turn[labels], stable=True)
     return by_rank[:count].sort().values
 
 
 def _checked(key: str, wanted: int, available: int, what: str) -> None:
-    if wanted > available:
-        raise UserError(f"dataset.{key} is {wanted}, but there are only {available} {what}; lower it")
+    if wanted > max(0, available):
+        raise UserError(f"dataset.{key} is {wanted}, but there are only {max(0, available)} {what}; lower it")
+
+
+def _training_source(params: Dataset, classes: list[str]) -> Source | None:
+    """The raw training split; None where nothing of it is asked for."""
+    if params.train == 0 and not params.validation:
+        return None
+    train = open_source(params, "train")
+    if train is None:
+        raise UserError(
+            f"dataset.train is {params.train} and dataset.validation is {params.validation}, but {params.name} has no "
+            f"training split in {params.root}; set both to 0"
+        )
+    if train.classes != classes:
+        raise UserError(
+            f"{params.name} has other classes in its training split than in its test split; make them equal"
+        )
+    return train
+
+
+def _draw_training(labels: torch.Tensor, classes: int, params: Dataset, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the training and of the validation images, which are held out of them."""
+    left = len(labels) - params.validation
+    _checked("validation", params.validation, len(labels) - classes, "training images to spare")
+    _checked("train", params.train or 0, left, "training images beside those held out for validation")
+    held_out = draw(labels, params.validation, "stratified", seed)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[held_out] = False
+    rest = rest.nonzero().squeeze(1)
+    return rest[draw(labels[rest], left if params.train is None else params.train, "stratified", seed + 1)], held_out
 
 
 def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Split]:
-    """Read the raw images and write the prepared splits `train`, `validation` and `evaluation` to `out`.
+    """Draw images by their labels, read those, and write the splits `train`, `validation` and `evaluation` to `out`.
 
-    `validation` is held out of the training images: it chooses epochs, so test images never do.
+    `validation` is held out of the training images: it chooses epochs, so test images never do. Splits may be empty.
 
     Raises:
-        UserError: the data are damaged, or more images are asked for than there are.
+        UserError: the data are damaged, more images are asked for than there are, or training images of a data set
+            without any.
     """
-    test = read_raw(params, "test")
-    _checked("evaluate", params.evaluate, len(test.split), "test images")
-    train = read_raw(params, "train")
-    left = len(train.split) - params.validation
-    _checked("validation", params.validation, len(train.split) - len(train.classes), "training images to spare")
-    _checked("train", params.train or left, left, "training images beside those held out for validation")
-
-    held_out = draw(train.split.labels, params.validation, "stratified", seed)
-    rest = torch.ones(len(train.split), dtype=torch.bool)
-    rest[held_out] = False
-    rest = rest.nonzero().squeeze(1)
-    rest = rest[draw(train.split.labels[rest], params.train or left, "stratified", seed + 1)]
-    chosen = draw(test.split.labels, params.evaluate, params.order, seed)
-    splits = {"train": train.split[rest], "validation": train.split[held_out], "evaluation": test.split[chosen]}
+    test = open_source(params, "test")
+    _checked("evaluate", params.evaluate, len(test), "test images")
+    train = _training_source(params, test.classes)
+    none = torch.empty(0, dtype=torch.long)
+    chosen, held_out = _draw_training(train.labels, len(train.classes), params, seed) if train else (none, none)
+    drawn = {
+        "train": (train or test, chosen),
+        "validation": (train or test, held_out),
+        "evaluation": (test, draw(test.labels, params.evaluate, params.order, seed)),
+    }
+    how = (params.image_size, params.resize, params.interpolation)
+    splits = {k: read_split(source, rows, *how, f"{k} images") for k, (source, rows) in drawn.items()}
     for name, split in splits.items():
         split.save(out / f"{name}.safetensors")
-    captions = [train.captions[i] for i in rest] if train.captions else None
+    captions = [train.captions[i] for i in chosen] if train and train.captions else None
     write_json(out / "captions.json", captions)
-    write_json(out / "classes.json", train.classes)
+    write_json(out / "classes.json", test.classes)
     return splits
 
 

@@ -304,6 +304,16 @@ class Params(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_crop_fits_into_the_image(self):
+        size, resize = self.dataset.image_size, self.dataset.resize
+        if resize is not None and resize < size:
+            raise ValueError(
+                f"dataset.resize is {resize}, but the centre crop of dataset.image_size = {size} must fit into it; "
+                f"use {size} or more, such as 256 for a crop of 224"
+            )
+        return self
+
     @classmethod
     def load(cls, path: Path | None = None) -> "Params":
         """Read and check `params.yaml` (of the project that the working directory is in, unless `path` is given).
@@ -349,7 +359,8 @@ def _key(error: dict) -> str:
         str(p)
         for i, p in enumerate(error["loc"])
         if not ((p in sources and i and error["loc"][i - 1] == "alignment") or (p in sources and i == 2))
-        and not str(p).startswith(("literal[", "constrained-", "list[", "int", "float", "function-"))
+        and not str(p).startswith(("literal[", "constrained-", "list[", "function-"))
+        and p not in ("int", "float")
     ]
     return ".".join(loc)
 

@@ -10,7 +10,14 @@ from tqdm import tqdm
 PROGRESS_FILE = "MULTISHIELD_PROGRESS"
 
 
-def progress(items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:
+def progress(
+    items: Iterable | None,
+    description: str,
+    unit: str,
+    total: int | None = None,
+    done: int = 0,
+    scaled: bool = False,
+) -> tqdm:
     """Iterate over `items` and show how far it is.
 
     Args:
@@ -19,6 +26,7 @@ def progress(items: Iterable | None, description: str, unit: str, total: int | N
         unit: what is counted, for example "epoch".
         total: the length of `items`, where it has none.
         done: how much of it a run before this one has done.
+        scaled: show counts as 1.2k, 3.4M: for bytes.
 
     Returns:
         The tqdm iterator; `set_postfix_str` adds a figure to the line.
@@ -30,6 +38,7 @@ def progress(items: Iterable | None, description: str, unit: str, total: int | N
         items,
         desc=description,
         unit=unit,
+        unit_scale=scaled,
         total=total,
         initial=done,
         file=stream,

@@ -24,6 +24,7 @@ from multishield.files import write_atomically, write_text
 from multishield.params import Params
 from multishield.progress import PROGRESS_FILE
 from multishield.resume import RUN, forget
+from multishield.sources import check_root
 
 STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "report")
 
@@ -69,14 +70,7 @@ def check() -> None:
     The other stages depend on the canonical copies: opening and running a notebook makes nothing stale.
     """
     params = Params.load()
-    data_root = paths.resolve(params.dataset.root)
-    if not data_root.is_dir():
-        mend = (
-            "run `multishield data`, which renders it"
-            if params.dataset.name == "shapes"
-            else "give the path of a folder that holds train/<class>/* and test/<class>/* images"
-        )
-        raise UserError(f"dataset.root is {params.dataset.root!r}, which is not a folder; {mend}")
+    check_root(params.dataset)
     named = {
         f"training.{n}.path": c.path
         for n, c in params.training.items()

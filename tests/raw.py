@@ -1,0 +1,188 @@
+"""Small data sets in the real formats, made by the tests: what torchvision's and medmnist's classes read."""
+
+import hashlib
+import json
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision import datasets
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+STL10 = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+EUROSAT = [
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+]
+CALTECH101 = words("""
+Faces Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai
+brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
+cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar elephant
+emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone hedgehog
+helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly menorah
+metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster saxophone
+schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish stegosaurus stop_sign strawberry sunflower tick
+trilobite umbrella watch water_lilly wheelchair wild_cat windsor_chair wrench yin_yang""")
+FOOD101 = words("""
+apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_salad beignets bibimbap bread_pudding
+breakfast_burrito bruschetta caesar_salad cannoli caprese_salad carrot_cake ceviche cheesecake cheese_plate
+chicken_curry chicken_quesadilla chicken_wings chocolate_cake chocolate_mousse churros clam_chowder club_sandwich
+crab_cakes creme_brulee croque_madame cup_cakes deviled_eggs donuts dumplings edamame eggs_benedict escargots falafel
+filet_mignon fish_and_chips foie_gras french_fries french_onion_soup french_toast fried_calamari fried_rice
+frozen_yogurt garlic_bread gnocchi greek_salad grilled_cheese_sandwich grilled_salmon guacamole gyoza hamburger
+hot_and_sour_soup hot_dog huevos_rancheros hummus ice_cream lasagna lobster_bisque lobster_roll_sandwich
+macaroni_and_cheese macarons miso_soup mussels nachos omelette onion_rings oysters pad_thai paella pancakes panna_cotta
+peking_duck pho pizza pork_chop poutine prime_rib pulled_pork_sandwich ramen ravioli red_velvet_cake risotto samosa
+sashimi scallops seaweed_salad shrimp_and_grits spaghetti_bolognese spaghetti_carbonara spring_rolls steak
+strawberry_shortcake sushi tacos takoyaki tiramisu tuna_tartare waffles""")
+PETS = words("""
+Abyssinian american_bulldog american_pit_bull_terrier basset_hound beagle Bengal Birman Bombay boxer
+British_Shorthair chihuahua Egyptian_Mau english_cocker_spaniel english_setter german_shorthaired great_pyrenees
+havanese japanese_chin keeshond leonberger Maine_Coon miniature_pinscher newfoundland Persian pomeranian pug Ragdoll
+Russian_Blue saint_bernard samoyed scottish_terrier shiba_inu Siamese Sphynx staffordshire_bull_terrier wheaten_terrier
+yorkshire_terrier""")
+
+
+def pixels(*seed: int, shape=(48, 40, 3)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, *seed: int, mode: str = "RGB") -> Path:
+    """A photograph's place in a data set: noise, in any of PIL's modes; the suffix need not tell the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels(*seed)).convert(mode)
+    image.save(path, "PNG" if mode in ("RGBA", "P") else "JPEG")
+    return path
+
+
+def pack(archive: Path, folder: Path, *names: str) -> Path:
+    """Pack what lies in `folder` under the given names."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as target:
+            for file in sorted(p for name in names for p in (folder / name).rglob("*") if p.is_file()):
+                target.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(archive, "w:gz") as target:
+            for name in names:
+                target.add(folder / name, name)
+    return archive
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def cifar10(folder: Path, train: tuple, test: tuple) -> Path:
+    """cifar-10-python.tar.gz from (images uint8 (N,32,32,3), labels) of both splits, in the layout of the original."""
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    parts = [("test_batch", *test)]
+    for b, rows in enumerate(np.array_split(np.arange(len(train[1])), 5), 1):
+        parts.append((f"data_batch_{b}", train[0][rows], [train[1][i] for i in rows]))
+    for name, images, labels in parts:
+        data = np.asarray(images).transpose(0, 3, 1, 2).reshape(len(images), 3072)
+        entry = {
+            "batch_label": name,
+            "labels": [int(k) for k in labels],
+            "data": data,
+            "filenames": [f"{i}.png" for i in range(len(labels))],
+        }
+        (batches / name).write_bytes(pickle.dumps(entry, protocol=2))
+    meta = {"num_cases_per_batch": 10000, "label_names": CIFAR10, "num_vis": 3072}
+    (batches / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+    return pack(folder / "cifar-10-python.tar.gz", folder, "cifar-10-batches-py")
+
+
+def stl10(folder: Path, count: int = 20) -> Path:
+    """stl10_binary.tar.gz; images are stored channel by channel, column by column, labels count from 1."""
+    binary = folder / "stl10_binary"
+    binary.mkdir(parents=True)
+    for seed, split in enumerate(("train", "test", "unlabeled")):
+        images = pixels(seed, shape=(count, 96, 96, 3))
+        (binary / f"{split}_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+        if split != "unlabeled":
+            (binary / f"{split}_y.bin").write_bytes(bytes(i % 10 + 1 for i in range(count)))
+    (binary / "class_names.txt").write_text("\n".join(STL10) + "\n")
+    return pack(folder / "stl10_binary.tar.gz", folder, "stl10_binary")
+
+
+def food101(folder: Path) -> Path:
+    """food-101.tar.gz: meta/*.json, *.txt, and images; two training images and one test image of each class."""
+    base = folder / "food-101"
+    (base / "meta").mkdir(parents=True)
+    for split, numbers in (("train", (0, 1)), ("test", (2,))):
+        listed = {c: [f"{c}/{1000 * k + i}" for i in numbers] for k, c in enumerate(FOOD101)}
+        (base / "meta" / f"{split}.json").write_text(json.dumps(listed))
+        (base / "meta" / f"{split}.txt").write_text("\n".join(p for paths in listed.values() for p in paths))
+        for k, paths in enumerate(listed.values()):
+            for i, path in zip(numbers, paths, strict=True):
+                save(base / "images" / f"{path}.jpg", k, i)
+    (base / "meta" / "classes.txt").write_text("\n".join(FOOD101))
+    return pack(folder / "food-101.tar.gz", folder, "food-101")
+
+
+def pets(folder: Path) -> tuple[Path, Path]:
+    """images.tar.gz and annotations.tar.gz; some images are RGBA, palette or CMYK under the name .jpg, as in Pets."""
+    modes = ["RGBA", "P", "CMYK", "L"]
+    lines = {"trainval": [], "test": []}
+    for k, breed in enumerate(PETS):
+        for i, split in ((1, "trainval"), (2, "trainval"), (3, "test")):
+            save(folder / "images" / f"{breed}_{i}.jpg", k, i, mode=modes[k] if i == 3 and k < 4 else "RGB")
+            lines[split].append(f"{breed}_{i} {k + 1} {1 if breed[0].isupper() else 2} 1")
+    (folder / "annotations" / "trimaps").mkdir(parents=True)
+    for split, text in lines.items():
+        (folder / "annotations" / f"{split}.txt").write_text("\n".join(text) + "\n")
+    return tuple(pack(folder / f"{name}.tar.gz", folder, name) for name in ("images", "annotations"))
+
+
+def caltech101(folder: Path) -> Path:
+    """caltech-101.zip, which holds the archive of images; five images of each class, the first of them grey."""
+    for k, category in enumerate([*CALTECH101, "BACKGROUND_Google"]):
+        for i in range(1, 6):
+            path = folder / "101_ObjectCategories" / category / f"image_{i:04d}.jpg"
+            save(path, k, i, mode="L" if i == 1 else "RGB")
+    pack(folder / "caltech-101" / "101_ObjectCategories.tar.gz", folder, "101_ObjectCategories")
+    (folder / "caltech-101" / "Annotations.tar").write_bytes(b"")
+    return pack(folder / "caltech-101.zip", folder, "caltech-101")
+
+
+def eurosat(folder: Path) -> Path:
+    """EuroSAT.zip: ten images of each class."""
+    for k, name in enumerate(EUROSAT):
+        for i in range(10):
+            save(folder / "2750" / name / f"{name}_{i + 1}.jpg", k, i)
+    return pack(folder / "EuroSAT.zip", folder, "2750")
+
+
+def pathmnist(folder: Path) -> Path:
+    """pathmnist.npz; labels are uint8 (N,1)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for seed, (split, count) in enumerate((("train", 18), ("val", 9), ("test", 9))):
+        arrays[f"{split}_images"] = pixels(seed, shape=(count, 28, 28, 3))
+        arrays[f"{split}_labels"] = (np.arange(count, dtype=np.uint8) % 9)[:, None]
+    np.savez_compressed(folder / "pathmnist.npz", **arrays)
+    return folder / "pathmnist.npz"
+
+
+def accept_any_md5(monkeypatch) -> None:
+    """The md5s of the originals are in torchvision's classes: only tests may look away."""
+    for module in (datasets.utils, datasets.cifar, datasets.stl10):
+        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
