@@ -13,8 +13,8 @@ from multishield import zoo
 from multishield.errors import UserError
 from multishield.params import Catalogued
 
-# What the extra adds to this environment, and what it takes an older version of.
-DIFFERING = ("robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks", "timm", "open-clip-torch", "setuptools")
+# What the extra adds to this environment, and what it takes an older version of (setuptools). Not timm: see pyproject.
+DIFFERING = ("robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks", "setuptools")
 
 
 def pins() -> list[str]:

@@ -16,7 +16,7 @@ from multishield.catalogue import Entry
 from multishield.errors import UserError
 from multishield.progress import aside
 
-INSTALL = "pip install --requirement requirements-robustbench.lock"
+INSTALL = "pip install --no-deps --requirement requirements-robustbench.lock"
 
 
 def _package(entry: Entry, module: str) -> ModuleType:
