@@ -5,11 +5,10 @@
 # And: make lab (JupyterLab), make clean (remove what runs have made; not reports/, results/ and datasets/).
 
 PYTHON ?= python3.11
-# RobustBench pins versions that fit nothing else: a preset that says so gets an environment of its own.
 PRESET := $(if $(PROFILE),profiles/$(PROFILE).yaml,params.yaml)
-ROBUSTBENCH := $(if $(filter reproduce lab,$(MAKECMDGOALS)),$(shell grep -ls '^\# needs: robustbench' $(PRESET)))
-VENV ?= $(if $(ROBUSTBENCH),.venv-robustbench,.venv)
-LOCK := $(if $(ROBUSTBENCH),requirements-robustbench.lock,requirements.lock)
+VENV ?= .venv
+# A preset that needs RobustBench says so. Its package asks for an older timm than it needs: pip must not look at that.
+ROBUSTBENCH := $(if $(shell grep -ls '^\# needs: robustbench' $(PRESET)),$(VENV)/.robustbench)
 BIN := $(abspath $(VENV))/bin
 # Stages are run by name: they must find this environment's python first.
 RUN := PATH="$(BIN):$$PATH"
@@ -18,15 +17,19 @@ LIST := $(if $(PROFILE),$(wildcard profiles/$(PROFILE).list))
 .PHONY: reproduce test lint lab clean
 
 # Made anew when the lock changes. The package itself is editable: no reinstall after an edit.
-$(VENV)/.installed: $(LOCK) pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("error: Python %d.%d was found, Python 3.11 is needed: give its path, make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+$(VENV)/.robustbench: $(VENV)/.installed requirements-robustbench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-robustbench.lock
+	touch $@
+
 ifeq ($(LIST),)
-reproduce: $(VENV)/.installed
+reproduce: $(VENV)/.installed $(ROBUSTBENCH)
 	$(if $(PROFILE),$(RUN) multishield profile $(PROFILE))
 	$(RUN) multishield check
 	$(RUN) multishield data

@@ -35,7 +35,9 @@ def saved(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     model = Classifier(build_network("resnet8", 4), HALF, HALF)
-    save_classifier(model, "resnet8", 4, tmp_path / "artifacts" / "training" / "net")
+    save_classifier(
+        model, {"source": "train", "architecture": "resnet8"}, 4, tmp_path / "artifacts" / "training" / "net"
+    )
     return model, tmp_path / "artifacts" / "training" / "net" / "weights.safetensors"
 
 

@@ -225,7 +225,7 @@ class TestTheWholePipeline:
             ({"report.examples": 2}, {"report"}),
             ({"multishield.tolerance": 0.01}, {"multishield", "adaptive", "report"}),
             ({"adaptive.joint.steps": 6}, {"adaptive"}),
-            ({"baseline.attacks": ["square"]}, {"baseline"}),
+            ({"baseline.attacks": ["square"]}, {"baseline", "report"}),
             ({"training.robust.epochs": 2}, {"training@robust"}),
             ({"alignment.prompts": ["a {}"]}, {"alignment"}),
             ({"threat_model.eps": "4/255"}, {"baseline", "multishield", "adaptive", "report"}),

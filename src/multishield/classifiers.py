@@ -1,20 +1,15 @@
-"""Classifiers: (B,3,H,W) pixels in [0,1] to logits (B,K), normalisation inside.
-
-CIFAR ResNets: He et al. 2016, section 4.2, parameter-free shortcuts (option A). ResNet-18 for 32x32: torchvision's
-with a 3x3 stem and no max-pooling.
-"""
+"""Classifiers: (B,3,H,W) pixels in [0,1] to logits (B,K), normalisation and resizing inside."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multishield import paths
-from multishield.errors import UserError
+from multishield import paths, zoo
 from multishield.files import load_tensors, read_json, save_tensors, write_json
+from multishield.networks import build_network, load_exactly
 
 # What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]
@@ -23,93 +18,31 @@ Outputs = Tensor | tuple[Tensor, ...]
 SMALLEST = 16
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters: strided, new channels filled with zeros."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        # Channels are new exactly where the stride is 2.
-        self.stride, self.new = stride, outputs - inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
-        short = x
-        if self.new:
-            short = x[:, :, :: self.stride, :: self.stride]
-            short = F.pad(short, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
-        return F.relu(out + short, inplace=True)
-
-
-class CifarResNet(nn.Module):
-    """ResNet of depth 6n+2 for small images: three stages of n blocks with 16, 32, 64 channels."""
-
-    def __init__(self, depth: int, classes: int):
-        super().__init__()
-        blocks, widths = (depth - 2) // 6, (16, 16, 32, 64)
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        for stage in (1, 2, 3):
-            first = Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
-            rest = [Block(widths[stage], widths[stage], 1) for _ in range(blocks - 1)]
-            setattr(self, f"layer{stage}", nn.Sequential(first, *rest))
-        self.linear = nn.Linear(64, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean(dim=(2, 3)))
-
-
 class Classifier(nn.Module):
-    """A network with its normalisation: pixels in [0,1] (B,3,H,W) to logits (B,K)."""
+    """A network with its normalisation: pixels in [0,1] (B,3,H,W) to logits (B,K).
 
-    def __init__(self, network: nn.Module, mean: list[float], std: list[float]):
+    Args:
+        mean, std: the normalisation it was trained with, three numbers each, in units of [0,1] pixels.
+        size: the side of the images that the network was made for; others are resized, bilinearly and differentiably.
+            None takes them as they are.
+    """
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float], size: int | None = None):
         super().__init__()
         # The layout that CPUs and GPUs convolve fastest in.
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network, self.size = network.to(memory_format=torch.channels_last), size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.size and x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         return self.network((x - self.mean) / self.std)
 
 
-def build_network(architecture: str, classes: int) -> nn.Module:
-    """A network by name (see `params.ARCHITECTURES`) with random weights."""
-    if architecture == "resnet18":
-        network = torchvision.models.resnet18(num_classes=classes)
-        network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        network.maxpool = nn.Identity()
-        return network
-    return CifarResNet(int(architecture.removeprefix("resnet")), classes)
-
-
-def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load a state dict whose keys and shapes must match exactly: nothing is left at random.
-
-    Raises:
-        UserError: naming what is missing, extra or of another shape.
-    """
-    own = module.state_dict()
-    # Counters of batch norm that old checkpoints lack: they have no influence on inference.
-    missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
-    extra = sorted(weights.keys() - own.keys())
-    if missing or extra:
-        raise UserError(
-            f"{source} does not fit the architecture: {len(missing)} keys are missing (such as "
-            f"{missing[:2]}), {len(extra)} are extra (such as {extra[:2]}); name the architecture it was made for"
-        )
-    for key in sorted(own.keys() & weights.keys()):
-        if own[key].shape != weights[key].shape:
-            raise UserError(
-                f"{source} does not fit: {key} has shape {tuple(weights[key].shape)}, expected "
-                f"{tuple(own[key].shape)}; the architecture or the number of classes differs"
-            )
-    module.load_state_dict(weights, strict=False)
+def fit(fitted: zoo.Fitted) -> Classifier:
+    """The classifier of a network and what belongs to it."""
+    return Classifier(fitted.network, fitted.mean, fitted.std, fitted.size)
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -117,17 +50,26 @@ def freeze(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def save_classifier(classifier: Classifier, architecture: str, classes: int, folder: Path) -> None:
-    """Write `weights.safetensors` and the `classifier.json` that `load_classifier` needs."""
+def save_classifier(classifier: Classifier, params: zoo.Described, classes: int, folder: Path) -> None:
+    """Write `weights.safetensors` and the `classifier.json` that `load_classifier` needs.
+
+    Args:
+        params: the section of params.yaml that it was obtained by, or the description of its architecture.
+    """
     save_tensors(folder / "weights.safetensors", classifier.network.state_dict())
-    mean, std = (getattr(classifier, name).flatten().tolist() for name in ("mean", "std"))
-    write_json(folder / "classifier.json", {"architecture": architecture, "classes": classes, "mean": mean, "std": std})
+    record = {"architecture": zoo.describe(params), "classes": classes}
+    record |= {name: getattr(classifier, name).flatten().tolist() for name in ("mean", "std")}
+    write_json(folder / "classifier.json", record | {"size": classifier.size})
 
 
 def load_classifier(name: str) -> Classifier:
-    """A classifier of the training stage, frozen, on the best device."""
+    """A classifier of the training stage, frozen, on the best device. Needs no network: the weights are kept there."""
     folder = paths.artifacts("training", name)
-    return read_classifier(folder / "weights.safetensors", **read_json(folder / "classifier.json"))
+    record = read_json(folder / "classifier.json")
+    network = zoo.architecture(record["architecture"], record["classes"])
+    load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
+    classifier = Classifier(network, record["mean"], record["std"], record["size"])
+    return freeze(classifier).to(device())
 
 
 def read_classifier(weights: Path, architecture: str, classes: int, mean: list[float], std: list[float]) -> Classifier:

@@ -84,7 +84,8 @@ def fingerprint(*parts) -> str:
                 digest.update(fingerprint(tensor).encode())
         elif isinstance(part, torch.Tensor):
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+            # A view, not a copy: splits on disk are larger than memory.
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from tqdm import tqdm
 
@@ -47,3 +48,15 @@ def progress(
         maxinterval=1 if terminal else 60,
         leave=True,
     )
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Send what other packages print (the bars of their downloads) to where progress goes, not into the notebook."""
+    name = os.environ.get(PROGRESS_FILE)
+    if not name:
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    with open(name, "a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
+        yield

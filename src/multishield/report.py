@@ -100,10 +100,28 @@ def _example(
     return figures.examples(images, scores, classes, int(data.labels[i]))
 
 
-def write_index(params: Params, metrics: pd.DataFrame, findings: pd.DataFrame, captions: dict[str, str]) -> None:
+def _published_section(comparison: pd.DataFrame) -> str:
+    """Published figures beside measured ones, as HTML; nothing where there are none."""
+    if comparison.empty:
+        return ""
+    return f"""<h2>Published beside measured</h2>
+<p>Figures of the catalogue in per cent; measured ones with 95 % Wilson intervals. A published value outside the
+interval differs; where the setting is another one, the notes say so and nothing is compared
+(<a href="tables/published.csv">published.csv</a>).</p>
+{tables.to_html(comparison)}"""
+
+
+def write_index(
+    params: Params,
+    metrics: pd.DataFrame,
+    findings: pd.DataFrame,
+    comparison: pd.DataFrame,
+    captions: dict[str, str],
+) -> None:
     """Write reports/index.html: the result table, the figures (inside the page), links to the executed notebooks.
 
     Args:
+        comparison: published beside measured figures, as `published.compare` returns them.
         captions: figure file name in reports/figures to its caption.
     """
     notebooks = [("01_dataset", None), *[("02_training", n) for n in params.classifiers], ("03_alignment", None)]
@@ -144,6 +162,7 @@ def write_index(params: Params, metrics: pd.DataFrame, findings: pd.DataFrame, c
 <p>What must hold if the attacks are as strong as they claim to be. <b>{verdict}</b></p>
 {tables.to_html(findings.assign(holds=findings.holds.map({True: "holds", False: "VIOLATED"})))}
 <ul>{meaning}</ul>
+{_published_section(comparison)}
 <h2>Figures</h2>
 {"".join(pictures)}
 <h2>Executed notebooks</h2>

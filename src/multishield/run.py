@@ -18,7 +18,7 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from multishield import pages, paths
+from multishield import catalogue, pages, paths
 from multishield.errors import UserError
 from multishield.files import write_atomically, write_text
 from multishield.params import Params
@@ -71,11 +71,8 @@ def check() -> None:
     """
     params = Params.load()
     check_root(params.dataset)
-    named = {
-        f"training.{n}.path": c.path
-        for n, c in params.training.items()
-        if n in params.classifiers and c.source == "checkpoint"
-    }
+    catalogue.check(params)
+    named = _files_of_classifiers(params)
     if params.alignment.source == "file":
         named |= {"alignment.config": params.alignment.config, "alignment.weights": params.alignment.weights}
     for key, value in named.items():
@@ -84,6 +81,20 @@ def check() -> None:
     for stage in STAGES:
         name = source_notebook(stage)
         _write(canonical(read_notebook(paths.root() / "notebooks" / name)), paths.artifacts("check", name))
+
+
+def _files_of_classifiers(params: Params) -> dict[str, str]:
+    """The weights files that classifiers are loaded from, by their key of params.yaml."""
+    named = {
+        f"training.{n}.{key}": getattr(params.training[n], key, None)
+        for n in params.classifiers
+        for key in ("path", "weights")
+    }
+    return {
+        key: value
+        for key, value in named.items()
+        if value and (key.endswith(".path") or value.endswith(".safetensors"))
+    }
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Training of classifiers: standard, fast adversarial (FGSM with random start), PGD-k, TRADES.
+"""Training of classifiers: standard, fast adversarial (FGSM with random start), PGD-k, TRADES, and fine-tuning.
 
 Wong et al. 2020 (fast), Madry et al. 2018 (PGD), Zhang et al. 2019 (TRADES). The best epoch is chosen by PGD accuracy
 on the validation split, against robust overfitting (Rice et al. 2020).
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multishield import paths
+from multishield import paths, zoo
 from multishield.attacks.base import Ball
 from multishield.attacks.pgd import pgd
-from multishield.classifiers import Classifier, accuracy, build_network, device, freeze, read_classifier
+from multishield.classifiers import Classifier, build_network, device, fit, freeze, outputs, read_classifier
 from multishield.dataset import Split
+from multishield.errors import UserError
 from multishield.files import write_atomically
-from multishield.params import Checkpoint, Trained
+from multishield.params import Checkpoint, Classifiers, FineTuned, Trained
 from multishield.progress import progress
 from multishield.resume import resume_folder
 
@@ -33,15 +34,15 @@ def _perturb(model: nn.Module, x: Tensor, loss_of, start: Tensor, eps: float, st
 
 
 def batch_loss(
-    model: nn.Module, x: Tensor, y: Tensor, params: Trained, eps: float, generator: torch.Generator
+    model: nn.Module, x: Tensor, y: Tensor, params: Trained | FineTuned, eps: float, generator: torch.Generator
 ) -> Tensor:
     """The training loss of one batch.
 
     Args:
         x, y: pixels (B,3,H,W) in [0,1] and labels (B,).
-        eps: the radius now (it is raised over the first epochs; 0 trains on clean images).
+        eps: the radius now (it is raised over the first epochs; 0 trains on clean images, as fine-tuning does).
     """
-    if params.method == "standard" or eps == 0:
+    if eps == 0 or params.method == "standard":
         return F.cross_entropy(model(x), y)
     scale = eps / params.eps
     noise = torch.rand(x.shape, generator=generator).to(x.device)
@@ -79,7 +80,18 @@ def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def _one_epoch(model, split: Split, params: Trained, epoch: int, optimiser, schedule, generator, bar) -> float:
+def _radius(params: Trained | FineTuned, epoch: float) -> float:
+    """The radius of the training attack after so many epochs; 0 for training on clean images."""
+    if params.source == "finetune" or params.method == "standard":
+        return 0.0
+    # At full eps from the first step FGSM training can stay at chance. The square keeps eps small until the network
+    # has learned something.
+    return params.eps * (min(1.0, epoch / params.warmup_epochs) ** 2 if params.warmup_epochs else 1.0)
+
+
+def _one_epoch(
+    model, split: Split, params: Trained | FineTuned, epoch: int, optimiser, schedule, generator, bar
+) -> float:
     """Train one epoch; returns the mean loss."""
     model.train()
     order = torch.randperm(len(split), generator=generator)
@@ -88,10 +100,7 @@ def _one_epoch(model, split: Split, params: Trained, epoch: int, optimiser, sche
     for i, batch in enumerate(batches):
         x, y = split[batch].pixels, split.labels[batch].to(device())
         x = (_augment(x, generator) if params.augment else x).to(device())
-        # At full eps from the first step FGSM training can stay at chance. The square keeps eps small until the network
-        # has learned something.
-        grown = min(1.0, (epoch + i / len(batches)) / params.warmup_epochs) ** 2 if params.warmup_epochs else 1.0
-        loss = batch_loss(model, x, y, params, params.eps * grown, generator)
+        loss = batch_loss(model, x, y, params, _radius(params, epoch + i / len(batches)), generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -101,42 +110,62 @@ def _one_epoch(model, split: Split, params: Trained, epoch: int, optimiser, sche
     return total / len(split)
 
 
-def _validate(model: nn.Module, validation: Split, eps: float, steps: int, seed: int) -> dict[str, float]:
-    """Clean accuracy and accuracy under PGD (steps of eps/4), both as fractions of the validation split."""
+def clean_accuracy(model: nn.Module, split: Split, batch_size: int = 256) -> float:
+    """The fraction of a split's images that the model gets right (NaN: no images), with one batch in memory."""
+    parts = [split[i : i + batch_size] for i in range(0, len(split), batch_size)]
+    hits = sum(int((outputs(model, part.pixels).argmax(1) == part.labels).sum()) for part in parts)
+    return hits / len(split) if parts else float("nan")
+
+
+def _validate(model: nn.Module, validation: Split, params: Trained | FineTuned, seed: int) -> dict[str, float]:
+    """Clean accuracy and, but for fine-tuning, accuracy under PGD (steps of eps/4), as fractions of the split."""
     model.eval()
-    x, y = validation.pixels, validation.labels
-    result = pgd(model, x, y, eps=eps, step_size=eps / 4, seed=seed, ids=validation.ids, steps=steps)
-    return {"clean_accuracy": accuracy(model, x, y), "pgd_accuracy": 1 - result.success.float().mean().item()}
+    scores = {"clean_accuracy": clean_accuracy(model, validation)}
+    if params.source == "finetune":
+        return scores
+    x, y, eps = validation.pixels, validation.labels, params.eps
+    result = pgd(model, x, y, eps=eps, step_size=eps / 4, seed=seed, ids=validation.ids, steps=params.validation_steps)
+    return scores | {"pgd_accuracy": 1 - result.success.float().mean().item()}
+
+
+def _start(params: Trained | FineTuned, classes: int, key: str, steps: int):
+    """The classifier before its training, its optimiser, and the learning rate's schedule over so many steps."""
+    if params.source == "finetune":
+        model = fit(zoo.new_head(params, classes, key)).to(device())
+    else:
+        model = Classifier(build_network(params.architecture, classes), params.mean, params.std).to(device())
+    rate, trained = params.learning_rate, params.source == "train"
+    optimiser = torch.optim.SGD(model.parameters(), rate, 0.9, weight_decay=params.weight_decay, nesterov=trained)
+    if trained:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
+    else:
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+    return model, optimiser, schedule
 
 
 def train(
-    name: str, params: Trained, data: Split, validation: Split, classes: int, seed: int
+    name: str, params: Trained | FineTuned, data: Split, validation: Split, classes: int, seed: int
 ) -> tuple[Classifier, pd.DataFrame]:
     """Train a classifier; a killed run goes on after its last epoch and ends with the same bytes.
 
     Args:
         name: shown in progress lines, names the state on disk.
-        data, validation: the prepared splits.
+        data, validation: the prepared splits; they may be larger than memory.
         classes: K.
 
     Returns:
         The classifier of the best epoch, frozen: best PGD accuracy for adversarial training, best clean accuracy for
-        standard training (whose PGD accuracy is noise around zero). And a row per epoch: epoch, loss,
-        clean_accuracy, pgd_accuracy (fractions of the validation split), chosen.
+        fine-tuning and standard training (whose PGD accuracy is noise around zero). And a row per epoch: epoch, loss,
+        clean_accuracy, pgd_accuracy (not for fine-tuning; fractions of the validation split), chosen.
     """
     torch.manual_seed(seed)
-    model = Classifier(build_network(params.architecture, classes), params.mean, params.std).to(device())
-    optimiser = torch.optim.SGD(
-        model.parameters(), params.learning_rate, 0.9, weight_decay=params.weight_decay, nesterov=True
-    )
     batches = -(-len(data) // params.batch_size)
     steps = params.epochs * batches
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, params.learning_rate, total_steps=steps + 1, pct_start=0.3
-    )
-    criterion = "clean_accuracy" if params.method == "standard" else "pgd_accuracy"
+    model, optimiser, schedule = _start(params, classes, f"training.{name}", steps)
+    adversarial = params.source == "train" and params.method != "standard"
+    criterion = "pgd_accuracy" if adversarial else "clean_accuracy"
     rows, best = [], {}
-    inputs = (params.model_dump(), data.images, data.labels, validation.images, classes, seed)
+    inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
     with resume_folder(f"training-{name}", *inputs) as folder:
         state_file = folder / "state.pt"
         if state_file.exists():
@@ -149,13 +178,7 @@ def train(
         for epoch in range(len(rows), params.epochs):
             generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
             loss = _one_epoch(model, data, params, epoch, optimiser, schedule, generator, bar)
-            rows.append(
-                {
-                    "epoch": epoch + 1,
-                    "loss": loss,
-                    **_validate(model, validation, params.eps, params.validation_steps, seed),
-                }
-            )
+            rows.append({"epoch": epoch + 1, "loss": loss, **_validate(model, validation, params, seed)})
             if rows[-1][criterion] >= max(r[criterion] for r in rows):
                 best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
             _keep(state_file, model, optimiser, schedule, rows, best)
@@ -180,15 +203,46 @@ def _keep(path: Path, model, optimiser, schedule, rows, best) -> None:
 
 
 def obtain(
-    name: str, params: Trained | Checkpoint, data: Split, validation: Split, classes: int, seed: int
+    name: str, params: Classifiers, data: Split, validation: Split, classes: int, seed: int
 ) -> tuple[Classifier, pd.DataFrame]:
-    """Train a classifier, or load its checkpoint, as the parameters say.
+    """Train a classifier, or load it from where the parameters say.
 
     Returns:
-        The classifier, frozen, and its history; that of a checkpoint is one row, epoch 0, with its clean accuracy.
+        The classifier, frozen, and its history; that of a loaded one is one row, epoch 0, with its clean accuracy on
+        the validation split (NaN where that is empty).
+
+    Raises:
+        UserError: there is nothing to train on or to choose an epoch by, or it cannot be loaded.
     """
-    if params.source == "train":
+    if params.source in ("train", "finetune"):
+        _not_empty(name, params, data, validation)
         return train(name, params, data, validation, classes, seed)
-    classifier = read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
-    score = accuracy(classifier, validation.pixels, validation.labels)
-    return classifier, pd.DataFrame([{"epoch": 0, "clean_accuracy": score}])
+    classifier = _loaded(name, params, classes, data.images.shape[-1])
+    return classifier, pd.DataFrame([{"epoch": 0, "clean_accuracy": clean_accuracy(classifier, validation)}])
+
+
+def _not_empty(name: str, params: Trained | FineTuned, data: Split, validation: Split) -> None:
+    for key, split in (("train", data), ("validation", validation)):
+        if not len(split):
+            raise UserError(
+                f"training.{name}.source is {params.source!r}, but dataset.{key} is 0; training needs images, and "
+                "validation images to choose its epoch: raise it, or load a classifier that is trained already"
+            )
+
+
+def _loaded(name: str, params: Classifiers, classes: int, side: int) -> Classifier:
+    """A classifier that needs no training, frozen, checked on one grey image of the data set's size.
+
+    Raises:
+        UserError: it does not return K logits per image.
+    """
+    if isinstance(params, Checkpoint):
+        return read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
+    classifier = freeze(fit(zoo.load(params, classes, f"training.{name}"))).to(device())
+    logits = outputs(classifier, torch.full((1, 3, side, side), 0.5))
+    if logits.shape != (1, classes):
+        raise UserError(
+            f"training.{name} returns {tuple(logits.shape)} for one image, but the data set has {classes} classes; it "
+            f"must return (1, {classes}): one logit per class"
+        )
+    return classifier

@@ -1,0 +1,98 @@
+"""RobustBench's models through its own package, which is an extra: the rest of the pipeline does without it."""
+
+import importlib
+import pickle
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import timm
+import torch
+from torch import nn
+
+from multishield import paths
+from multishield.catalogue import Entry
+from multishield.errors import UserError
+from multishield.progress import aside
+
+INSTALL = "pip install --no-deps --requirement requirements-robustbench.lock"
+
+
+def _package(entry: Entry, module: str) -> ModuleType:
+    """A module of robustbench.
+
+    Raises:
+        UserError: the package, or one that it needs, is not installed.
+    """
+    # robustbench imports `autoattack`, which PyPI does not have; its authors publish the same as `pyautoattack`.
+    for part in ("", ".state"):
+        sys.modules.setdefault(f"autoattack{part}", importlib.import_module(f"pyautoattack{part}"))
+    try:
+        with warnings.catch_warnings():
+            # It uses old names of timm's and setuptools' modules: warnings for its authors.
+            warnings.simplefilter("ignore")
+            return importlib.import_module(f"robustbench.{module}")
+    except ImportError as error:
+        raise UserError(
+            f"{entry.name} is a model of the package robustbench, which cannot be imported ({error}); it is an extra: "
+            f"run `{INSTALL}`"
+        ) from None
+
+
+def architecture(entry: Entry) -> nn.Module:
+    """The network of an entry with random weights; nothing is downloaded.
+
+    Raises:
+        UserError: robustbench is not installed.
+    """
+    listed, registered = _listed(entry), _registered(entry)
+    return timm.create_model(registered, num_classes=entry.classes) if timm.is_model(registered) else listed["model"]()
+
+
+def _listed(entry: Entry) -> dict:
+    """What robustbench's model zoo says of an entry; looking it up registers its models with timm."""
+    models, enums = _package(entry, "model_zoo").model_dicts, _package(entry, "model_zoo.enums")
+    return models[enums.BenchmarkDataset(entry.dataset)][enums.ThreatModel(entry.norm)][entry.name]
+
+
+def _registered(entry: Entry) -> str:
+    """The name under which robustbench registers some of its models with timm."""
+    return f"{entry.name}_{entry.dataset}_{entry.norm}".lower().replace("-", "_")
+
+
+def load(entry: Entry) -> nn.Module:
+    """The network of an entry with its published weights, by robustbench's own loader.
+
+    Raises:
+        UserError: robustbench is not installed, or its download failed.
+    """
+    utils = _package(entry, "utils")
+    # A host that sends a page instead of the file is noticed by gdown, or else by the unpickling.
+    failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
+    try:
+        with aside():
+            return utils.load_model(entry.name, _folder(), entry.dataset, entry.norm)
+    except failures as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"the weights of {entry.name} could not be downloaded or read ({reason}); remove what an attempt has left "
+            f"and try again, or put the file there by hand: {_expected(entry)}"
+        ) from None
+
+
+def _folder() -> Path:
+    return paths.state("robustbench")
+
+
+def _expected(entry: Entry) -> str:
+    """Where robustbench looks for the weights, and where they come from."""
+    registered = _registered(entry)
+    if timm.is_model(registered):
+        url = timm.get_pretrained_cfg(registered).url
+        return f"{Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name} from {url}"
+    ids = _listed(entry)["gdrive_id"]
+    file = _folder() / entry.dataset / entry.norm / f"{entry.name}.pt"
+    several = ids if isinstance(ids, list) else [ids]
+    names = [f"{file}_m{i}.pt" for i in range(len(several))] if isinstance(ids, list) else [file]
+    return ", ".join(f"{n} from https://drive.google.com/uc?id={i}" for n, i in zip(names, several, strict=True))

@@ -1,0 +1,58 @@
+"""Run by test_robust.py where robustbench is installed: every model of it through the zoo, with random weights."""
+
+import pytest
+import torch
+
+from multishield import paths, robust, zoo
+from multishield.catalogue import CATALOGUE
+from multishield.classifiers import fit, freeze, load_classifier, outputs, save_classifier
+from multishield.errors import UserError
+from multishield.params import Catalogued
+
+# The one whose weights are written where a download would put them, and read by robustbench's own loader.
+SMALL = CATALOGUE["Addepalli2022Efficient_RN18"]
+
+
+def load(entry):
+    described = Catalogued(source="catalogue", name=entry.name)
+    return freeze(fit(zoo.load(described, entry.classes, "training.net"))), described
+
+
+def gradient_reaches_the_pixels(model, entry) -> bool:
+    x = torch.rand(1, 3, entry.size, entry.size, requires_grad=True)
+    logits = model(x)
+    assert logits.shape == (1, entry.classes)
+    (gradient,) = torch.autograd.grad(logits.max(), x)
+    return bool(gradient.isfinite().all() and gradient.abs().sum() > 0)
+
+
+def read_by_robustbench() -> None:
+    """Weights of a file, through robustbench's loader; then from the training stage's files, without it."""
+    network = robust.architecture(SMALL)
+    file = paths.state("robustbench", SMALL.dataset, SMALL.norm, f"{SMALL.name}.pt")
+    file.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), file)
+    model, described = load(SMALL)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(outputs(model, x), outputs(fit(zoo.Fitted(network.eval(), *zoo.PLAIN, 32)), x))
+    save_classifier(model, described, SMALL.classes, paths.artifacts("training", "net"))
+    file.write_bytes(b"<html>quota exceeded</html>")
+    with pytest.raises(UserError, match="could not be downloaded or read") as caught:
+        load(SMALL)
+    assert str(file) in str(caught.value)
+    assert torch.equal(outputs(load_classifier("net"), x), outputs(model, x))
+
+
+def main() -> None:
+    read_by_robustbench()
+    loader = robust._package(SMALL, "utils")
+    loader.load_model = lambda name, *rest: robust.architecture(CATALOGUE[name]).eval()
+    for entry in CATALOGUE.values():
+        if entry.source == "robustbench":
+            torch.manual_seed(0)
+            assert gradient_reaches_the_pixels(load(entry)[0], entry), entry.name
+            print(entry.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The catalogue, and published figures beside measured ones."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT
+from multishield import catalogue, published, records, zoo
+from multishield.attacks.apgd import apgd
+from multishield.catalogue import CATALOGUE
+from multishield.classifiers import accuracy, device, fit, freeze, load_classifier, outputs, save_classifier
+from multishield.dataset import read_folder
+from multishield.errors import UserError
+from multishield.params import Catalogued, Params, read_yaml
+
+NETWORK = "AutoAttack-ResNet18"
+
+
+def params(entry=NETWORK, **sections) -> Params:
+    """The demo's parameters on CIFAR-10 with one classifier of the catalogue; sections are updated, not replaced."""
+    values = read_yaml(ROOT / "profiles" / "demo.yaml")
+    values |= {"classifiers": ["known"], "training": {"known": {"source": "catalogue", "name": entry}}}
+    values["alignment"] = {"source": "open_clip", "prompts": ["a {}"], "model": "RN50", "pretrained": "openai"}
+    values["dataset"] |= {"name": "cifar10"}
+    values["baseline"] |= {"attacks": "standard"}
+    for section, changes in sections.items():
+        values[section] |= changes
+    return Params.parse(values)
+
+
+def project(root, monkeypatch, entry=NETWORK):
+    """A project in which the training stage has described a classifier of the catalogue."""
+    (root / "params.yaml").touch()
+    (root / "dvc.yaml").touch()
+    monkeypatch.chdir(root)
+    folder = root / "artifacts" / "training" / "known"
+    folder.mkdir(parents=True)
+    (folder / "classifier.json").write_text(f'{{"architecture": {{"source": "catalogue", "name": "{entry}"}}}}')
+
+
+def measured(correct: int, robust: int, n: int) -> pd.DataFrame:
+    """Metrics of a baseline with so many images right, clean and under attack."""
+    label = torch.zeros(n, dtype=torch.long)
+    wrong = {"decision": torch.ones(n, dtype=torch.long), "clip": -torch.ones(n), "gap": torch.zeros(n)}
+    clean, attacked = ({**wrong, "decision": (torch.arange(n) >= k).long()} for k in (correct, robust))
+    rows = records.rows("known", "baseline", label, label, clean, attacked, label, [""] * n, label, label)
+    return records.metrics(rows, 10)
+
+
+def test_every_entry_has_its_setting():
+    assert len(CATALOGUE) == 12
+    for entry in CATALOGUE.values():
+        assert 0 <= entry.autoattack <= entry.clean <= 100
+        assert entry.size == (32 if entry.dataset == "cifar10" else 224)
+        assert entry.eps * 255 == pytest.approx(8 if entry.dataset == "cifar10" else 4)
+        assert entry.reference.startswith("https://")
+
+
+def test_an_unknown_name_is_answered_with_close_ones():
+    with pytest.raises(UserError, match=r"training.known.name is 'Carmon2019', .*did you mean Carmon2019Unlabeled"):
+        catalogue.check(params("Carmon2019"))
+    with pytest.raises(UserError, match=r"accepted are Standard, Carmon2019Unlabeled"):
+        catalogue.find("a", "???")
+
+
+def test_a_classifier_of_another_data_set_is_refused_but_not_for_images_of_ones_own():
+    catalogue.check(params())
+    for name in ("folder", "mine:loader"):
+        catalogue.check(params(dataset={"name": name}))
+    with pytest.raises(UserError, match=r"a classifier of cifar10, but dataset.name is 'stl10'"):
+        catalogue.check(params(dataset={"name": "stl10"}))
+    with pytest.raises(UserError, match="tells 10 classes apart, but the data set has 37"):
+        zoo.load(Catalogued(source="catalogue", name=NETWORK), 37, "training.known")
+
+
+def test_published_figures_agree_or_differ(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    table = published.write(params(), measured(94, 30, 100))
+    assert table.verdict.tolist() == ["agrees", "differs"]
+    assert table.notes.tolist() == ["", ""]
+    assert table.measured[0] == "94.0 [87.5, 97.2]"
+    assert table.N.tolist() == [100, 100]
+    written = pd.read_csv(tmp_path / "reports" / "tables" / "published.csv", dtype=str, keep_default_na=False)
+    assert written.equals(table.astype(str))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "clean_too"),
+    [
+        ({"threat_model": {"eps": "4/255"}}, "threat model Linf 4/255 instead of Linf 8/255", False),
+        ({"baseline": {"attacks": ["apgd-ce"]}}, "apgd-ce instead of standard AutoAttack", False),
+        ({"dataset": {"image_size": 64}}, "images of 64 pixels instead of 32", True),
+        ({"dataset": {"name": "stl10"}}, "data set stl10 instead of cifar10", True),
+    ],
+)
+def test_another_setting_is_no_comparison(tmp_path, monkeypatch, changes, words, clean_too):
+    project(tmp_path, monkeypatch)
+    clean, attacked = published.compare(params(**changes), measured(0, 0, 50)).to_dict("records")
+    assert words in attacked["notes"]
+    assert attacked["verdict"] == "no comparison"
+    assert (clean["verdict"] == "no comparison") == clean_too
+
+
+def test_the_published_preprocessing_of_imagenet_is_compared(tmp_path, monkeypatch):
+    entry = "Singh2023Revisiting_ViT-B-ConvStem"
+    project(tmp_path, monkeypatch, entry)
+    same = {"name": "imagenet", "image_size": 224, "resize": 256, "interpolation": "bicubic"}
+    differ = published.differences(CATALOGUE[entry], params(entry, dataset=same))["clean accuracy"]
+    assert differ == []
+    plain = same | {"resize": None, "interpolation": "bilinear"}
+    differ = published.differences(CATALOGUE[entry], params(entry, dataset=plain))["clean accuracy"]
+    assert differ == ["shorter side 224 instead of 256 before the crop", "bilinear instead of bicubic resizing"]
+
+
+def test_images_of_ones_own_are_compared_with_a_note(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    table = published.compare(params(dataset={"name": "folder"}), measured(94, 0, 100))
+    assert table.verdict.tolist() == ["agrees", "agrees"]
+    assert "taken to be test images of cifar10" in table.notes[0]
+
+
+def test_without_a_catalogued_classifier_there_is_no_table(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    file = tmp_path / "artifacts" / "training" / "known" / "classifier.json"
+    file.write_text('{"architecture": {"source": "train", "architecture": "resnet8"}}')
+    assert published.write(params(), measured(1, 0, 2)).empty
+    assert not (tmp_path / "reports" / "tables" / "published.csv").exists()
+
+
+@pytest.fixture
+def packaged():
+    """The network that AutoAttack's package ships, with its weights."""
+    described = Catalogued(source="catalogue", name=NETWORK)
+    return freeze(fit(zoo.load(described, 10, "training.known"))).to(device()), described
+
+
+def test_the_packaged_network_round_trips(tmp_path, monkeypatch, packaged):
+    (tmp_path / "params.yaml").touch()
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    model, described = packaged
+    save_classifier(model, described, 10, tmp_path / "artifacts" / "training" / "known")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(outputs(load_classifier("known"), x), outputs(model, x))
+
+
+@pytest.mark.cifar10
+def test_the_packaged_network_is_as_published_on_real_images(packaged):
+    model, _ = packaged
+    split = read_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test", 32).split
+    hits = round(accuracy(model, split.pixels, split.labels) * len(split))
+    low, high = records.wilson(hits, len(split))
+    assert low <= CATALOGUE[NETWORK].clean / 100 <= high
+    few = split[:16]
+    result = apgd(model, few.pixels, few.labels, eps=8 / 255, seed=0, ids=few.ids, steps=20)
+    right = outputs(model, few.pixels).argmax(1) == few.labels
+    assert right.sum() >= 12
+    assert (outputs(model, result.images)[right].argmax(1) != few.labels[right]).all()

@@ -1,0 +1,59 @@
+"""RobustBench's models: a sentence where the package is missing, and all of them in an environment that has it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+
+from conftest import ROOT
+from multishield import zoo
+from multishield.errors import UserError
+from multishield.params import Catalogued
+
+# What the extra adds to this environment, and what it takes an older version of (setuptools). Not timm: see pyproject.
+DIFFERING = ("robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks", "setuptools")
+
+
+def pins() -> list[str]:
+    lines = (ROOT / "requirements-robustbench.lock").read_text().splitlines()
+    locked = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    chosen = [str(r) for r in locked if r.name in DIFFERING]
+    assert len(chosen) == len(DIFFERING)
+    return chosen
+
+
+@pytest.mark.skipif(importlib.util.find_spec("robustbench") is not None, reason="robustbench is installed here")
+def test_without_the_package_a_sentence_says_how_to_install_it():
+    with pytest.raises(UserError, match=r"No module named 'robustbench'.*requirements-robustbench.lock`$"):
+        zoo.load(Catalogued(source="catalogue", name="Standard"), 10, "training.net")
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory):
+    """A folder with the packages that differ, for PYTHONPATH: the rest of the environment stays as it is."""
+    folder = tmp_path_factory.mktemp("overlay")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps", *pins()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install the extra here: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_model_of_robustbench_runs_through_our_code(overlay, tmp_path):
+    (tmp_path / "params.yaml").touch()
+    (tmp_path / "dvc.yaml").touch()
+    code = [str(overlay), str(ROOT / "src")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "robustbench_models.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(code)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 11, done.stdout
