@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import copy_project, edit_params, run
-from multishield import alignment, classifiers, dataset
+from multishield import alignment, classifiers, clips, dataset
 from multishield.params import Params, read_yaml
 
 pytestmark = pytest.mark.cifar10
@@ -54,10 +54,10 @@ def test_the_checkpoint_is_as_good_as_published(real, test_split):
 def test_the_clip_classifies_and_its_preprocessing_matters(real, test_split, monkeypatch):
     monkeypatch.chdir(real)
     params = Params.load().alignment
-    clip = alignment.read_clip(params)
+    clip = clips.read_clip(params)
     classifiers.freeze(clip.model)
     text = alignment.embed_prompts(clip, test_split.classes, params.prompts)
-    module = alignment.Alignment(clip.model.visual, alignment.Preprocess(clip.preprocessing, clip.antialias), text)
+    module = alignment.align(clip, text)
     accuracy = classifiers.accuracy(module, test_split.split.pixels, test_split.split.labels)
     assert accuracy == pytest.approx(0.829, abs=0.05)
 
