@@ -1,4 +1,4 @@
-"""CLIP's preprocessing against open_clip's own transform for PIL images: on real images, with the difference printed."""
+"""CLIP's preprocessing against open_clip's own transform for PIL images, on real images; differences are printed."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Image towers from elsewhere: transformers' own outputs are the reference; every layout round trips or says why not."""
+"""Image towers from elsewhere: transformers is the reference; every layout round trips or says why not."""
 
 import json
 

@@ -55,7 +55,7 @@ def made_clip(params: ClipFactory) -> Clip:
     clip = load_factory("alignment.factory", params.factory)()
     if not isinstance(clip, Clip):
         raise UserError(
-            f"alignment.factory is {params.factory!r}, which returned a {type(clip).__name__}; it must return a "
+            f"alignment.factory is {params.factory!r}, which returned {type(clip).__name__}; it must return a "
             "multishield.clips.Clip"
         )
     return clip
