@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from multishield import alignment, clips, extensions
-from multishield.contrastive import small_config
 from multishield.errors import UserError
 from multishield.files import save_tensors, write_json
 from multishield.params import ClipFactory, ClipFile, ClipOpen
@@ -20,6 +19,7 @@ TOWERS = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
+CONFIG = {"embed_dim": 48, **TOWERS, "preprocess_cfg": {"size": 32}}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def named(model, pretrained=None, **more) -> ClipOpen:
 
 @pytest.fixture
 def clip():
-    return clips.build_clip(small_config("test_resnet", 32), antialias=True)
+    return clips.build_clip(CONFIG, antialias=True)
 
 
 def on_the_hub(project, name: str, weights: bool = True) -> dict:
@@ -107,15 +107,14 @@ def test_weights_files_that_are_damaged_or_of_another_model(write, project):
 
 
 def test_quickgelu_of_a_configuration_is_heeded(project):
-    config = {"embed_dim": 48, "quick_gelu": True, **TOWERS, "preprocess_cfg": {"size": 32}}
-    assert "QuickGELU" in str(clips.build_clip(config, True).model.visual)
-    assert "QuickGELU" not in str(clips.build_clip({**config, "quick_gelu": False}, True).model.visual)
+    assert "QuickGELU" in str(clips.build_clip({**CONFIG, "quick_gelu": True}, True).model.visual)
+    assert "QuickGELU" not in str(clips.build_clip(CONFIG, True).model.visual)
 
 
 def test_a_factory(project, monkeypatch):
     (project / "mine_clip.py").write_text(
-        "from multishield import clips, contrastive\n"
-        "def small():\n    return clips.build_clip(contrastive.small_config('test_resnet', 32), True)\n"
+        "from multishield import clips\n"
+        f"def small():\n    return clips.build_clip({CONFIG}, True)\n"
         "def wrong():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(str(project))
@@ -244,7 +243,7 @@ def test_coca_returns_tokens_too():
 
 def test_a_clip_from_files_that_names_its_sources(project, clip):
     save_file({k: v.contiguous().clone() for k, v in clip.model.state_dict().items()}, project / "clip.safetensors")
-    write_json(project / "clip.json", small_config("test_resnet", 32))
+    write_json(project / "clip.json", CONFIG)
     params = ClipFile(source="file", prompts=PROMPTS, config="clip.json", weights="clip.safetensors", antialias=False)
     made = clips.load_clip(params)
     assert not made.antialias
