@@ -1,4 +1,4 @@
-"""A data set, a classifier and a CLIP of one's own, the smallest that work. notebooks/extending.ipynb shows them at work.
+"""A data set, a classifier and a CLIP of one's own, the smallest that work (notebooks/extending.ipynb).
 
 params.yaml names each as "module:function"; modules in the project's root, like this one, are found from there.
 """

@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
 from torchvision.transforms.v2.functional import to_pil_image
 
-from multishield import alignment
+from multishield import alignment, clips
 from multishield.contrastive import small_config
 from multishield.errors import UserError
 from multishield.files import write_json
@@ -21,7 +21,7 @@ PROMPTS = ["this is a photo of a {}"]
 @pytest.fixture(scope="module")
 def clip():
     torch.manual_seed(0)
-    made = alignment.build_clip(small_config("test_resnet", 32), antialias=True)
+    made = clips.build_clip(small_config("test_resnet", 32), antialias=True)
     made.model.eval()
     return made
 
@@ -93,18 +93,18 @@ def project_root(tmp_path, monkeypatch):
 
 
 def test_a_clip_from_files(project_root, clip):
-    back = alignment.read_clip(files(project_root, clip, {**small_config("test_resnet", 32), "note": "ignored"}))
+    back = clips.read_clip(files(project_root, clip, {**small_config("test_resnet", 32), "note": "ignored"}))
     x = torch.rand(1, 3, 64, 64)
     # Not bit for bit: the fixture's tower may be in another memory layout by now.
     assert torch.allclose(back.model.eval().encode_image(x), clip.model.encode_image(x), atol=1e-5)
     other = files(project_root, clip, {**small_config("test_resnet", 32), "embed_dim": 64})
     with pytest.raises(UserError, match="has shape"):
-        alignment.read_clip(other)
+        clips.read_clip(other)
     with pytest.raises(UserError, match="not a CLIP configuration"):
-        alignment.read_clip(files(project_root, clip, {"embed_dim": 3}))
+        clips.read_clip(files(project_root, clip, {"embed_dim": 3}))
     (project_root / "clip.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        alignment.read_clip(other)
+        clips.read_clip(other)
 
 
 def test_open_clip_by_name_from_a_weights_file(project_root):
@@ -113,7 +113,7 @@ def test_open_clip_by_name_from_a_weights_file(project_root):
     path = project_root / "weights.pt"
     torch.save(made.state_dict(), path)
     params = ClipOpen(source="open_clip", prompts=PROMPTS, model="RN50-quickgelu", pretrained=str(path))
-    loaded = alignment.open_named_clip(params)
+    loaded = clips.open_named_clip(params)
     assert torch.equal(loaded.model.visual.conv1.weight, made.visual.conv1.weight)
     text = alignment.embed_prompts(loaded, ["cat", "dog"], PROMPTS)
     module = alignment.Alignment(loaded.model.visual.eval(), alignment.Preprocess(loaded.preprocessing), text)
@@ -126,7 +126,7 @@ def test_open_clip_by_name_from_a_weights_file(project_root):
         ("ViT-Z", "openai", "does not know"),
         ("ViT-B-32", "nobody", "one of: openai"),
         ("ViT-B-32", None, "one of: openai"),
-        ("ViT-B-32", "laion400m_e31", "could not be loaded .*without a network give"),
+        ("ViT-B-32-quickgelu", "laion400m_e31", "could not be loaded .*without a network give"),
     ],
 )
 def test_open_clip_names_and_downloads_that_fail(model, pretrained, words, monkeypatch):
@@ -134,4 +134,4 @@ def test_open_clip_names_and_downloads_that_fail(model, pretrained, words, monke
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     with pytest.raises(UserError, match=words):
-        alignment.open_named_clip(ClipOpen(source="open_clip", prompts=PROMPTS, model=model, pretrained=pretrained))
+        clips.open_named_clip(ClipOpen(source="open_clip", prompts=PROMPTS, model=model, pretrained=pretrained))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import copy_project, edit_params, run
-from multishield import alignment, classifiers, dataset, sources
+from multishield import alignment, classifiers, clips, dataset, sources
 from multishield.params import Params, read_yaml
 
 pytestmark = pytest.mark.cifar10
@@ -60,11 +60,10 @@ def test_the_checkpoint_is_as_good_as_published(real, test_split):
 def test_the_clip_classifies_and_its_preprocessing_matters(real, source, test_split, monkeypatch):
     monkeypatch.chdir(real)
     params = Params.load().alignment
-    clip = alignment.read_clip(params)
+    clip = clips.read_clip(params)
     classifiers.freeze(clip.model)
     text = alignment.embed_prompts(clip, source.classes, params.prompts)
-    module = alignment.Alignment(clip.model.visual, alignment.Preprocess(clip.preprocessing, clip.antialias), text)
-    accuracy = classifiers.accuracy(module, test_split.pixels, test_split.labels)
+    accuracy = classifiers.accuracy(alignment.align(clip, text), test_split.pixels, test_split.labels)
     assert accuracy == pytest.approx(0.829, abs=0.05)
 
 

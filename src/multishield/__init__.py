@@ -7,11 +7,15 @@ __version__ = "0.1.0"
 # Loaded on first use: `import multishield` must not cost the import of torch and open_clip.
 _PUBLIC = {
     "Alignment": "alignment",
+    "Clip": "clips",
     "MultiShield": "shield",
     "Params": "params",
+    "Source": "sources",
     "UserError": "errors",
+    "align_classes": "alignment",
     "load_alignment": "alignment",
     "load_classifier": "classifiers",
+    "open_clip_model": "clips",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -4,65 +4,81 @@ Pixels in [0,1] (B,3,H,W) to cosines (B,K). The image tower's own preprocessing 
 work before: embeddings depend on the prompts alone.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import open_clip
 import torch
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as image_ops
 
 from multishield import paths
 from multishield.classifiers import device, freeze, load_exactly
-from multishield.errors import UserError
-from multishield.files import load_tensors, read_json, save_tensors, write_json
-from multishield.params import ClipFile, ClipOpen, ClipTrained
+from multishield.clips import Clip, build_clip, load_clip
+from multishield.files import fingerprint, load_tensors, read_json, save_tensors, write_json
+from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.progress import progress
 
-Tokenizer = Callable[[list[str]], Tensor]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A CLIP with what belongs to it: tokenizer, preprocessing, and how its bicubic resize treats pixels.
-
-    `antialias=True` is what PIL and open_clip's own transform compute; False is torch's plain interpolation, for
-    models that were trained with it.
-    """
-
-    model: nn.Module
-    tokenizer: Tokenizer
-    preprocessing: PreprocessCfg
-    antialias: bool = True
+# Classes whose text embeddings are computed, and kept, at once: a killed run loses at most one block.
+BLOCK = 20
 
 
 class Preprocess(nn.Module):
     """CLIP's preprocessing as tensor operations that gradients pass through.
 
     The same steps, from the same configuration, as open_clip's transform for PIL images, without its rounding of
-    resized pixels to 8 bits.
+    resized pixels to 8 bits: tests/test_preprocessing.py measures what that makes on real images.
+
+    Args:
+        config: open_clip's: size, mean, std, interpolation, and resize mode "squash", "shortest" (then cropped) or
+            "longest" (then padded with `fill_color`, 0 to 255).
+        antialias, saturate: see `clips.Clip`.
     """
 
-    def __init__(self, config: PreprocessCfg, antialias: bool = True):
+    def __init__(self, config: PreprocessCfg, antialias: bool = True, saturate: bool = False):
         super().__init__()
-        height, width = (config.size, config.size) if isinstance(config.size, int) else config.size
-        mode = InterpolationMode(config.interpolation if config.interpolation != "random" else "bicubic")
-        if config.resize_mode == "squash":
-            steps = [v2.Resize((height, width), mode, antialias=antialias)]
-        elif config.resize_mode == "shortest" and height == width:
-            steps = [v2.Resize(height, mode, antialias=antialias), v2.CenterCrop((height, width))]
-        else:
-            raise UserError(
-                f"the CLIP's resize mode {config.resize_mode!r} for {height}x{width} images is not supported; "
-                "accepted are 'squash', and 'shortest' for square images"
-            )
-        self.resize = nn.Sequential(*steps)
+        self.size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
+        # open_clip, too, evaluates with bicubic where training had a random choice.
+        self.interpolation = InterpolationMode("bilinear" if config.interpolation == "bilinear" else "bicubic")
+        self.resize_mode, self.fill = config.resize_mode, config.fill_color / 255
+        self.antialias, self.saturate = antialias, saturate
         self.normalise = v2.Normalize(list(config.mean), list(config.std))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(self.resize(x))
+        return self.normalise(self.fit(self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode))))
+
+    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images (B,3,H,W) at another size; with `saturate` one axis after the other, cut off after each, as in PIL."""
+        passes = [(x.shape[-2], size[1]), size] if self.saturate else [size]
+        for step in passes:
+            x = image_ops.resize(x, list(step), self.interpolation, antialias=self.antialias)
+            if self.saturate:
+                # Half a level more, which PIL rounds away: at [0,1] itself rounding errors of float arithmetic would
+                # cut the gradient of white and black areas.
+                x = x.clamp(-0.5 / 255, 1 + 0.5 / 255)
+        return x
+
+    def fit(self, x: Tensor) -> Tensor:
+        """The centre of the resized images, filled up where they are too small."""
+        height, width = (max(0, want - have) for want, have in zip(self.size, x.shape[-2:], strict=True))
+        if height or width:
+            sides = [width // 2, height // 2, (width + 1) // 2, (height + 1) // 2]
+            x = image_ops.pad(x, sides, fill=self.fill)
+        return image_ops.center_crop(x, list(self.size))
+
+
+def resized(have: tuple[int, int], want: tuple[int, int], mode: str) -> tuple[int, int]:
+    """Height and width to which open_clip resizes an image before it crops or pads it to `want`."""
+    if mode == "squash":
+        return want
+    if mode == "shortest" and want[0] == want[1]:  # torchvision's Resize, which rounds down
+        short = min(have)
+        return tuple(want[0] if side == short else int(want[0] * side / short) for side in have)
+    ratios = [h / w for h, w in zip(have, want, strict=True)]
+    ratio = max(ratios) if mode == "longest" else min(ratios)
+    return tuple(round(side / ratio) for side in have)
 
 
 class Alignment(nn.Module):
@@ -88,10 +104,25 @@ class Alignment(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.image_tower(self.preprocess(x))
+        if isinstance(embedding, tuple):  # CoCa's tower returns its tokens too
+            embedding = embedding[0]
         return nn.functional.normalize(embedding, dim=-1) @ self.text.T
 
 
-@torch.no_grad()
+def align(clip: Clip, text: Tensor) -> Alignment:
+    """The alignment of a CLIP with text embeddings (K,D), normalised per class."""
+    return Alignment(clip.model.visual, Preprocess(clip.preprocessing, clip.antialias, clip.saturate), text)
+
+
+def align_classes(clip: Clip, classes: list[str], prompts: list[str]) -> Alignment:
+    """The alignment of a CLIP with class names in prompts, frozen: what stands before one's own classifier.
+
+    Args:
+        classes: K names, in the order of the classifier's outputs. prompts: templates with one placeholder {}.
+    """
+    return freeze(align(clip, embed_prompts(clip, classes, prompts)))
+
+
 def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
     """Text embeddings of the classes: per class the mean over the prompts of the normalised embeddings, normalised.
 
@@ -102,82 +133,63 @@ def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
     Returns:
         (K,D), each row of length 1.
     """
+    return nn.functional.normalize(_means(clip, _tokens(clip, classes, prompts)), dim=-1)
+
+
+def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
+    """As `embed_prompts`, the same bytes, but what was computed once is kept in `.multishield/text`.
+
+    It is kept in blocks of classes, named by a fingerprint of all it depends on (the text tower, its device, and the
+    tokens of every prompt): a killed run goes on, and another experiment with the same prompts reads it back.
+    """
+    tokens = _tokens(clip, classes, prompts)
+    where = next(clip.model.parameters()).device.type
+    folder = paths.state("text", fingerprint(_text_side(clip.model), _structure(clip.model), where, *tokens))
+    parts = []
+    for start in progress(range(0, len(tokens), BLOCK), "embedding prompts", "block"):
+        path = folder / f"{start:06d}.safetensors"
+        if not path.exists():
+            save_tensors(path, {"means": _means(clip, tokens[start : start + BLOCK])})
+        parts.append(load_tensors(path)["means"])
+    return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def _tokens(clip: Clip, classes: list[str], prompts: list[str]) -> list[Tensor]:
+    return [clip.tokenizer([prompt.format(name) for prompt in prompts]) for name in classes]
+
+
+@torch.no_grad()
+def _means(clip: Clip, tokens: list[Tensor]) -> Tensor:
+    """Per class the mean of its prompts' normalised embeddings, (K,D), on the CPU."""
     clip.model.eval()
     where = next(clip.model.parameters()).device
-    rows = []
-    for name in classes:
-        tokens = clip.tokenizer([prompt.format(name) for prompt in prompts]).to(where)
-        rows.append(clip.model.encode_text(tokens, normalize=True).mean(0))
-    return nn.functional.normalize(torch.stack(rows), dim=-1).cpu()
+    return torch.stack([clip.model.encode_text(t.to(where), normalize=True).mean(0) for t in tokens]).cpu()
 
 
-def build_clip(config: dict, antialias: bool, source: str = "the CLIP configuration") -> Clip:
-    """A CLIP in open_clip's own class, with random weights, from its JSON configuration.
-
-    Args:
-        config: `embed_dim`, `vision_cfg`, `text_cfg`, `preprocess_cfg`, as open_clip has them.
-
-    Raises:
-        UserError: a section or a key is missing or unknown.
-    """
-    try:
-        # A fresh copy of each section: open_clip writes into what it is given.
-        model = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
-        preprocessing = PreprocessCfg(**config["preprocess_cfg"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"{source} is not a CLIP configuration ({error}); it must hold embed_dim, vision_cfg, "
-            "text_cfg and preprocess_cfg with open_clip's keys"
-        ) from None
-    length = config["text_cfg"].get("context_length", 77)
-    return Clip(model, open_clip.SimpleTokenizer(context_length=length), preprocessing, antialias)
+def _text_side(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in sorted(model.state_dict().items()) if not k.startswith("visual.")}
 
 
-def read_clip(params: ClipFile) -> Clip:
-    """A CLIP from a JSON configuration and a safetensors file, both of which must fit exactly."""
-    config, weights = paths.resolve(params.config), paths.resolve(params.weights)
-    clip = build_clip(read_json(config), params.antialias, str(config))
-    load_exactly(clip.model, load_tensors(weights), str(weights))
-    return clip
-
-
-def open_named_clip(params: ClipOpen) -> Clip:
-    """A model of open_clip by name; weights are downloaded once, by open_clip, unless `pretrained` is a file.
-
-    Raises:
-        UserError: unknown name or tag, or the download failed.
-    """
-    name, tag = params.model, params.pretrained
-    hub = name.startswith("hf-hub:")
-    if not hub and name not in open_clip.list_models():
-        raise UserError(
-            f"alignment.model is {name!r}, which open_clip does not know; run "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` for the names"
-        )
-    tags = [] if hub else open_clip.list_pretrained_tags_by_model(name)
-    if not hub and tag not in tags and not (tag and Path(tag).is_file()):
-        raise UserError(
-            f"alignment.pretrained is {tag!r}, but for {name} it must be the path of a weights file or one "
-            f"of: {', '.join(tags) or 'no tag exists'}"
-        )
-    try:
-        model, _, _ = open_clip.create_model_and_transforms(name, pretrained=tag)
-    except (OSError, RuntimeError) as error:
-        # huggingface_hub's and urllib's network errors are OSErrors, or RuntimeErrors where open_clip rewords them.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the weights {tag or name!r} of {name} could not be loaded ({reason}); without a network give "
-            "the path of a downloaded weights file as alignment.pretrained"
-        ) from None
-    return Clip(model, open_clip.get_tokenizer(name), PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)))
+def _structure(model: nn.Module) -> str:
+    """What weights do not say of the text tower: its activation, its heads, how it pools."""
+    parts = [f"{name}: {part}" for name, part in model.named_children() if name != "visual"]
+    text = getattr(model, "text", model)
+    heads = [m.num_heads for m in text.modules() if isinstance(m, nn.MultiheadAttention)]
+    pooling = [getattr(text, name, None) for name in ("text_pool_type", "pool_type", "text_eos_id", "eos_id")]
+    return "\n".join([type(model).__name__, *parts, str(heads), str(pooling)])
 
 
 def save_alignment(
-    clip: Clip, params: ClipTrained | ClipOpen | ClipFile, config: dict | None, text: Tensor, folder: Path
+    clip: Clip,
+    params: ClipTrained | ClipOpen | ClipFile | ClipFactory,
+    config: dict | None,
+    text: Tensor,
+    folder: Path,
 ) -> None:
     """Write what `load_alignment` needs: `clip.json`, the text embeddings, and the weights where they are ours.
 
-    A CLIP that came from elsewhere is not copied: `clip.json` says where it is.
+    A CLIP that came from elsewhere is not copied: `clip.json` says where it is. SigLIP's bias is not needed: the same
+    for all classes, it changes neither cosines nor a softmax over classes.
     """
     save_tensors(folder / "text.safetensors", {"text": text, "scale": clip.model.logit_scale.exp().detach().reshape(1)})
     if params.source == "train":
@@ -197,19 +209,13 @@ def load_alignment() -> Alignment:
     """The alignment of the alignment stage, frozen, on the best device."""
     folder = paths.artifacts("alignment")
     record = read_json(folder / "clip.json")
-    source = record["params"]["source"]
-    if source == "train":
+    if record["params"]["source"] == "train":
         clip = build_clip(record["config"], record["antialias"])
         load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
     else:
-        clip = (
-            read_clip(ClipFile(**record["params"]))
-            if source == "file"
-            else open_named_clip(ClipOpen(**record["params"]))
-        )
-    text = load_tensors(folder / "text.safetensors")["text"]
-    preprocess = Preprocess(clip.preprocessing, clip.antialias)
-    return freeze(Alignment(clip.model.visual, preprocess, text)).to(device())
+        kinds = {"open_clip": ClipOpen, "file": ClipFile, "factory": ClipFactory}
+        clip = load_clip(kinds[record["params"]["source"]](**record["params"]))
+    return freeze(align(clip, load_tensors(folder / "text.safetensors")["text"])).to(device())
 
 
 def prompt_similarity(text: Tensor) -> Tensor:

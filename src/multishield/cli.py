@@ -13,7 +13,6 @@ from multishield.errors import UserError
 from multishield.files import write_text
 from multishield.params import Params, read_yaml
 
-
 # ${NAME} or ${NAME:-a path of the project}: where files are, on this machine.
 _VARIABLE = re.compile(r"\$\{(\w+)(:-[^}]+)?\}")
 

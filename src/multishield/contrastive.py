@@ -7,11 +7,12 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from multishield.alignment import Alignment, Clip, Preprocess, build_clip, embed_prompts, open_named_clip, read_clip
+from multishield.alignment import Preprocess, align, embed_prompts, keep_embeddings
 from multishield.classifiers import accuracy, device, freeze
+from multishield.clips import Clip, build_clip, load_clip
 from multishield.dataset import Split
 from multishield.files import write_atomically
-from multishield.params import ClipFile, ClipOpen, ClipTrained
+from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
 from multishield.progress import progress
 from multishield.resume import resume_folder
 
@@ -33,12 +34,10 @@ def small_config(tower: str, image_size: int) -> dict:
     }
 
 
-def zero_shot(clip: Clip, split: Split, classes: list[str], prompts: list[str]) -> float:
-    """Zero-shot accuracy: the fraction of images whose most similar prompt is the label's."""
+def zero_shot(clip: Clip, split: Split, text: Tensor) -> float:
+    """Zero-shot accuracy: the fraction of images whose most similar text embedding (K,D) is the label's."""
     training = clip.model.training
-    text = embed_prompts(clip, classes, prompts)
-    alignment = Alignment(clip.model.visual, Preprocess(clip.preprocessing, clip.antialias), text).to(device())
-    result = accuracy(alignment, split.pixels, split.labels)
+    result = accuracy(align(clip, text).eval().to(device()), split.pixels, split.labels)
     clip.model.train(training)
     return result
 
@@ -97,13 +96,8 @@ def train_clip(
         bar = progress(None, "training CLIP", "batch", steps, len(rows) * (steps // params.epochs))
         for epoch in range(len(rows), params.epochs):
             loss = _one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, bar)
-            rows.append(
-                {
-                    "epoch": epoch + 1,
-                    "loss": loss,
-                    "zero_shot_accuracy": zero_shot(clip, validation, classes, params.prompts),
-                }
-            )
+            score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))
+            rows.append({"epoch": epoch + 1, "loss": loss, "zero_shot_accuracy": score})
             state = {
                 "model": clip.model.state_dict(),
                 "optimiser": optimiser.state_dict(),
@@ -118,7 +112,7 @@ def train_clip(
 
 
 def obtain(
-    params: ClipTrained | ClipOpen | ClipFile,
+    params: ClipTrained | ClipOpen | ClipFile | ClipFactory,
     data: Split,
     captions: list[str] | None,
     validation: Split,
@@ -132,7 +126,7 @@ def obtain(
     """
     if params.source == "train":
         return train_clip(params, data, captions, validation, classes, seed)
-    clip = read_clip(params) if params.source == "file" else open_named_clip(params)
+    clip = load_clip(params)
     freeze(clip.model).to(device())
-    score = zero_shot(clip, validation, classes, params.prompts)
+    score = zero_shot(clip, validation, keep_embeddings(clip, classes, params.prompts))
     return clip, None, pd.DataFrame([{"epoch": 0, "loss": float("nan"), "zero_shot_accuracy": score}])

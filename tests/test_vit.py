@@ -1,0 +1,87 @@
+"""open_clip's real architectures in the pipeline, with random weights from a file: two images, the smallest budgets."""
+
+import json
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+
+from conftest import copy_project, edit_params, run
+from multishield import shapes
+
+TINY = {
+    "classifiers": ["standard"],
+    "dataset.name": "folder",
+    "dataset.root": "data/two",
+    "dataset.train": 40,
+    "dataset.validation": 4,
+    "dataset.evaluate": 2,
+    "training.standard.epochs": 1,
+    "training.standard.batch_size": 20,
+    "training.standard.validation_steps": 1,
+    "baseline.attacks": ["apgd-ce"],
+    "baseline.batch_size": 2,
+    "adaptive.paper.steps": 5,
+    "adaptive.joint.steps": 2,
+    "adaptive.joint.targets": 1,
+    "adaptive.alignment.steps": 5,
+    "adaptive.square.queries": 2,
+    "adaptive.sanity.images": 1,
+    "report.examples": 1,
+}
+
+
+def project_with(model: str, folder):
+    """A copy of the project with two classes of rendered images and that model's random weights in a file."""
+    copy_project(folder)
+    for split, count in (("train", 25), ("test", 3)):
+        for name in ("circle", "star"):
+            place = folder / "data" / "two" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                image, _ = shapes.render(shapes.CLASSES.index(name), np.random.default_rng([len(split), i]))
+                Image.fromarray(image).save(place / f"{i}.png")
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(model).state_dict(), folder / "weights.safetensors")
+    edit_params(folder, TINY)
+    yaml, path = YAML(), folder / "params.yaml"
+    values = yaml.load(path.read_text())
+    values["alignment"] = {
+        "source": "open_clip",
+        "prompts": ["a photo of a {}"],
+        "model": model,
+        "pretrained": "weights.safetensors",
+    }
+    yaml.dump(values, path)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_vit_b_32_through_the_whole_pipeline(tmp_path):
+    project = project_with("ViT-B-32", tmp_path)
+    done = run(project, "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    records = pd.read_csv(project / "reports" / "records.csv")
+    assert len(records) == 6 * 2
+    metrics = json.loads((project / "reports" / "metrics.json").read_text())["standard"]
+    assert metrics["adaptive"]["robust_accuracy"] <= metrics["joint"]["robust_accuracy"]
+    clip = json.loads((project / "artifacts" / "alignment" / "clip.json").read_text())
+    assert clip["preprocessing"]["size"] == [224, 224]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_vit_l_14_up_to_the_second_scenario(tmp_path):
+    # Gradients through it take minutes on a CPU: fewer than 16 images are filled up to 16 (classifiers.SMALLEST).
+    project = project_with("ViT-L-14", tmp_path)
+    done = run(project, "dvc", "repro", "multishield@standard")
+    assert done.returncode == 0, done.stderr
+    records = pd.read_csv(project / "artifacts" / "multishield" / "standard" / "records.csv")
+    assert len(records) == 2
+    assert records.gap_attacked.notna().all()
