@@ -151,7 +151,7 @@ def test_the_packaged_network_round_trips(tmp_path, monkeypatch, packaged):
 def test_the_packaged_network_is_as_published_on_real_images(packaged):
     model, _ = packaged
     split = read_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test", 32).split
-    hits = round(accuracy(model, split.pixels, split.labels) * len(split))
+    hits = round(accuracy(model, split) * len(split))
     low, high = records.wilson(hits, len(split))
     assert low <= CATALOGUE[NETWORK].clean / 100 <= high
     few = split[:16]

@@ -53,7 +53,7 @@ def test_split(source):
 def test_the_checkpoint_is_as_good_as_published(real, test_split):
     params = Params.parse(read_yaml(real / "params.yaml")).training["resnet20"]
     model = classifiers.read_classifier(Path(params.path), params.architecture, 10, params.mean, params.std)
-    accuracy = classifiers.accuracy(model, test_split.pixels, test_split.labels)
+    accuracy = classifiers.accuracy(model, test_split)
     assert accuracy == pytest.approx(0.917, abs=0.03)
 
 
@@ -63,7 +63,7 @@ def test_the_clip_classifies_and_its_preprocessing_matters(real, source, test_sp
     clip = clips.read_clip(params)
     classifiers.freeze(clip.model)
     text = alignment.embed_prompts(clip, source.classes, params.prompts)
-    accuracy = classifiers.accuracy(alignment.align(clip, text), test_split.pixels, test_split.labels)
+    accuracy = classifiers.accuracy(alignment.align(clip, text), test_split)
     assert accuracy == pytest.approx(0.829, abs=0.05)
 
 

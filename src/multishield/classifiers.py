@@ -109,6 +109,12 @@ def outputs(model: nn.Module, pixels: Tensor, batch_size: int = 256) -> Tensor:
     return torch.cat([forward(model, x.to(where)).cpu() for x in pixels.split(batch_size)])
 
 
-def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
-    """The fraction of images whose largest output is the label's."""
-    return (outputs(model, pixels).argmax(1) == labels).float().mean().item()
+def accuracy(model: nn.Module, split, batch_size: int = 256) -> float:
+    """The fraction of a split's images whose largest output is the label's (NaN: no images), one batch in memory.
+
+    Args:
+        split: a `dataset.Split`.
+    """
+    parts = [split[i : i + batch_size] for i in range(0, len(split), batch_size)]
+    hits = sum(int((outputs(model, part.pixels).argmax(1) == part.labels).sum()) for part in parts)
+    return hits / len(split) if parts else float("nan")

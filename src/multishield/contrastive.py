@@ -37,7 +37,7 @@ def small_config(tower: str, image_size: int) -> dict:
 def zero_shot(clip: Clip, split: Split, text: Tensor) -> float:
     """Zero-shot accuracy: the fraction of images whose most similar text embedding (K,D) is the label's."""
     training = clip.model.training
-    result = accuracy(align(clip, text).eval().to(device()), split.pixels, split.labels)
+    result = accuracy(align(clip, text).eval().to(device()), split)
     clip.model.train(training)
     return result
 

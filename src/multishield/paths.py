@@ -36,5 +36,6 @@ def state(*parts: str) -> Path:
 
 
 def resolve(path: str) -> Path:
-    """A path of `params.yaml`: absolute, or relative to the root."""
-    return root() / Path(path).expanduser()
+    """A path of `params.yaml`: absolute, or relative to the root. An absolute one needs no project around it."""
+    given = Path(path).expanduser()
+    return given if given.is_absolute() else root() / given

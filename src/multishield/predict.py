@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multishield import dataset, paths
+from multishield import dataset, paths, sources
 from multishield.decision import alignment_gap, shield_output
 from multishield.errors import UserError
 from multishield.params import Params
@@ -66,7 +66,9 @@ def predict(images: list[Path], classifier: str | None = None, batch_size: int =
     for stage in (("training", name), ("alignment",)):
         if not paths.artifacts(*stage).is_dir():
             raise UserError(f"there is no {'/'.join(stage)} under artifacts yet; run `make reproduce` first")
-    pixels = torch.stack([dataset.read_pixels(path, params.dataset) for path in images])
+    d = params.dataset
+    fitted = [dataset.fit(sources.read_image(path), d.image_size, d.resize, d.interpolation) for path in images]
+    pixels = torch.stack(fitted).float() / 255
     shield, classes = load_shield(name, params.multishield.tolerance), dataset.load_classes()
     where = next(shield.parameters()).device
     found = [d for x in pixels.split(batch_size) for d in decide(shield, x.to(where), classes)]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from multishield import paths, zoo
 from multishield.attacks.base import Ball
 from multishield.attacks.pgd import pgd
-from multishield.classifiers import Classifier, build_network, device, fit, freeze, outputs, read_classifier
+from multishield.classifiers import Classifier, accuracy, build_network, device, fit, freeze, outputs, read_classifier
 from multishield.dataset import Split
 from multishield.errors import UserError
 from multishield.files import write_atomically
@@ -110,17 +110,10 @@ def _one_epoch(
     return total / len(split)
 
 
-def clean_accuracy(model: nn.Module, split: Split, batch_size: int = 256) -> float:
-    """The fraction of a split's images that the model gets right (NaN: no images), with one batch in memory."""
-    parts = [split[i : i + batch_size] for i in range(0, len(split), batch_size)]
-    hits = sum(int((outputs(model, part.pixels).argmax(1) == part.labels).sum()) for part in parts)
-    return hits / len(split) if parts else float("nan")
-
-
 def _validate(model: nn.Module, validation: Split, params: Trained | FineTuned, seed: int) -> dict[str, float]:
     """Clean accuracy and, but for fine-tuning, accuracy under PGD (steps of eps/4), as fractions of the split."""
     model.eval()
-    scores = {"clean_accuracy": clean_accuracy(model, validation)}
+    scores = {"clean_accuracy": accuracy(model, validation)}
     if params.source == "finetune":
         return scores
     x, y, eps = validation.pixels, validation.labels, params.eps
@@ -218,7 +211,7 @@ def obtain(
         _not_empty(name, params, data, validation)
         return train(name, params, data, validation, classes, seed)
     classifier = _loaded(name, params, classes, data.images.shape[-1])
-    return classifier, pd.DataFrame([{"epoch": 0, "clean_accuracy": clean_accuracy(classifier, validation)}])
+    return classifier, pd.DataFrame([{"epoch": 0, "clean_accuracy": accuracy(classifier, validation)}])
 
 
 def _not_empty(name: str, params: Trained | FineTuned, data: Split, validation: Split) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multishield.attacks.base import AttackResult, Outputs, Success, keys, uniform
 from multishield.attacks.capacity import affordable
@@ -49,6 +49,13 @@ def _some(shape: torch.Size, where: torch.device) -> Tensor:
     return uniform(torch.arange(SMALLEST), shape.numel()).view(-1, *shape).to(where)
 
 
+def _cast_once(twin: Callable) -> None:
+    """Weights in bf16 that autocast would cast at every call."""
+    for module in getattr(twin, "__self__", twin).modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.bfloat16()
+
+
 class _Run:
     """One attack on a set of images: the queue, the slots, and the results so far."""
 
@@ -60,6 +67,8 @@ class _Run:
         self.moving = folded(model, sample)
         self.exact = self.moving is model and not self.fast
         self.batch_size = batch_size or affordable(self.moving, sample, where)
+        if self.fast and self.moving is not model:
+            _cast_once(self.moving)
         self.result, self.done = images.clone(), torch.zeros(len(images), dtype=torch.bool)
         self.passes = torch.zeros(2, len(images), dtype=torch.long)
 
@@ -217,25 +226,32 @@ def _advance(slots, queue, run, rule, variants, budget, watch, broken, losses, g
     """Take verdicts in, move what goes on, and let broken and used up tries leave."""
     at, ended = slots["image"].cpu(), slots["step"] >= rule.steps
     run.passes[0, at] += 1
-    run.passes[1, at] += (rule.needs_gradient & ~ended).long().cpu()  # none for the last look at a try
+    if rule.needs_gradient:
+        run.passes[1, at] += (~ended).long().cpu()  # none for the last look at a try
     budget[at] -= 1
-    won = at[broken.cpu()]
-    run.result[won], run.done[won], budget[won] = slots["x"][broken].cpu(), True, 0
-    lost = ended & ~broken
-    again = lost & (slots["variant"] + 1 < variants)
-    queue.extendleft((int(i), int(v) + 1) for i, v in zip(slots["image"][again], slots["variant"][again], strict=True))
-    finished = at[(broken | (lost & ~again)).cpu()]
+    leaving, finished = broken | ended, at[:0]
+    if leaving.any():
+        finished = _leave(slots, queue, run, variants, budget, broken, ended)
+        slots = {name: t[~leaving] for name, t in slots.items()}
+        losses, gradients = tuple(t[~leaving] for t in losses), tuple(t[~leaving] for t in gradients)
     if watch:
         _report(watch, run, finished, budget)
-    stay = ~(broken | lost)
-    if not stay.any():
+    if not len(slots["image"]):
         return {}
-    if not stay.all():
-        slots = {name: t[stay] for name, t in slots.items()}
-        losses, gradients = tuple(t[stay] for t in losses), tuple(t[stay] for t in gradients)
     slots["x"] = rule.move(slots, losses, gradients)
     slots["step"] = slots["step"] + 1
     return slots
+
+
+def _leave(slots, queue, run, variants, budget, broken, ended) -> Tensor:
+    """Keep what broken tries have found, and queue the next try of images that resisted one. Returns the images that
+    are finished."""
+    at, lost = slots["image"].cpu(), ended & ~broken
+    won = at[broken.cpu()]
+    run.result[won], run.done[won], budget[won] = slots["x"][broken].cpu(), True, 0
+    again = lost & (slots["variant"] + 1 < variants)
+    queue.extendleft((int(i), int(v) + 1) for i, v in zip(slots["image"][again], slots["variant"][again], strict=True))
+    return at[(broken | (lost & ~again)).cpu()]
 
 
 def _report(watch, run: _Run, indices: Tensor, budget: Tensor) -> None:
