@@ -1,0 +1,110 @@
+"""What the profiles cost on a GPU, estimated from measured arithmetic.
+
+Measured: floating-point operations of one forward pass, counted by torch on the real architecture (random weights), and
+what a pass keeps for the gradient. Assumed: PASSES below, that the published robust accuracy holds (30 % where none is
+published), and a GPU that sustains TFLOPS in float32. An estimate, not a measurement:
+
+    python benchmarks/flops.py [PROFILE...]
+"""
+
+import argparse
+from pathlib import Path
+
+import open_clip
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from multishield import catalogue, classifiers, zoo
+from multishield.alignment import Alignment, Preprocess
+from multishield.attacks.capacity import bytes_per_image
+from multishield.clips import Clip
+from multishield.params import Params, read_yaml
+
+TFLOPS = 20
+# A step is a forward and a backward pass, which costs two forwards. AutoAttack on an image that resists: apgd-ce 100
+# steps, apgd-t and fab-t 9 x 100 each, square 5,000 queries; one that breaks leaves after about 100 steps.
+RESISTS, BREAKS = 3 * (100 + 900 + 900) + 5000, 3 * 100
+CLASSES = {"stl10": 10, "caltech101": 101, "food101": 101, "pets": 37, "eurosat": 10, "pathmnist": 9}
+# hf-hub: names whose architecture open_clip knows under another one.
+KNOWN = {"hf-hub:UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B": "ViT-L-14-CLIPA"}
+
+
+def flops(module, side: int) -> float:
+    """Floating-point operations of one image's forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.rand(1, 3, side, side))
+    return counter.get_total_flops()
+
+
+def kept(module, side: int) -> float:
+    """Megabytes that a pass keeps for the gradient, per image."""
+    return bytes_per_image(module, torch.rand(1, 3, side, side)) / 1e6
+
+
+def network(params: Params, name: str, classes: int):
+    """The classifier with random weights, as the pipeline would build it."""
+    description = zoo.describe(params.training[name])
+    built = zoo.architecture(description, classes)
+    return classifiers.freeze(classifiers.Classifier(built, [0.0] * 3, [1.0] * 3))
+
+
+def alignment(params: Params) -> Alignment:
+    """The image tower with random weights and its preprocessing."""
+    model = open_clip.create_model(KNOWN.get(params.alignment.model, params.alignment.model), pretrained=None)
+    clip = Clip(model, None, open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)))
+    text = torch.eye(model.visual.output_dim)[:2]
+    return classifiers.freeze(Alignment(model.visual, Preprocess(clip.preprocessing), text))
+
+
+def robust_share(params: Params, name: str) -> float:
+    described = params.training[name]
+    if described.source == "catalogue":
+        return catalogue.find(name, described.name).autoattack / 100
+    return 0.3 if getattr(described, "method", "standard") != "standard" else 0.0
+
+
+def hours(params: Params, share: float, classifier: float, clip: float) -> tuple[float, float]:
+    """Hours of the baseline, and of scenario 3, for one classifier; `classifier` and `clip` are FLOPs per forward."""
+    n, a = params.dataset.evaluate, params.adaptive
+    baseline = n * classifier * (share * RESISTS + (1 - share) * BREAKS)
+    both = classifier + clip
+    joint = 3 * a.joint.targets * a.joint.steps * a.joint.restarts
+    # Images that resist go through every step; the others leave after a tenth of them or so.
+    white = (n * (share + 0.1 * (1 - share)) + 4 * a.sanity.images) * (joint + 3 * 2 * a.paper.steps) * both
+    black = n * share * a.square.queries * both
+    alone = n * 3 * a.alignment.steps * clip
+    return baseline / TFLOPS / 3.6e15, (white + black + alone) / TFLOPS / 3.6e15
+
+
+def rows_of(profile: Path) -> None:
+    """Print a row per classifier, and the profile's sum."""
+    params = Params.parse(read_yaml(profile), profile.name)
+    side, total = params.dataset.image_size, 0.0
+    tower = alignment(params)
+    clip, clip_kept = flops(tower, side), kept(tower, side)
+    for name in params.classifiers:
+        classes = CLASSES.get(params.dataset.name) or catalogue.CLASSES[params.dataset.name]
+        model = network(params, name, classes)
+        each, memory = flops(model, side), kept(model, side)
+        first, third = hours(params, robust_share(params, name), each, clip)
+        total += first + third
+        figures = f"{each / 1e9:.1f} | {clip / 1e9:.1f} | {memory + clip_kept:.0f} | {first:.1f} | {third:.1f}"
+        print(f"| {profile.stem} | {name} | {figures} |", flush=True)
+        del model
+    print(f"| {profile.stem} | all | | | | | {total:.0f} in all |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profiles", nargs="*")
+    folder = Path(__file__).parent.parent / "profiles"
+    names = parser.parse_args().profiles or (folder / "paper.list").read_text().split("\n")
+    print("| profile | classifier | GFLOPs, classifier | GFLOPs, CLIP | MB per image | baseline, h | adaptive, h |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for name in names:
+        if name and not name.startswith("#"):
+            rows_of(folder / f"{name}.yaml")
+
+
+if __name__ == "__main__":
+    main()
