@@ -108,21 +108,23 @@ class _Run:
         return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
 
     @torch.no_grad()
-    def verdict(self, s: State, out: Outputs, losses: tuple[Tensor, ...], last: Tensor) -> Tensor:
+    def verdict(self, s: State, out: Outputs, last: Tensor, height: Tensor | None) -> Tensor:
         """Which slots are broken, by the model itself in full precision. What the twin calls broken is looked at again,
         and so is the last image of every try.
 
-        Where moves are in bf16 and the model has said no, the twin must climb higher before it is asked again: an image
-        on the edge would otherwise cost a second pass at every step.
+        A random search keeps only what raises its loss, the `height`: where its moves are in bf16 and the model has
+        said no, the twin must climb higher before it is asked again. An image on the edge would otherwise cost a second
+        pass at every query.
         """
         claimed = self.success(out, s["label"])
         if self.exact:
             return claimed
-        height = torch.stack(losses).amin(0)
-        asked = last | (claimed & (height > s["refuted"]) if self.fast else claimed)
+        climbing = self.fast and height is not None
+        asked = last | (claimed & (height > s["refuted"]) if climbing else claimed)
         broken, i = torch.zeros_like(claimed), asked.nonzero()[:, 0]
         if len(i):
             broken[i] = self.success(forward(self.model, s["x"][i]), s["label"][i])
+        if climbing:
             s["refuted"] = torch.where(asked & ~broken, height, s["refuted"])
         return broken
 
@@ -219,7 +221,8 @@ def _evaluate(run: _Run, rule: Rule, objective: Objective, s: State):
         last = len(losses) - 1
         gradients = tuple(torch.autograd.grad(loss.sum(), x, retain_graph=i < last)[0] for i, loss in enumerate(losses))
     losses = tuple(loss.detach() for loss in losses)
-    return run.verdict(s, out, losses, s["step"] >= rule.steps), losses, gradients
+    height = None if rule.needs_gradient else losses[0]
+    return run.verdict(s, out, s["step"] >= rule.steps, height), losses, gradients
 
 
 def _advance(slots, queue, run, rule, variants, budget, watch, broken, losses, gradients) -> State:
