@@ -12,9 +12,10 @@ from multishield import catalogue, published, records, zoo
 from multishield.attacks.apgd import apgd
 from multishield.catalogue import CATALOGUE
 from multishield.classifiers import accuracy, device, fit, freeze, load_classifier, outputs, save_classifier
-from multishield.dataset import read_folder
+from multishield.dataset import read_split
 from multishield.errors import UserError
 from multishield.params import Catalogued, Params, read_yaml
+from multishield.sources import open_folder
 
 NETWORK = "AutoAttack-ResNet18"
 
@@ -150,7 +151,8 @@ def test_the_packaged_network_round_trips(tmp_path, monkeypatch, packaged):
 @pytest.mark.cifar10
 def test_the_packaged_network_is_as_published_on_real_images(packaged):
     model, _ = packaged
-    split = read_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test", 32).split
+    source = open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+    split = read_split(source, torch.arange(len(source)), 32)
     hits = round(accuracy(model, split) * len(split))
     low, high = records.wilson(hits, len(split))
     assert low <= CATALOGUE[NETWORK].clean / 100 <= high

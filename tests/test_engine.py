@@ -14,8 +14,9 @@ from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
 from multishield.attacks.pgd import SignedSteps, fgsm, pgd
 from multishield.attacks.square import square
-from multishield.classifiers import SMALLEST, CifarResNet, forward, freeze
+from multishield.classifiers import SMALLEST, forward, freeze
 from multishield.errors import UserError
+from multishield.networks import CifarResNet
 from multishield.shield import MultiShield
 
 EPS = 8 / 255

@@ -10,7 +10,8 @@ from multishield.attacks import capacity
 from multishield.attacks.capacity import BATCH_SIZE, affordable, bytes_per_image
 from multishield.attacks.folding import folded
 from multishield.attacks.joint import joint
-from multishield.classifiers import CifarResNet, Classifier, freeze
+from multishield.classifiers import Classifier, freeze
+from multishield.networks import CifarResNet
 from multishield.shield import MultiShield
 
 CPU = torch.device("cpu")
