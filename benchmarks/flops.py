@@ -31,8 +31,9 @@ KNOWN = {"hf-hub:UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B": "ViT-L-14-CLIPA"}
 
 def flops(module, side: int) -> float:
     """Floating-point operations of one image's forward pass."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(torch.rand(1, 3, side, side))
+    with FlopCounterMode(display=False) as counter:
+        # With a gradient: without one, attention takes a fused path that is not counted.
+        module(torch.rand(1, 3, side, side, requires_grad=True))
     return counter.get_total_flops()
 
 

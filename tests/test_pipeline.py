@@ -129,7 +129,10 @@ def test_dvc_repro_with_bad_params_says_one_sentence(project, changes, words):
 
 def test_the_command_line_on_bad_input(project, tmp_path):
     for arguments, words in (
-        (("profile", "nothing"), "the profile is 'nothing'; accepted are caltech101, cifar10, cifar10-cpu, demo"),
+        (
+            ("profile", "nothing"),
+            "the profile is 'nothing'; accepted are caltech101, cifar10, cifar10-cpu, cifar10-published",
+        ),
         (("results",), "run `make reproduce`"),
     ):
         done = run(project, "multishield", *arguments)
