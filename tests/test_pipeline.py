@@ -131,7 +131,7 @@ def test_the_command_line_on_bad_input(project, tmp_path):
     for arguments, words in (
         (
             ("profile", "nothing"),
-            "the profile is 'nothing'; accepted are caltech101, cifar10, cifar10-cpu, cifar10-published",
+            "the profile is 'nothing'; accepted are caltech101, cifar10, cifar10-cpu",
         ),
         (("results",), "run `make reproduce`"),
     ):
