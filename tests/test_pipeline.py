@@ -16,7 +16,18 @@ from multishield import run as runner
 
 SOURCE = ROOT / "src" / "multishield"
 # Code that moves or draws results and does not decide them. The report is made of drawing: there it counts.
-PLUMBING = {"__init__", "errors", "files", "journal", "params", "paths", "progress", "resume", "attacks/capacity"}
+PLUMBING = {
+    "__init__",
+    "errors",
+    "files",
+    "journal",
+    "messages",
+    "params",
+    "paths",
+    "progress",
+    "resume",
+    "attacks/capacity",
+}
 DRAWING = {"figures", "tables", "pages"}
 
 

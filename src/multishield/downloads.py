@@ -194,7 +194,7 @@ def _food101() -> Download:
 
 def _pets() -> Download:
     data = datasets.OxfordIIITPet
-    # The second is the host that the data set's own page links to.
+    # The second is where the first one's host redirects to.
     second = "https://thor.robots.ox.ac.uk/~vgg/data/pets/"
     archives = tuple(_archive(md5, url, second + url.rsplit("/", 1)[1]) for url, md5 in data._RESOURCES)
     return Download(archives, "oxford-iiit-pet", lambda root: data(root, download=True), "oxford-iiit-pet")

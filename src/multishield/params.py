@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from multishield import paths
 from multishield.errors import UserError
+from multishield.messages import sentences
 
 AA_ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 DATASETS = (
@@ -220,7 +221,7 @@ class ClipFile(Section):
 
 
 class ClipFactory(Section):
-    """A CLIP that an extension builds: "module:function", returning an `alignment.Clip`."""
+    """A CLIP that an extension builds: "module:function", returning a `clips.Clip`."""
 
     source: Literal["factory"]
     prompts: Annotated[list[Prompt], Field(min_length=1)]
@@ -228,6 +229,11 @@ class ClipFactory(Section):
 
 
 Clips = ClipTrained | ClipOpen | ClipFile | ClipFactory
+SOURCES = {
+    tag
+    for section in get_args(Classifiers) + get_args(Clips)
+    for tag in get_args(section.model_fields["source"].annotation)
+}
 
 
 class Baseline(Section):
@@ -332,7 +338,7 @@ class Params(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError("\n".join(f"{source}: {_sentence(e)}" for e in _sharpest(error.errors()))) from None
+            raise UserError("\n".join(f"{source}: {s}" for s in sentences(error.errors(), SOURCES))) from None
 
 
 def read_yaml(path: Path):
@@ -347,39 +353,3 @@ def read_yaml(path: Path):
         raise UserError(f"{path} does not exist; copy a preset there, for example profiles/demo.yaml") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _key(error: dict) -> str:
-    """The key of the file that a pydantic error is about, as "baseline.attacks.0"."""
-    # Tags of a discriminated union ("train", "checkpoint") and type names are pydantic's, not keys of the file.
-    sources = {
-        a for c in get_args(Classifiers) + get_args(Clips) for a in get_args(c.model_fields["source"].annotation)
-    }
-    loc = [
-        str(p)
-        for i, p in enumerate(error["loc"])
-        if not ((p in sources and i and error["loc"][i - 1] == "alignment") or (p in sources and i == 2))
-        and not str(p).startswith(("literal[", "constrained-", "list[", "function-"))
-        and p not in ("int", "float")
-    ]
-    return ".".join(loc)
-
-
-def _sharpest(errors: list[dict]) -> list[dict]:
-    """Without those about a whole value of which a part is named too: a list with a mistake need not be a word."""
-    keys = [_key(e) for e in errors]
-    return [e for e, key in zip(errors, keys, strict=True) if not any(k.startswith(f"{key}.") for k in keys)]
-
-
-def _sentence(error: dict) -> str:
-    """One clear sentence from one pydantic error."""
-    key, given = _key(error), error.get("input")
-    if error["type"] == "extra_forbidden":
-        return f"{key} is not a known key; remove it or correct its spelling (profiles/demo.yaml shows every key)"
-    if error["type"] == "missing":
-        return f"{key} is missing; add it (profiles/demo.yaml shows every key with a comment)"
-    message = error["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    message = message[0].lower() + message[1:]
-    return f"{key} is {given!r}, but {message.replace('input should be', 'it should be')}"
