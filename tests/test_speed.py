@@ -1,12 +1,14 @@
 """What makes attacks fast may not change what they find: folded batch norms, batches that fit into memory."""
 
+import gc
+
 import open_clip
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from multishield.attacks import capacity
+from multishield.attacks import capacity, engine
 from multishield.attacks.capacity import BATCH_SIZE, affordable, bytes_per_image
 from multishield.attacks.folding import folded
 from multishield.attacks.joint import joint
@@ -36,6 +38,12 @@ def clip_tower() -> nn.Module:
     vision = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
     text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
     return open_clip.CLIP(16, vision, text).visual
+
+
+def transformer(outputs: int) -> nn.Module:
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1}
+    text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
+    return open_clip.CLIP(outputs, vision, text).visual
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,25 @@ def test_the_twin_never_decides():
     assert torch.equal((decision != y) & (decision != 5), result.success)
     part = joint(shield, x[:3], y[:3], eps=8 / 255, seed=0, ids=torch.arange(3), steps=10, batch_size=2)
     assert torch.equal(part.images, result.images[:3])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_attack_shares_the_weights_and_leaves_nothing_behind(fast, monkeypatch):
+    monkeypatch.setattr(engine, "has_bf16", lambda where: fast)
+    torch.manual_seed(1)
+    shield = MultiShield(warmed(CifarResNet(8, 5)), freeze(transformer(5)), 0.001).eval()
+    twin, x = folded(shield.scores, torch.rand(4, 3, 32, 32)), torch.rand(3, 3, 32, 32)
+    assert twin.__self__.alignment.proj is shield.alignment.proj, "no second copy of a CLIP"
+    del twin
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    before = tensors()
+    joint(shield, x, torch.tensor([0, 1, 2]), eps=8 / 255, seed=0, ids=torch.arange(3), steps=2, fast=fast)
+    assert tensors() == before
+    assert {p.dtype for p in shield.parameters()} == {torch.float32}
 
 
 def test_memory_per_image_is_counted():

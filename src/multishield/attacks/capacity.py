@@ -26,7 +26,8 @@ def bytes_per_image(model: Callable[[Tensor], object], x: Tensor) -> float:
     def keep(t: Tensor) -> Tensor:
         if t.data_ptr() not in parameters:
             kept[t.data_ptr()] = t.untyped_storage().nbytes()
-        return t
+        # Without its place in the graph: an output that its own node keeps would hold the whole graph for ever.
+        return t.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         out = model(x.detach().requires_grad_())  # noqa: F841 - what is kept must stay alive to be counted once

@@ -50,10 +50,11 @@ def _some(shape: torch.Size, where: torch.device) -> Tensor:
 
 
 def _cast_once(twin: Callable) -> None:
-    """Weights in bf16 that autocast would cast at every call."""
+    """Weights in bf16 that autocast would cast at every call; new ones, because the model shares those of its twin."""
     for module in getattr(twin, "__self__", twin).modules():
         if type(module) in (nn.Conv2d, nn.Linear):
-            module.bfloat16()
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
 
 
 class _Run:

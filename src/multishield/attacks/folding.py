@@ -26,7 +26,8 @@ def folded(model: Callable[[Tensor], object], x: Tensor) -> Callable[[Tensor], o
     owner = getattr(model, "__self__", model)
     if not isinstance(owner, nn.Module) or owner.training or not any(_is_norm(m) for m in owner.modules()):
         return model
-    twin = copy.deepcopy(owner)
+    # Weights are shared: a CLIP's would else be in memory twice. Folding makes new ones and writes into none.
+    twin = copy.deepcopy(owner, {id(t): t for t in (*owner.parameters(), *owner.buffers())})
     call = twin if owner is model else getattr(twin, model.__name__)
     with torch.no_grad():
         for convolution, norm in _pairs(twin, call, x):
