@@ -1,7 +1,9 @@
 """The loop of all iterative attacks: what an image's result may not depend on, and what every attack keeps."""
 
+import open_clip
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,9 +16,9 @@ from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
 from multishield.attacks.pgd import SignedSteps, fgsm, pgd
 from multishield.attacks.square import square
-from multishield.classifiers import SMALLEST, forward, freeze
+from multishield.classifiers import SMALLEST, Classifier, forward, freeze
 from multishield.errors import UserError
-from multishield.networks import CifarResNet
+from multishield.networks import CifarResNet, build_network
 from multishield.shield import MultiShield
 
 EPS = 8 / 255
@@ -116,7 +118,32 @@ def test_small_batches_are_filled_up():
     out = forward(model, x)
     assert seen == [SMALLEST]
     assert torch.equal(out[0], x.flatten(1)[:, :3])
-    assert len(forward(lambda t: t, torch.rand(40, 1))) == 40
+    assert [len(forward(lambda t: t, torch.rand(n, 1))) for n in (1, 4, 40)] == [1, 4, 40]
+
+
+@pytest.mark.parametrize("network", ["resnet20", "torchvision", "ViT-B-32", "ViT-L-14"])
+def test_an_image_has_the_same_bits_in_a_batch_of_any_size(network):
+    """Outputs and gradients at the sizes that `forward` computes at: multiples of four, and everything from 16 on."""
+    torch.manual_seed(0)
+    side = 32 if network == "resnet20" else 224
+    if network == "resnet20":
+        model = build_network("resnet20", 10)
+    elif network == "torchvision":
+        model = torchvision.models.resnet18()
+    else:  # the first two of its blocks: the others are the same
+        config = open_clip.get_model_config(network)
+        model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"] | {"layers": 2}, config["text_cfg"]).visual
+    model, x = freeze(Classifier(model, [0.5] * 3, [0.25] * 3)), torch.rand(28, 3, side, side)
+
+    def both(part):
+        part = part.clone().requires_grad_()
+        out = forward(model, part)
+        return out.detach(), torch.autograd.grad(out.square().sum(), part)[0]
+
+    whole = both(x)
+    for size in (1, 3, 6, 12, 17, 23):
+        for ours, expected in zip(both(x[5 : 5 + size]), whole, strict=True):
+            assert torch.equal(ours, expected[5 : 5 + size]), size
 
 
 def test_no_image_is_left_over_and_none_is_fine():

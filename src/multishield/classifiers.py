@@ -13,9 +13,10 @@ from multishield.networks import build_network, load_exactly
 
 # What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]
-# Below this, CPU kernels for small batches sum in another order, and the last bits of a result would depend on how many
-# images are in the batch (tests/test_engine.py). Smaller batches are filled up with repeats.
-SMALLEST = 16
+# Fewer than 16 images are summed in another order by CPU kernels, unless their number is a multiple of four: the last
+# bits of a result would depend on how many images are in the batch (tests/test_engine.py). Such batches are filled up
+# with repeats.
+SMALLEST, UNFILLED = 4, 16
 
 
 class Classifier(nn.Module):
@@ -96,9 +97,10 @@ def device() -> torch.device:
 
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     """The model's outputs for a batch of images: an image has the same bytes whatever else is in the batch."""
-    if len(x) >= SMALLEST:
+    filled = len(x) if len(x) >= UNFILLED else -(-len(x) // SMALLEST) * SMALLEST
+    if filled == len(x):
         return model(x)
-    out = model(x[torch.arange(SMALLEST, device=x.device) % len(x)])
+    out = model(x[torch.arange(filled, device=x.device) % len(x)])
     return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
 
 

@@ -28,7 +28,7 @@ class Block(nn.Module):
         short = x
         if self.new:
             # Every second pixel. As a pooling of one pixel, because the gradient of a slice leaves channels-last, and
-            # what follows then takes thirty times as long.
+            # what follows then takes 30 to 70 times as long (benchmarks/README.md).
             short = F.avg_pool2d(x, 1, self.stride)
             short = F.pad(short, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
         return F.relu(out + short, inplace=True)
