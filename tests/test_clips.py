@@ -85,6 +85,24 @@ def test_another_image_tower_in_a_clip_from_the_hub(project):
     assert torch.equal(made.model.text_projection, weights["text_projection"])
 
 
+def test_names_and_files_are_checked_before_the_first_stage(project):
+    for params, words in (
+        (named("ViT-B-23", "openai"), "alignment.model is 'ViT-B-23', which open_clip does not know"),
+        (named("ViT-B-32", "absent.pt"), "alignment.pretrained is 'absent.pt'"),
+        (named("ViT-B-32", "laion2b_s34b_b79k", image_tower="absent.pt"), "alignment.image_tower is 'absent.pt'"),
+        (ClipFile(source="file", prompts=PROMPTS, config="a.json", weights="b"), "alignment.config is 'a.json'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            clips.check(params)
+    (project / "here.pt").touch()
+    for params in (
+        named("ViT-B-32", "here.pt", image_tower="here.pt"),
+        named("hf-hub:someone/unseen", image_tower="hf-hub:someone/unseen"),
+        named("ViT-L-14", "laion2b_s32b_b82k"),
+    ):
+        clips.check(params)
+
+
 def test_weights_with_quickgelu_need_a_model_with_it():
     for name, tag in (("ViT-B-32", "openai"), ("ViT-L-14", "metaclip_400m")):
         with pytest.raises(UserError, match=f"write '{name}-quickgelu'"):

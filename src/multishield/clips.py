@@ -14,8 +14,8 @@ from multishield.classifiers import load_exactly
 from multishield.errors import UserError
 from multishield.extensions import load_factory
 from multishield.files import load_tensors, read_json
-from multishield.params import ClipFactory, ClipFile, ClipOpen
-from multishield.towers import replace_tower
+from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.towers import HUB, from_disk, replace_tower
 
 Tokenizer = Callable[[list[str]], Tensor]
 # Prefixes with which open_clip takes configuration and weights from elsewhere; local-dir: since open_clip 3.
@@ -39,6 +39,21 @@ class Clip:
     preprocessing: PreprocessCfg
     antialias: bool = True
     saturate: bool = False
+
+
+def check(params: ClipTrained | ClipOpen | ClipFile | ClipFactory) -> None:
+    """Say before the first stage what would fail after hours of training. Nothing is loaded or downloaded.
+
+    Raises:
+        UserError: open_clip knows no such model or tag, or a file does not exist.
+    """
+    if params.source == "open_clip":
+        _weights(params)
+        if params.image_tower and not params.image_tower.startswith(HUB):
+            from_disk(params.image_tower)
+    if params.source == "file":
+        paths.existing("alignment.config", params.config)
+        paths.existing("alignment.weights", params.weights)
 
 
 def load_clip(params: ClipOpen | ClipFile | ClipFactory) -> Clip:

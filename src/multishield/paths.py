@@ -39,3 +39,15 @@ def resolve(path: str) -> Path:
     """A path of `params.yaml`: absolute, or relative to the root. An absolute one needs no project around it."""
     given = Path(path).expanduser()
     return given if given.is_absolute() else root() / given
+
+
+def existing(key: str, path: str, wanted: str = "an existing file") -> Path:
+    """The file that a key of `params.yaml` names.
+
+    Raises:
+        UserError: it is not a file.
+    """
+    found = resolve(path)
+    if not found.is_file():
+        raise UserError(f"{key} is {path!r}, which is not a file; give the path of {wanted}")
+    return found

@@ -18,7 +18,7 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from multishield import catalogue, pages, paths
+from multishield import catalogue, clips, pages, paths
 from multishield.errors import UserError
 from multishield.files import write_atomically, write_text
 from multishield.params import Params
@@ -72,12 +72,9 @@ def check() -> None:
     params = Params.load()
     check_root(params.dataset)
     catalogue.check(params)
-    named = _files_of_classifiers(params)
-    if params.alignment.source == "file":
-        named |= {"alignment.config": params.alignment.config, "alignment.weights": params.alignment.weights}
-    for key, value in named.items():
-        if not paths.resolve(value).is_file():
-            raise UserError(f"{key} is {value!r}, which is not a file; give the path of an existing file")
+    clips.check(params.alignment)
+    for key, value in _files_of_classifiers(params).items():
+        paths.existing(key, value)
     for stage in STAGES:
         name = source_notebook(stage)
         _write(canonical(read_notebook(paths.root() / "notebooks" / name)), paths.artifacts("check", name))
@@ -166,8 +163,8 @@ def execute(stage: str, classifier: str | None = None) -> Path:
                 progress_bar=False,
                 record_timing=False,
                 coalesce_streams=True,
-                # Its warning about local TCP would stand between the progress lines.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                # Its words about local TCP and about being stopped at the end would stand between the progress lines.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except PapermillExecutionError as error:
         failed = paths.state("failed", running.name)

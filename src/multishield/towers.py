@@ -68,7 +68,7 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     Raises:
         UserError: the source cannot be read, does not fit, or has another activation or an unknown one.
     """
-    path, config = _from_hub(source) if source.startswith(HUB) else _from_disk(source)
+    path, config = _from_hub(source) if source.startswith(HUB) else from_disk(source)
     weights = image_side(read_weights(path), source)
     _check_config(visual, config, source)
     before = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
@@ -108,14 +108,9 @@ def _unreachable(source: str, error: Exception) -> UserError:
     )
 
 
-def _from_disk(source: str) -> tuple[Path, dict]:
+def from_disk(source: str) -> tuple[Path, dict]:
     """A weights file, and the configuration beside it if there is one that is a CLIP's."""
-    path = paths.resolve(source)
-    if not path.is_file():
-        raise UserError(
-            f"alignment.image_tower is {source!r}, which is not a file; give the path of a weights file, or "
-            f'"{HUB}owner/name"'
-        )
+    path = paths.existing("alignment.image_tower", source, f'a weights file, or "{HUB}owner/name"')
     for name in CONFIGS:
         if path.with_name(name).is_file():
             config = read_json(path.with_name(name))
