@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from multishield.files import write_atomically
@@ -44,6 +45,20 @@ def channels_last(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy() / scale
 
 
+def _panels(count: int, width: float, height: float, **shared) -> tuple[Figure, list[Axes], list[Axes]]:
+    """A figure of `count` panels, at most three in a row; all panels, and those at the left edge."""
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    size = (max(width * columns, 6), height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, **shared)
+    panels = list(axes.flat)
+    for axis in panels[count:]:
+        axis.set_visible(False)
+    for axis in panels:
+        axis.tick_params(labelbottom=True)  # sharing would leave them to the last row, which may not be full
+    return figure, panels[:count], panels[:count:columns]
+
+
 def _shares(group: pd.DataFrame, when: str, classes: int) -> tuple[float, float, float]:
     decision = group[f"{when}_decision"]
     correct, rejected = (decision == group.label).mean(), (decision == classes).mean()
@@ -53,8 +68,8 @@ def _shares(group: pd.DataFrame, when: str, classes: int) -> tuple[float, float,
 def scenarios(records: pd.DataFrame, classes: int) -> Figure:
     """What becomes of the images, per classifier: accepted and correct, rejected, accepted and wrong."""
     names = list(dict.fromkeys(records.classifier))
-    figure, axes = plt.subplots(1, len(names), figsize=(max(4.6 * len(names), 6), 3.9), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    figure, panels, left = _panels(len(names), 4.6, 3.9)
+    for axis, name in zip(panels, names, strict=True):
         of = dict(list(records[records.classifier == name].groupby("scenario")))
         bars = {
             "clean,\nno shield": _shares(of["baseline"], "clean", classes),
@@ -74,9 +89,9 @@ def scenarios(records: pd.DataFrame, classes: int) -> Figure:
         axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
         axis.grid(axis="x", visible=False)
         axis.tick_params(axis="x", labelsize=8, rotation=30)
-    axes[0, 0].set_ylabel("share of all images")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    for axis in left:
+        axis.set_ylabel("share of all images")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -86,10 +101,8 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
     The share of images to the left of the tolerance is accepted.
     """
     names = list(dict.fromkeys(records.classifier))
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(max(4.6 * len(names), 6), 3.9), sharey=True, sharex=True, squeeze=False
-    )
-    for axis, name in zip(axes[0], names, strict=True):
+    figure, panels, left = _panels(len(names), 4.6, 3.9, sharex=True)
+    for axis, name in zip(panels, names, strict=True):
         of = dict(list(records[records.classifier == name].groupby("scenario")))
         series = {"clean": of["multishield"].gap_clean, "multishield": of["multishield"].gap_attacked}
         series |= {s: of[s].gap_attacked for s in ("paper", "joint") if s in of}
@@ -105,12 +118,19 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
         # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
         axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
-        axis.set(
-            title=name, xlabel="alignment gap g (cosine)", ylabel="share of images with a gap below", ylim=(0, 1.02)
-        )
+        axis.set(title=name, xlabel="alignment gap g (cosine)", ylabel="", ylim=(0, 1.02))
         axis.set_xlim(left=0)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    for axis in left:
+        axis.set_ylabel("share of images with a gap below")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+def _shown(scores: dict[str, pd.DataFrame], label: int, count: int = 12) -> list[int]:
+    """The classes that an example shows, in their order: the true one and those of the highest scores."""
+    highest = pd.concat(list(scores.values()), axis=1).max(axis=1)
+    highest[label] = np.inf
+    return sorted(highest.nlargest(count).index)
 
 
 def examples(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
@@ -119,25 +139,30 @@ def examples(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], cla
     Args:
         images: title to pixels (H,W,3) in [0,1].
         scores: the same titles to frames with columns "classifier" (softmax of z) and "CLIP" (softmax of s c), K rows.
-        label: the true class.
+        label: the true class. Of more than 12 classes, the true one and those of the highest scores are shown.
     """
+    shown = _shown(scores, label)
+    names = [classes[k] for k in shown]
     figure, axes = plt.subplots(
         2, len(images), figsize=(2.6 * len(images), 4.6), height_ratios=(1, 1.15), squeeze=False
     )
-    at = np.arange(len(classes))
+    at = np.arange(len(shown))
     for column, (title, pixels) in enumerate(images.items()):
         top, below = axes[:, column]
         top.imshow(pixels, interpolation="nearest")
         top.set_title(title, fontsize=9)
         top.axis("off")
-        below.barh(at - 0.2, scores[title].classifier, height=0.38, color="#2a6fb0", label="classifier")
-        below.barh(at + 0.2, scores[title].CLIP, height=0.38, color="#d9822b", label="CLIP")
-        below.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6))
-        below.set_yticks(at, classes if column == 0 else [""] * len(classes), fontsize=7)
+        of = scores[title].loc[shown]
+        below.barh(at - 0.2, of.classifier, height=0.38, color="#2a6fb0", label="classifier")
+        below.barh(at + 0.2, of.CLIP, height=0.38, color="#d9822b", label="CLIP")
+        below.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6))
+        below.set_xlabel("probability", fontsize=8)
+        below.tick_params(axis="x", labelsize=7)
+        below.set_yticks(at, names if column == 0 else [""] * len(shown), fontsize=7)
         below.grid(axis="y", visible=False)
-    axes[1, 0].get_yticklabels()[label].set_fontweight("bold")
-    axes[1, 0].legend(fontsize=7, loc="lower right")
-    axes[1, 0].set_xlabel("probability")
+    axes[1, 0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -158,19 +183,22 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
         yticklabels=classes if few else False,
         cbar_kws={"label": "cosine"},
     )
+    axis.tick_params(axis="x", rotation=45)
+    axis.tick_params(axis="y", rotation=0)
+    plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
     axis.set_title("Similarity of the class prompts")
     return figure
 
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy by epoch on the validation split; the dot is the epoch that was chosen."""
-    figure, axes = plt.subplots(1, len(histories), figsize=(4.2 * len(histories), 3.2), sharey=True, squeeze=False)
+    figure, panels, left = _panels(len(histories), 4.2, 3.2)
     labels = {
         "clean_accuracy": ("clean", GREEN),
         "pgd_accuracy": ("PGD", RED),
         "zero_shot_accuracy": ("zero-shot", "#d9822b"),
     }
-    for axis, (name, history) in zip(axes[0], histories.items(), strict=True):
+    for axis, (name, history) in zip(panels, histories.items(), strict=True):
         for column in (c for c in labels if c in history):
             text, colour = labels[column]
             axis.plot(
@@ -182,8 +210,9 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
         axis.set(title=name, xlabel="epoch", ylim=(0, 1.02))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("validation accuracy")
-    axes[0, 0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+    for axis in left:
+        axis.set_ylabel("validation accuracy")
+    panels[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
     return figure
 
 

@@ -26,10 +26,11 @@ pre { margin: 0; overflow-x: auto; }
 .highlight { margin: .8rem 0 .4rem; }
 .jp-InputPrompt, .jp-OutputPrompt, .prompt, .anchor-link { display: none; }
 .output_stderr, .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: #fdf1f0; }
-table { border-collapse: collapse; font-size: .83rem; margin: .8rem 0; display: block; overflow-x: auto; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+table { border-collapse: collapse; font-size: .8rem; margin: .8rem 0; display: block; overflow-x: auto; }
+th, td { padding: .3rem .42rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tbody th, td:first-child, td:first-child + td, thead th:first-child, thead th:nth-child(2) { text-align: left; }
 thead th { white-space: normal; }
+.words th, .words td { text-align: left; white-space: normal; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
 .note { border-left: 3px solid #c98a1b; background: #fdf8ee; padding: .6rem 1rem; max-width: 46rem; }
 figure { margin: 1.5rem 0; } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; }

@@ -108,7 +108,48 @@ def _published_section(comparison: pd.DataFrame) -> str:
 <p>Figures of the catalogue in per cent; measured ones with 95 % Wilson intervals. A published value outside the
 interval differs; where the setting is another one, the notes say so and nothing is compared
 (<a href="tables/published.csv">published.csv</a>).</p>
-{tables.to_html(comparison)}"""
+{tables.to_html(comparison, words=True)}"""
+
+
+def _sanity_section(findings: pd.DataFrame) -> str:
+    """The sanity rules' findings and what the rules mean, as HTML."""
+    violated = int((~findings.holds).sum())
+    verdict = (
+        f"{violated} of {len(findings)} rules are violated: do not trust the robust accuracies of that classifier."
+        if violated
+        else f"All {len(findings)} rules hold."
+    )
+    meaning = "".join(f"<li><b>{html.escape(r)}</b>: {html.escape(text)}</li>" for r, text in sanity.RULES.items())
+    shown = findings.assign(holds=findings.holds.map({True: "holds", False: "VIOLATED"}))
+    return f"""<h2>Sanity rules</h2>
+<p>What must hold if the attacks are as strong as they claim to be. <b>{verdict}</b></p>
+{tables.to_html(shown, words=True)}
+<ul>{meaning}</ul>"""
+
+
+def _pictures(captions: dict[str, str]) -> str:
+    """The figures, inside the page, each with its caption."""
+    pictures = []
+    for file, caption in captions.items():
+        data = base64.b64encode(paths.reports("figures", file).read_bytes()).decode()
+        pictures.append(
+            f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    return "".join(pictures)
+
+
+def _links(classifiers: list[str]) -> str:
+    """List items that lead to the executed notebooks, in the order of the pipeline."""
+    notebooks = [("01_dataset", None), *[("02_training", n) for n in classifiers], ("03_alignment", None)]
+    notebooks += [(s, n) for n in classifiers for s in ("04_baseline", "05_multishield", "06_adaptive")]
+    links = []
+    for stage, name in [*notebooks, ("07_report", None)]:
+        file = f"{stage}_{name}" if name else stage
+        source = nbformat.read(paths.artifacts("check", f"{stage}.ipynb"), as_version=4)
+        title = html.escape(pages.title_of(source) + (f": {name}" if name else ""))
+        links.append(f'<li><a href="{file}.html">{title}</a> (<a href="{file}.ipynb">notebook</a>)</li>')
+    return "".join(links)
 
 
 def write_index(
@@ -124,28 +165,6 @@ def write_index(
         comparison: published beside measured figures, as `published.compare` returns them.
         captions: figure file name in reports/figures to its caption.
     """
-    notebooks = [("01_dataset", None), *[("02_training", n) for n in params.classifiers], ("03_alignment", None)]
-    notebooks += [(s, n) for n in params.classifiers for s in ("04_baseline", "05_multishield", "06_adaptive")]
-    links = []
-    for stage, name in [*notebooks, ("07_report", None)]:
-        file = f"{stage}_{name}" if name else stage
-        source = nbformat.read(paths.artifacts("check", f"{stage}.ipynb"), as_version=4)
-        title = html.escape(pages.title_of(source) + (f": {name}" if name else ""))
-        links.append(f'<li><a href="{file}.html">{title}</a> (<a href="{file}.ipynb">notebook</a>)</li>')
-    pictures = []
-    for file, caption in captions.items():
-        data = base64.b64encode(paths.reports("figures", file).read_bytes()).decode()
-        pictures.append(
-            f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    violated = int((~findings.holds).sum())
-    verdict = (
-        f"{violated} of {len(findings)} rules are violated: do not trust the robust accuracies of that classifier."
-        if violated
-        else f"All {len(findings)} rules hold."
-    )
-    meaning = "".join(f"<li><b>{html.escape(r)}</b>: {html.escape(text)}</li>" for r, text in sanity.RULES.items())
     legend = "".join(f"<li><b>{name}</b>: {html.escape(text)}</li>" for name, text in records.SCENARIOS.items())
     demonstration = _DEMONSTRATION if params.dataset.name == "shapes" else ""
     body = f"""<h1>{html.escape(params.report.title)}</h1>
@@ -158,15 +177,12 @@ def write_index(
 <ul>{legend}</ul>
 <p>Robust accuracy counts rejected images as robust, as the paper does; a shield that rejects everything would score
 100 %. Read it beside clean rejection and correct under attack.</p>
-<h2>Sanity rules</h2>
-<p>What must hold if the attacks are as strong as they claim to be. <b>{verdict}</b></p>
-{tables.to_html(findings.assign(holds=findings.holds.map({True: "holds", False: "VIOLATED"})))}
-<ul>{meaning}</ul>
+{_sanity_section(findings)}
 {_published_section(comparison)}
 <h2>Figures</h2>
-{"".join(pictures)}
+{_pictures(captions)}
 <h2>Executed notebooks</h2>
-<ul>{"".join(links)}</ul>
+<ul>{_links(params.classifiers)}</ul>
 <h2>Data behind this page</h2>
 <p><a href="records.csv">records.csv</a> has one row per classifier, scenario and image (<a
 href="sanity.csv">sanity.csv</a> of the runs for the sanity rules);

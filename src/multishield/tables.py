@@ -62,9 +62,9 @@ def to_latex(frame: pd.DataFrame) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def to_html(frame: pd.DataFrame) -> str:
-    """An HTML table."""
-    return frame.to_html(index=False, border=0)
+def to_html(frame: pd.DataFrame, words: bool = False) -> str:
+    """An HTML table; one of words is set to the left and wraps, one of numbers is set to the right."""
+    return frame.to_html(index=False, border=0, classes="words" if words else None)
 
 
 def nested(metrics: pd.DataFrame) -> dict:
