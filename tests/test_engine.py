@@ -165,7 +165,7 @@ def test_free_slots_are_refilled_and_broken_images_leave():
     rule = SignedSteps(Ball(EPS), 10, EPS, random=False)
     options = {"ids": torch.arange(64), "seed": 0, "tag": "t", "success": fooled, "where": CPU}
     ascend(model, x, y, objective=lambda o, y, t, v: (margin(o, y),), rule=rule, batch_size=16, **options)
-    assert max(batches) == 16
+    assert 16 <= max(batches) <= 16 + 8, "the last few come in beyond the slots"
     # One step breaks a linear model or nothing does: without leaving and refilling it would be 4 x 11 passes.
     assert len(batches) < 4 + 11 * 4
 
@@ -188,7 +188,7 @@ def test_the_batch_halves_when_memory_does_not_suffice():
         raise torch.OutOfMemoryError("too large")
 
     never.parameters = linear.parameters
-    with pytest.raises(UserError, match="16 images at once, the fewest, do not fit"):
+    with pytest.raises(UserError, match="4 images at once, the fewest, do not fit"):
         pgd(never, x, y, eps=EPS, seed=0, ids=torch.arange(50))
 
 
