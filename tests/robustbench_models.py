@@ -1,5 +1,8 @@
 """Run by test_robust.py where robustbench is installed: every model of it through the zoo, with random weights."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +14,14 @@ from multishield.params import Catalogued
 
 # The one whose weights are written where a download would put them, and read by robustbench's own loader.
 SMALL = CATALOGUE["Addepalli2022Efficient_RN18"]
+SWIN = CATALOGUE["Liu2023Comprehensive_Swin-B"]
+MISSING = "model.layers.2.blocks.3."
+
+
+def where_it_looks(entry):
+    file = Path(robust._expected(entry).split(" from ")[0])
+    file.parent.mkdir(parents=True)
+    return file
 
 
 def load(entry):
@@ -29,13 +40,15 @@ def gradient_reaches_the_pixels(model, entry) -> bool:
 def read_by_robustbench() -> None:
     """Weights of a file, through robustbench's loader; then from the training stage's files, without it."""
     network = robust.architecture(SMALL)
-    file = paths.state("robustbench", SMALL.dataset, SMALL.norm, f"{SMALL.name}.pt")
-    file.parent.mkdir(parents=True)
+    file = where_it_looks(SMALL)
     torch.save(network.state_dict(), file)
     model, described = load(SMALL)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(outputs(model, x), outputs(fit(zoo.Fitted(network.eval(), *zoo.PLAIN, 32)), x))
     save_classifier(model, described, SMALL.classes, paths.artifacts("training", "net"))
+    torch.save({"state_dict": network.state_dict(), "options": argparse.Namespace()}, file)
+    with pytest.raises(UserError, match=r"it holds an object of argparse.Namespace.*weights_only=False"):
+        load(SMALL)
     file.write_bytes(b"<html>quota exceeded</html>")
     with pytest.raises(UserError, match="could not be downloaded or read") as caught:
         load(SMALL)
@@ -43,8 +56,23 @@ def read_by_robustbench() -> None:
     assert torch.equal(outputs(load_classifier("net"), x), outputs(model, x))
 
 
+def no_layer_stays_random() -> None:
+    """Robustbench itself loads this file, and leaves the missing block as it was."""
+    weights = robust.architecture(SWIN).state_dict()
+    computed = {k: v for k, v in weights.items() if k.rpartition(".")[2] not in {"mean", "std"}}
+    assert len(computed) < len(weights), "its normalisation is among the weights"
+    file = where_it_looks(SWIN)
+    torch.save(computed, file)
+    load(SWIN)
+    torch.save({k: v for k, v in computed.items() if not k.startswith(MISSING)}, file)
+    with pytest.raises(UserError, match="the file does not fit the network: 13 keys differ"):
+        load(SWIN)
+    file.unlink()
+
+
 def main() -> None:
     read_by_robustbench()
+    no_layer_stays_random()
     loader = robust._package(SMALL, "utils")
     loader.load_model = lambda name, *rest: robust.architecture(CATALOGUE[name]).eval()
     for entry in CATALOGUE.values():

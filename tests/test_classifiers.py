@@ -15,10 +15,15 @@ HALF = [0.5] * 3
     ("name", "millions"),
     [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet18", 11.17)],
 )
-def test_sizes(name, millions):
-    network = build_network(name, 10)
+def test_sizes_and_both_directions(name, millions):
+    network = build_network(name, 10).eval()
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
-    assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    logits = network(x)
+    assert logits.shape == (2, 10)
+    (gradient,) = torch.autograd.grad(logits.max(), x)
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
 
 
 def test_normalisation_is_inside():

@@ -13,16 +13,19 @@ from multishield import zoo
 from multishield.errors import UserError
 from multishield.params import Catalogued
 
-# What the extra adds to this environment, and what it takes an older version of (setuptools). Not timm: see pyproject.
-DIFFERING = ("robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks", "setuptools")
+# What the extra adds to this environment.
+ADDED = {"robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks"}
 
 
 def pins() -> list[str]:
-    lines = (ROOT / "requirements-robustbench.lock").read_text().splitlines()
-    locked = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    chosen = [str(r) for r in locked if r.name in DIFFERING]
-    assert len(chosen) == len(DIFFERING)
-    return chosen
+    lines = {
+        name: set((ROOT / name).read_text().splitlines())
+        for name in ("requirements.lock", "requirements-robustbench.lock")
+    }
+    extra = lines["requirements-robustbench.lock"] - lines["requirements.lock"]
+    added = [line for line in extra if line and not line.startswith("#")]
+    assert {Requirement(line).name for line in added} == ADDED, "nothing that is installed already is replaced"
+    return added
 
 
 @pytest.mark.skipif(importlib.util.find_spec("robustbench") is not None, reason="robustbench is installed here")
@@ -33,7 +36,7 @@ def test_without_the_package_a_sentence_says_how_to_install_it():
 
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory):
-    """A folder with the packages that differ, for PYTHONPATH: the rest of the environment stays as it is."""
+    """A folder with the packages that it adds, for PYTHONPATH: the rest of the environment stays as it is."""
     folder = tmp_path_factory.mktemp("overlay")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps", *pins()]
     done = subprocess.run(command, capture_output=True, text=True)

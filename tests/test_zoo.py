@@ -179,6 +179,22 @@ def test_a_failed_download_says_what_to_do_without_a_network(project_root, monke
             zoo.load(params, 1000, KEY)
 
 
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        (Torchvision(source="torchvision", model="resnet19", weights="DEFAULT"), "did you mean resnet1"),
+        (finetuned(weights="IMAGENET1K_V9"), "training.net.weights is 'IMAGENET1K_V9'"),
+        (Timm(source="timm", model="resnet18.a1_in2k"), "which timm does not know"),
+        (ClassifierFactory(source="factory", factory="absent:net"), "absent cannot be imported"),
+    ],
+)
+def test_names_are_checked_before_the_first_stage(project_root, params, words):
+    with pytest.raises(UserError, match=words):
+        zoo.check(params, KEY)
+    zoo.check(finetuned(), KEY)
+    zoo.check(Timm(source="timm", model="resnet18.a1_in1k"), KEY)
+
+
 @pytest.mark.parametrize(("train", "validation", "key"), [(0, 12, "dataset.train"), (12, 0, "dataset.validation")])
 def test_training_needs_images(project_root, train, validation, key):
     with pytest.raises(UserError, match=f"{key} is 0; training needs images"):

@@ -1,9 +1,13 @@
 """RobustBench's models through its own package, which is an extra: the rest of the pipeline does without it."""
 
 import importlib
+import os
 import pickle
+import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +20,8 @@ from multishield.catalogue import Entry
 from multishield.errors import UserError
 from multishield.progress import aside
 
+# What a file need not hold: normalisation, which the architecture sets, and what timm's Swin computes by itself.
+COMPUTED = {"mean", "std", "mu", "sigma", "attn_mask", "relative_position_index", "num_batches_tracked"}
 INSTALL = "pip install --no-deps --requirement requirements-robustbench.lock"
 
 
@@ -38,6 +44,15 @@ def _package(entry: Entry, module: str) -> ModuleType:
             f"{entry.name} is a model of the package robustbench, which cannot be imported ({error}); it is an extra: "
             f"run `{INSTALL}`"
         ) from None
+
+
+def check_installed(entry: Entry) -> None:
+    """Nothing, or an error.
+
+    Raises:
+        UserError: the package, or one that it needs, is not installed.
+    """
+    _package(entry, "utils")
 
 
 def architecture(entry: Entry) -> nn.Module:
@@ -65,24 +80,55 @@ def load(entry: Entry) -> nn.Module:
     """The network of an entry with its published weights, by robustbench's own loader.
 
     Raises:
-        UserError: robustbench is not installed, or its download failed.
+        UserError: robustbench is not installed, its download failed, or the file does not fit the network.
     """
     utils = _package(entry, "utils")
     # A host that sends a page instead of the file is noticed by gdown, or else by the unpickling.
     failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
     try:
-        with aside():
+        with aside(), _every_weight(utils):
             return utils.load_model(entry.name, _folder(), entry.dataset, entry.norm)
     except failures as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"the weights of {entry.name} could not be downloaded or read ({reason}); remove what an attempt has left "
-            f"and try again, or put the file there by hand: {_expected(entry)}"
+            f"the weights of {entry.name} could not be downloaded or read ({_reason(error)}); remove what an attempt "
+            f"has left and try again, or put the file there by hand: {_expected(entry)}"
         ) from None
 
 
+@contextmanager
+def _every_weight(utils: ModuleType) -> Iterator[None]:
+    """Inside, robustbench's loader refuses a file that lacks weights. By itself it loads an ImageNet model without its
+    normalisation as far as the file goes, and leaves every other missing layer as it was: random."""
+
+    def load(model: nn.Module, name: str, weights: dict, dataset) -> nn.Module:
+        found = model.load_state_dict(weights, strict=False)
+        wrong = [k for k in found.missing_keys + found.unexpected_keys if k.rpartition(".")[2] not in COMPUTED]
+        if wrong:
+            raise RuntimeError(f"the file does not fit the network: {len(wrong)} keys differ, such as {wrong[0]}")
+        return model
+
+    theirs, utils._safe_load_state_dict = utils._safe_load_state_dict, load
+    try:
+        yield
+    finally:
+        utils._safe_load_state_dict = theirs
+
+
+def _reason(error: Exception) -> str:
+    """What failed, in at most 200 characters."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    pickled = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text)
+    if pickled:
+        return (
+            f"it holds an object of {pickled[1]}, and reading such can run any code: if you trust it, read it once "
+            "with torch.load(path, weights_only=False) and save its state dict in its place"
+        )
+    return text[:200] or type(error).__name__
+
+
 def _folder() -> Path:
-    return paths.state("robustbench")
+    """Beside the data sets, and not with what `make clean` removes: these downloads are large and rationed."""
+    return Path(os.environ.get("MULTISHIELD_DATA") or paths.root() / "datasets") / "robustbench"
 
 
 def _expected(entry: Entry) -> str:

@@ -18,7 +18,7 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from multishield import catalogue, clips, pages, paths
+from multishield import catalogue, clips, pages, paths, zoo
 from multishield.errors import UserError
 from multishield.files import write_atomically, write_text
 from multishield.params import Params
@@ -73,6 +73,8 @@ def check() -> None:
     check_root(params.dataset)
     catalogue.check(params)
     clips.check(params.alignment)
+    for name in params.classifiers:
+        zoo.check(params.training[name], f"training.{name}")
     for key, value in _files_of_classifiers(params).items():
         paths.existing(key, value)
     for stage in STAGES:

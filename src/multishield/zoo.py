@@ -108,6 +108,27 @@ def _catalogued(params: Catalogued, classes: int, key: str) -> Fitted:
     return Fitted(network, *PLAIN, entry.size)  # normalisation, where there is one, is inside these networks
 
 
+def check(params: BaseModel, key: str) -> None:
+    """Say before the first stage what would fail after it. Nothing is built or downloaded.
+
+    Args:
+        key: the section's key in params.yaml, for the message.
+
+    Raises:
+        UserError: the source does not know the name, or the package robustbench or a function is missing.
+    """
+    if params.source in ("torchvision", "finetune"):
+        _torchvision_weights(params.model, params.weights or "DEFAULT", key)
+    elif params.source == "timm":
+        _check_timm(params.model, key)
+    elif params.source == "factory":
+        load_factory(f"{key}.factory", params.factory)
+    elif params.source == "catalogue":
+        entry = catalogue.find(f"{key}.name", params.name)
+        if entry.source == "robustbench":
+            robust.check_installed(entry)
+
+
 def _torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
@@ -195,11 +216,15 @@ def new_head(params: FineTuned, classes: int, key: str) -> Fitted:
     return Fitted(network, setting.mean, setting.std, setting.crop_size[0])
 
 
-def _timm(params: Timm, classes: int, key: str) -> Fitted:
+def _check_timm(model: str, key: str) -> None:
     known = {*timm.list_models(), *timm.list_models(pretrained=True)}
-    if params.model not in known:
-        ending = closest(params.model, known, "timm.list_models(pretrained=True) lists the names")
-        raise UserError(f"{key}.model is {params.model!r}, which timm does not know; {ending}")
+    if model not in known:
+        ending = closest(model, known, "timm.list_models(pretrained=True) lists the names")
+        raise UserError(f"{key}.model is {model!r}, which timm does not know; {ending}")
+
+
+def _timm(params: Timm, classes: int, key: str) -> Fitted:
+    _check_timm(params.model, key)
     if params.weights:
         network = timm.create_model(params.model, num_classes=classes)
         load_exactly(network, load_tensors(paths.resolve(params.weights)), f"{key}.weights ({params.weights})")
