@@ -167,6 +167,13 @@ def test_a_profile_needs_its_variables_and_keeps_edits(project):
     assert done.returncode == 0, done.stderr
     assert "root: /some where" in (project / "params.yaml").read_text()
     assert (project / "params.backup.yaml").read_text() == before
+    for name in ("pets", "food101"):  # made by profiles, with paths filled in: nothing of the user's
+        assert run(project, "multishield", "profile", name).returncode == 0
+    (project / "params.yaml").write_text("# of my own\n" + before)
+    assert "kept as params.backup.2.yaml" in run(project, "multishield", "profile", "pets").stdout
+    assert (project / "params.backup.yaml").read_text() == before
+    assert (project / "params.backup.2.yaml").read_text() == "# of my own\n" + before
+    assert not (project / "params.backup.3.yaml").exists()
     (project / "params.yaml").write_text(before)
 
 

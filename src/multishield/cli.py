@@ -20,7 +20,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(:-[^}]+)?\}")
 def use_profile(name: str) -> None:
     """Copy `profiles/<name>.yaml` to `params.yaml`, with environment variables (or what stands for them) filled in.
 
-    A params.yaml that no profile made is kept as `params.backup.yaml`.
+    A params.yaml that no profile made is kept as `params.backup.yaml`, or with a number if that name is taken.
 
     Raises:
         UserError: unknown profile, a variable that is not set, or a profile that is not valid.
@@ -44,10 +44,24 @@ def use_profile(name: str) -> None:
     candidate = write_text(paths.state("params.candidate.yaml"), text)
     Params.parse(read_yaml(candidate), f"profiles/{name}.yaml")
     candidate.unlink()
-    if old not in {(folder / f"{n}.yaml").read_text() for n in names}:
-        write_text(paths.root() / "params.backup.yaml", old)
-        print("your params.yaml was kept as params.backup.yaml")
+    if not any(_filled_in((folder / f"{n}.yaml").read_text(), old) for n in names):
+        print(f"your params.yaml was kept as {_keep(old).name}")
     write_text(target, text)
+
+
+def _filled_in(profile: str, text: str) -> bool:
+    """Whether a text is a profile's, whatever its variables were when it was made."""
+    fixed = re.split(r"\$\{\w+(?::-[^}]+)?\}", profile)
+    return re.fullmatch(".+".join(re.escape(part) for part in fixed), text) is not None
+
+
+def _keep(text: str) -> Path:
+    """Write the text to the first name that is free, or that holds it already."""
+    path, number = paths.root() / "params.backup.yaml", 1
+    while path.exists() and path.read_text() != text:
+        number += 1
+        path = path.with_name(f"params.backup.{number}.yaml")
+    return write_text(path, text)
 
 
 def materialise_data() -> None:
