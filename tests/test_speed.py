@@ -12,8 +12,12 @@ from multishield.attacks import capacity, engine
 from multishield.attacks.capacity import BATCH_SIZE, affordable, bytes_per_image
 from multishield.attacks.folding import folded
 from multishield.attacks.joint import joint
+from multishield.baseline import run_baseline
 from multishield.classifiers import Classifier, freeze
+from multishield.dataset import Split
+from multishield.errors import UserError
 from multishield.networks import CifarResNet
+from multishield.params import Baseline
 from multishield.shield import MultiShield
 
 CPU = torch.device("cpu")
@@ -155,3 +159,17 @@ def test_memory_per_image_is_counted():
 def test_the_batch_is_as_large_as_memory_allows(monkeypatch, free, slots):
     monkeypatch.setattr(capacity, "free_memory", lambda where: free)
     assert affordable(lambda t: t * t, torch.rand(16, 3, 8, 8), CPU) == slots
+
+
+class Full(nn.Linear):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("too large")
+
+
+def test_a_baseline_that_does_not_fit_names_its_batch_size(tmp_path, monkeypatch):
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    data = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), torch.arange(2))
+    with pytest.raises(UserError, match=r"baseline.batch_size is 2, .* with net; lower it"):
+        run_baseline("net", Full(1, 1), data, Baseline(attacks=["apgd-ce"], batch_size=2), 8 / 255, 0)

@@ -51,8 +51,15 @@ def read_json(path: Path):
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     """Write named tensors as safetensors, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_atomically(path, lambda p: save_file(tensors, p))
+    own, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        # Safetensors takes no views and no shared memory; a copy only of those, because splits are large.
+        whole = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        own[name] = tensor if whole else tensor.clone()
+    return write_atomically(path, lambda p: save_file(own, p))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

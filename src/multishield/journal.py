@@ -17,8 +17,8 @@ def by_image(
 ) -> AttackResult:
     """Attack `total` images; those that are finished are kept on disk every `every` seconds.
 
-    A killed run goes on with the images that are left. Because an image's result depends on the image alone, it ends
-    with the same bytes.
+    A killed run goes on with the images that are left. Because an image's result depends on the image alone (on a CPU
+    bit for bit, see `classifiers.forward`), it ends with the same bytes.
 
     Args:
         task: a name for the progress line and the folder.

@@ -1,4 +1,4 @@
-"""State of long computations: a killed run goes on where it was and ends with the same bytes."""
+"""State of long computations: a killed run goes on where it was and ends with the same bytes (on a CPU)."""
 
 import os
 import shutil

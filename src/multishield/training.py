@@ -139,7 +139,7 @@ def _start(params: Trained | FineTuned, classes: int, key: str, steps: int):
 def train(
     name: str, params: Trained | FineTuned, data: Split, validation: Split, classes: int, seed: int
 ) -> tuple[Classifier, pd.DataFrame]:
-    """Train a classifier; a killed run goes on after its last epoch and ends with the same bytes.
+    """Train a classifier; a killed run goes on after its last epoch and ends with the same bytes (on a CPU).
 
     Args:
         name: shown in progress lines, names the state on disk.

@@ -3,7 +3,7 @@
 Every slot of the batch is one try at one image and has its own step count, state and random stream. An image that is
 broken leaves at once, a try that has used up its steps is followed by the next one, and free slots are filled from the
 queue. So hardware stays busy to the end, and an image's result depends on nothing but the image: not on the batch size,
-the order, or its neighbours.
+the order, or its neighbours. On a CPU that holds bit for bit; a GPU chooses its kernels by the size of the batch.
 """
 
 from collections import deque
