@@ -123,6 +123,21 @@ def test_images_of_ones_own_are_compared_with_a_note(tmp_path, monkeypatch):
     assert "taken to be test images of cifar10" in table.notes[0]
 
 
+def test_the_papers_fine_tuned_classifiers_have_a_clean_accuracy(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    file = tmp_path / "artifacts" / "training" / "known" / "classifier.json"
+    file.write_text('{"architecture": {"source": "finetune", "model": "resnet18"}}')
+    for data, measure, verdict, notes in (
+        ("pets", 88, "agrees", ""),
+        ("caltech101", 50, "differs", "equally many images of each class, though the classes differ in size"),
+    ):
+        (row,) = published.compare(
+            params(dataset={"name": data, "image_size": 224}), measured(measure, 0, 100)
+        ).to_dict("records")
+        assert (row["figure"], row["verdict"], row["notes"]) == ("clean accuracy", verdict, notes)
+    assert published.compare(params(dataset={"name": "food101", "image_size": 224}), measured(9, 0, 10)).empty
+
+
 def test_without_a_catalogued_classifier_there_is_no_table(tmp_path, monkeypatch):
     project(tmp_path, monkeypatch)
     file = tmp_path / "artifacts" / "training" / "known" / "classifier.json"
@@ -146,6 +161,8 @@ def test_the_packaged_network_round_trips(tmp_path, monkeypatch, packaged):
     save_classifier(model, described, 10, tmp_path / "artifacts" / "training" / "known")
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(outputs(load_classifier("known"), x), outputs(model, x))
+    leaf = x.to(device()).requires_grad_()
+    assert torch.autograd.grad(model(leaf).max(), leaf)[0].abs().sum() > 0
 
 
 @pytest.mark.cifar10

@@ -17,13 +17,13 @@ PIXELS, CROPPED, WHOLE = (32, None, None), (224, 256, "bicubic"), (224, 224, "bi
 
 @dataclass(frozen=True)
 class Entry:
-    """A published classifier: accuracies in per cent, the radius in units of [0,1] pixels."""
+    """A published classifier: accuracies in per cent (None: not published), the radius in units of [0,1] pixels."""
 
     name: str
     source: str
     setting: tuple[str, float]
     clean: float
-    autoattack: float
+    autoattack: float | None
     preprocessing: tuple[int, int | None, str | None]
     reference: str
     norm: str = "Linf"
@@ -71,6 +71,19 @@ CATALOGUE = {
     for source, entries in (("robustbench", _ROBUSTBENCH), ("pyautoattack", _PACKAGED))
     for name, *rest in entries
 }
+
+# What the paper reports of the classifiers that it fine-tunes, by model and data set: clean accuracy alone.
+_PAPER = "https://arxiv.org/abs/2412.10353"
+FINETUNED = {
+    (model, data): Entry(f"{model} on {data}", "finetune", (data, 8 / 255), clean, None, (224, None, None), _PAPER)
+    for model, data, clean in (
+        ("resnet18", "caltech101", 91.88),
+        ("resnet18", "stl10", 95.25),
+        ("resnet18", "pets", 87.74),
+    )
+}
+# Data sets whose classes differ in size: drawing equally many of each is another mean than that of the whole test set.
+UNBALANCED = {"caltech101", "pathmnist"}
 
 
 def closest(name: str, known, listing: str) -> str:

@@ -19,13 +19,15 @@ FIGURES = {"clean accuracy": "clean_accuracy", "AutoAttack accuracy": "robust_ac
 
 
 def entries(params: Params) -> dict[str, Entry]:
-    """The catalogue's entries of the classifiers that have one."""
+    """The catalogue's entries of the classifiers that have one, and the paper's of those that it fine-tunes too."""
     found = {}
     for name in params.classifiers:
         made = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
         if made["source"] == "catalogue":
             found[name] = catalogue.find(f"training.{name}.name", made["name"])
-    return found
+        if made["source"] == "finetune":
+            found[name] = catalogue.FINETUNED.get((made["model"], params.dataset.name))
+    return {name: entry for name, entry in found.items() if entry}
 
 
 def differences(entry: Entry, params: Params) -> dict[str, list[str]]:
@@ -65,14 +67,19 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
     for name, entry in entries(params).items():
         notes = differences(entry, params)
         for figure, value in (("clean accuracy", entry.clean), ("AutoAttack accuracy", entry.autoattack)):
-            measured = baseline.loc[name, FIGURES[figure]]
-            rows.append(_row(name, entry, figure, value, measured, notes[figure], _unknown(entry, params)))
+            if value is not None:
+                measured = baseline.loc[name, FIGURES[figure]]
+                rows.append(_row(name, entry, figure, value, measured, notes[figure], _unknown(entry, params)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _unknown(entry: Entry, params: Params) -> list[str]:
-    own = own_images(params.dataset.name)
-    return [f"images of one's own, taken to be test images of {entry.dataset}"] if own else []
+    """What may make a difference, but nobody knows how much."""
+    if own_images(params.dataset.name):
+        return [f"images of one's own, taken to be test images of {entry.dataset}"]
+    if params.dataset.name in catalogue.UNBALANCED and params.dataset.order == "stratified":
+        return ["equally many images of each class, though the classes differ in size"]
+    return []
 
 
 def _row(name: str, entry: Entry, figure: str, value: float, measured: pd.Series, differ: list, unknown: list) -> dict:
