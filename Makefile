@@ -37,13 +37,15 @@ reproduce: $(VENV)/.installed $(ROBUSTBENCH)
 	$(RUN) dvc repro
 	$(RUN) multishield results
 else
-# What is finished is kept in results/NAME/ and not run again, unless its preset has changed.
+# What is finished is kept in results/NAME/ and not run again, unless its preset has changed. Pages of other presets'
+# classifiers, which reports/ keeps so that going back to them costs nothing, stay behind: its index does not name them.
 reproduce: $(patsubst %,results/%/index.html,$(shell grep -v '^\#' $(LIST)))
 endif
 
 results/%/index.html: profiles/%.yaml
 	$(MAKE) reproduce PROFILE=$*
 	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. params.yaml results/$*.part/
+	cd results/$*.part && for page in 0*; do grep -qs "\"$$page\"" index.html || rm -f "$$page"; done
 	rm -rf results/$* && mv results/$*.part results/$* && touch $@
 
 test: $(VENV)/.installed

@@ -46,7 +46,8 @@ def test_a_decision_and_its_reasons(cosines, tolerance, decision, gap):
 
 def test_the_notebook_of_extensions_runs(tmp_path):
     executed = tmp_path / "extending.ipynb"
-    papermill.execute_notebook(ROOT / "notebooks" / "extending.ipynb", executed, cwd=str(ROOT), progress_bar=False)
+    notebooks = ROOT / "notebooks"  # where `make lab` starts
+    papermill.execute_notebook(notebooks / "extending.ipynb", executed, cwd=str(notebooks), progress_bar=False)
     outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
     values = [o["data"]["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]
     assert values[0] == "1.0", "the shield of the example is right on clean images"

@@ -43,7 +43,7 @@ def test_a_profile_says_if_it_needs_robustbench(path):
 
 
 def test_the_papers_list_has_its_six_data_sets_and_two_domains():
-    assert PAPER == ["cifar10", "imagenet", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist"]
+    assert PAPER == ["cifar10", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist", "imagenet"]
     for name in PAPER:
         params = Params.parse(read_yaml(ROOT / "profiles" / f"{name}.yaml"))
         assert params.baseline.attacks == "standard"
@@ -54,7 +54,8 @@ def test_the_papers_list_has_its_six_data_sets_and_two_domains():
 INNER = """#!/bin/sh
 echo "$2" >> ran
 [ "$2" = "PROFILE=$FAIL" ] && exit 1
-mkdir -p reports && echo "$2" > reports/index.html
+mkdir -p reports && echo "$2 <a href=\\"01_own.html\\">" > reports/index.html
+touch reports/01_own.html reports/02_of_another.html
 """
 
 
@@ -64,12 +65,14 @@ def test_presets_in_turn_go_on_where_they_failed(tmp_path):
     inner.write_text(INNER)
     inner.chmod(0o755)
     command = ("make", "reproduce", "PROFILE=paper", f"MAKE={inner}")
-    assert run(tmp_path, *command, FAIL="stl10").returncode != 0
+    assert run(tmp_path, *command, FAIL=PAPER[2]).returncode != 0
     assert (tmp_path / "ran").read_text().split() == [f"PROFILE={n}" for n in PAPER[:3]]
     done = run(tmp_path, *command, FAIL="none")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ran").read_text().split()[3:] == [f"PROFILE={n}" for n in PAPER[2:]]
-    assert (tmp_path / "results" / "food101" / "index.html").read_text() == "PROFILE=food101\n"
+    kept = tmp_path / "results" / "food101"
+    assert (kept / "index.html").read_text().startswith("PROFILE=food101 ")
+    assert [p.name for p in sorted(kept.glob("0*"))] == ["01_own.html"], "no page of another preset's classifier"
 
 
 @pytest.mark.slow
