@@ -25,6 +25,8 @@ TFLOPS = 20
 # steps, apgd-t and fab-t 9 x 100 each, square 5,000 queries; one that breaks leaves after about 100 steps.
 RESISTS, BREAKS = 3 * (100 + 900 + 900) + 5000, 3 * 100
 CLASSES = {"stl10": 10, "caltech101": 101, "food101": 101, "pets": 37, "eurosat": 10, "pathmnist": 9}
+# Training images, validation images among them; of 80 % where the data set has no split of its own.
+TRAINING = {"stl10": 5000, "caltech101": 6941, "food101": 75750, "pets": 3680, "eurosat": 21600, "pathmnist": 89996}
 # hf-hub: names whose architecture open_clip knows under another one.
 KNOWN = {"hf-hub:UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B": "ViT-L-14-CLIPA"}
 
@@ -77,10 +79,20 @@ def hours(params: Params, share: float, classifier: float, clip: float) -> tuple
     return baseline / TFLOPS / 3.6e15, (white + black + alone) / TFLOPS / 3.6e15
 
 
+def disk(params: Params, weights: float) -> float:
+    """Gigabytes: splits in bytes, five sets of attacked images per classifier in float32, `weights` bytes of networks;
+    all of it once more in DVC's cache."""
+    data = params.dataset
+    pixels = 3 * data.image_size**2
+    training = TRAINING[data.name] if data.train is None else data.train + data.validation
+    attacked = 5 * len(params.classifiers) * data.evaluate * pixels * 4
+    return 2 * ((training + data.evaluate) * pixels + attacked + weights) / 1e9
+
+
 def rows_of(profile: Path) -> None:
     """Print a row per classifier, and the profile's sum."""
     params = Params.parse(read_yaml(profile), profile.name)
-    side, total = params.dataset.image_size, 0.0
+    side, total, weights = params.dataset.image_size, 0.0, 0
     tower = alignment(params)
     clip, clip_kept = flops(tower, side), kept(tower, side)
     for name in params.classifiers:
@@ -89,10 +101,13 @@ def rows_of(profile: Path) -> None:
         each, memory = flops(model, side), kept(model, side)
         first, third = hours(params, robust_share(params, name), each, clip)
         total += first + third
-        figures = f"{each / 1e9:.1f} | {clip / 1e9:.1f} | {memory + clip_kept:.0f} | {first:.1f} | {third:.1f}"
-        print(f"| {profile.stem} | {name} | {figures} |", flush=True)
+        weights += sum(p.nbytes for p in model.parameters())
+        # Gradients flow back while what was kept is still there: twice.
+        batch = 2 * params.baseline.batch_size * memory / 1e3
+        figures = f"{each / 1e9:.1f} | {clip / 1e9:.1f} | {memory + clip_kept:.0f} | {batch:.0f}"
+        print(f"| {profile.stem} | {name} | {figures} | {first:.1f} | {third:.1f} | |", flush=True)
         del model
-    print(f"| {profile.stem} | all | | | | | {total:.0f} in all |", flush=True)
+    print(f"| {profile.stem} | all | | | | | | {total:.0f} in all | {disk(params, weights):.0f} |", flush=True)
 
 
 def main() -> None:
@@ -100,8 +115,9 @@ def main() -> None:
     parser.add_argument("profiles", nargs="*")
     folder = Path(__file__).parent.parent / "profiles"
     names = parser.parse_args().profiles or (folder / "paper.list").read_text().split("\n")
-    print("| profile | classifier | GFLOPs, classifier | GFLOPs, CLIP | MB per image | baseline, h | adaptive, h |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    columns = ["GFLOPs, classifier", "GFLOPs, CLIP", "MB per image", "baseline, GB", "baseline, h", "adaptive, h"]
+    print("| profile | classifier | " + " | ".join([*columns, "disk, GB"]) + " |")
+    print("|---|---|" + "---:|" * (len(columns) + 1))
     for name in names:
         if name and not name.startswith("#"):
             rows_of(folder / f"{name}.yaml")

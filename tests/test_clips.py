@@ -103,6 +103,11 @@ def test_names_and_files_are_checked_before_the_first_stage(project):
         clips.check(params)
 
 
+def test_a_missing_function_is_named_before_the_first_stage():
+    with pytest.raises(UserError, match=r"alignment.factory is 'absent:clip', but absent cannot be imported"):
+        clips.check(ClipFactory(source="factory", prompts=PROMPTS, factory="absent:clip"))
+
+
 def test_weights_with_quickgelu_need_a_model_with_it():
     for name, tag in (("ViT-B-32", "openai"), ("ViT-L-14", "metaclip_400m")):
         with pytest.raises(UserError, match=f"write '{name}-quickgelu'"):

@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from multishield.files import load_tensors, save_tensors
 
 # Ten rows in chunks of three; each computed chunk is logged. A chunk named in KILL_AT dies as by `kill -9`.
 SCRIPT = """
@@ -104,3 +107,10 @@ def test_an_attack_that_is_killed_at_several_points_ends_with_the_same_bytes(pro
     last = run(project, script=ATTACK)
     assert int(last.stdout) < passes, "and not computed again"
     assert (project / "result.safetensors").read_bytes() == expected
+
+
+def test_views_and_shared_tensors_are_saved_whole(tmp_path):
+    rows = torch.arange(6.0).reshape(2, 3)
+    tensors = {"rows": rows, "same": rows, "turned": rows.T, "first": rows[:1], "empty": rows[:0]}
+    loaded = load_tensors(save_tensors(tmp_path / "t.safetensors", tensors))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())

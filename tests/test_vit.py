@@ -70,6 +70,7 @@ def test_the_whole_pipeline(model, tmp_path):
     assert done.returncode == 0, done.stderr
     records = pd.read_csv(project / "reports" / "records.csv")
     assert len(records) == 6 * 2
+    assert records.gap_attacked[records.scenario != "baseline"].notna().all()
     metrics = json.loads((project / "reports" / "metrics.json").read_text())["standard"]
     assert metrics["adaptive"]["robust_accuracy"] <= metrics["joint"]["robust_accuracy"]
     clip = json.loads((project / "artifacts" / "alignment" / "clip.json").read_text())

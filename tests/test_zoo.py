@@ -185,6 +185,7 @@ def test_a_failed_download_says_what_to_do_without_a_network(project_root, monke
         (Torchvision(source="torchvision", model="resnet19", weights="DEFAULT"), "did you mean resnet1"),
         (finetuned(weights="IMAGENET1K_V9"), "training.net.weights is 'IMAGENET1K_V9'"),
         (Timm(source="timm", model="resnet18.a1_in2k"), "which timm does not know"),
+        (Timm(source="timm", model="resnet18.a1_in1k", weights="no.safetensors"), "weights is 'no.safetensors', which"),
         (ClassifierFactory(source="factory", factory="absent:net"), "absent cannot be imported"),
     ],
 )

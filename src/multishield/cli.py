@@ -51,7 +51,7 @@ def use_profile(name: str) -> None:
 
 def _filled_in(profile: str, text: str) -> bool:
     """Whether a text is a profile's, whatever its variables were when it was made."""
-    fixed = re.split(r"\$\{\w+(?::-[^}]+)?\}", profile)
+    fixed = _VARIABLE.sub("\0", profile).split("\0")
     return re.fullmatch(".+".join(re.escape(part) for part in fixed), text) is not None
 
 

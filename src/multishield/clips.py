@@ -45,7 +45,7 @@ def check(params: ClipTrained | ClipOpen | ClipFile | ClipFactory) -> None:
     """Say before the first stage what would fail after hours of training. Nothing is loaded or downloaded.
 
     Raises:
-        UserError: open_clip knows no such model or tag, or a file does not exist.
+        UserError: open_clip knows no such model or tag; a file or a function does not exist.
     """
     if params.source == "open_clip":
         _weights(params)
@@ -54,6 +54,8 @@ def check(params: ClipTrained | ClipOpen | ClipFile | ClipFactory) -> None:
     if params.source == "file":
         paths.existing("alignment.config", params.config)
         paths.existing("alignment.weights", params.weights)
+    if params.source == "factory":
+        load_factory("alignment.factory", params.factory)
 
 
 def load_clip(params: ClipOpen | ClipFile | ClipFactory) -> Clip:

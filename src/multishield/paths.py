@@ -1,5 +1,6 @@
 """Where things are. Every path of the pipeline is named here, relative to the project's root."""
 
+import os
 from pathlib import Path
 
 from multishield.errors import UserError
@@ -33,6 +34,11 @@ def reports(*parts: str) -> Path:
 def state(*parts: str) -> Path:
     """`.multishield/...`: untracked: what a killed run needs to go on, progress, failed notebooks, times."""
     return root().joinpath(".multishield", *parts)
+
+
+def datasets(*parts: str) -> Path:
+    """`datasets/...`, or what MULTISHIELD_DATA names: downloads, which `make clean` leaves alone."""
+    return Path(os.environ.get("MULTISHIELD_DATA") or root() / "datasets").joinpath(*parts)
 
 
 def resolve(path: str) -> Path:

@@ -1,7 +1,6 @@
 """RobustBench's models through its own package, which is an extra: the rest of the pipeline does without it."""
 
 import importlib
-import os
 import pickle
 import re
 import sys
@@ -47,7 +46,7 @@ def _package(entry: Entry, module: str) -> ModuleType:
 
 
 def check_installed(entry: Entry) -> None:
-    """Nothing, or an error.
+    """Say so if the package of an entry cannot be imported.
 
     Raises:
         UserError: the package, or one that it needs, is not installed.
@@ -87,11 +86,17 @@ def load(entry: Entry) -> nn.Module:
     failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
     try:
         with aside(), _every_weight(utils):
-            return utils.load_model(entry.name, _folder(), entry.dataset, entry.norm)
+            return utils.load_model(entry.name, paths.datasets("robustbench"), entry.dataset, entry.norm)
     except failures as error:
+        text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+        if pickled := re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text):
+            raise UserError(
+                f"the weights of {entry.name} come with an object of {pickled[1]}, which is not read, because that can "
+                f"run any code; put a file of its state dict alone there: {_expected(entry)}"
+            ) from None
         raise UserError(
-            f"the weights of {entry.name} could not be downloaded or read ({_reason(error)}); remove what an attempt "
-            f"has left and try again, or put the file there by hand: {_expected(entry)}"
+            f"the weights of {entry.name} could not be downloaded or read ({text[:200] or type(error).__name__}); "
+            f"remove what an attempt has left and try again, or put the file there by hand: {_expected(entry)}"
         ) from None
 
 
@@ -114,23 +119,6 @@ def _every_weight(utils: ModuleType) -> Iterator[None]:
         utils._safe_load_state_dict = theirs
 
 
-def _reason(error: Exception) -> str:
-    """What failed, in at most 200 characters."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
-    pickled = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text)
-    if pickled:
-        return (
-            f"it holds an object of {pickled[1]}, and reading such can run any code: if you trust it, read it once "
-            "with torch.load(path, weights_only=False) and save its state dict in its place"
-        )
-    return text[:200] or type(error).__name__
-
-
-def _folder() -> Path:
-    """Beside the data sets, and not with what `make clean` removes: these downloads are large and rationed."""
-    return Path(os.environ.get("MULTISHIELD_DATA") or paths.root() / "datasets") / "robustbench"
-
-
 def _expected(entry: Entry) -> str:
     """Where robustbench looks for the weights, and where they come from."""
     registered = _registered(entry)
@@ -138,7 +126,7 @@ def _expected(entry: Entry) -> str:
         url = timm.get_pretrained_cfg(registered).url
         return f"{Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name} from {url}"
     ids = _listed(entry)["gdrive_id"]
-    file = _folder() / entry.dataset / entry.norm / f"{entry.name}.pt"
+    file = paths.datasets("robustbench", entry.dataset, entry.norm, f"{entry.name}.pt")
     several = ids if isinstance(ids, list) else [ids]
     names = [f"{file}_m{i}.pt" for i in range(len(several))] if isinstance(ids, list) else [file]
     return ", ".join(f"{n} from https://drive.google.com/uc?id={i}" for n, i in zip(names, several, strict=True))

@@ -75,25 +75,9 @@ def check() -> None:
     clips.check(params.alignment)
     for name in params.classifiers:
         zoo.check(params.training[name], f"training.{name}")
-    for key, value in _files_of_classifiers(params).items():
-        paths.existing(key, value)
     for stage in STAGES:
         name = source_notebook(stage)
         _write(canonical(read_notebook(paths.root() / "notebooks" / name)), paths.artifacts("check", name))
-
-
-def _files_of_classifiers(params: Params) -> dict[str, str]:
-    """The weights files that classifiers are loaded from, by their key of params.yaml."""
-    named = {
-        f"training.{n}.{key}": getattr(params.training[n], key, None)
-        for n in params.classifiers
-        for key in ("path", "weights")
-    }
-    return {
-        key: value
-        for key, value in named.items()
-        if value and (key.endswith(".path") or value.endswith(".safetensors"))
-    }
 
 
 @contextlib.contextmanager

@@ -82,6 +82,31 @@ def load(params: Catalogued | Torchvision | Timm | ClassifierFactory, classes: i
     return by_source[params.source](params, classes, key)
 
 
+def check(params: BaseModel, key: str) -> None:
+    """Say before the first stage what would fail after it. Nothing is built or downloaded.
+
+    Args:
+        key: the section's key in params.yaml, for the message.
+
+    Raises:
+        UserError: the source does not know the name; a file, a function or the package robustbench is missing.
+    """
+    if params.source == "checkpoint":
+        paths.existing(f"{key}.path", params.path)
+    elif (weights := getattr(params, "weights", None)) and weights.endswith(".safetensors"):
+        paths.existing(f"{key}.weights", weights)
+    if params.source in ("torchvision", "finetune"):
+        _torchvision_weights(params.model, params.weights or "DEFAULT", key)
+    elif params.source == "timm":
+        _check_timm(params.model, key)
+    elif params.source == "factory":
+        load_factory(f"{key}.factory", params.factory)
+    elif params.source == "catalogue":
+        entry = catalogue.find(f"{key}.name", params.name)
+        if entry.source == "robustbench":
+            robust.check_installed(entry)
+
+
 def _same_classes(key: str, what: str, outputs: int, classes: int) -> None:
     if outputs != classes:
         raise UserError(
@@ -106,27 +131,6 @@ def _catalogued(params: Catalogued, classes: int, key: str) -> Fitted:
         file = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
         load_exactly(network, torch.load(file, map_location="cpu", weights_only=True), str(file))
     return Fitted(network, *PLAIN, entry.size)  # normalisation, where there is one, is inside these networks
-
-
-def check(params: BaseModel, key: str) -> None:
-    """Say before the first stage what would fail after it. Nothing is built or downloaded.
-
-    Args:
-        key: the section's key in params.yaml, for the message.
-
-    Raises:
-        UserError: the source does not know the name, or the package robustbench or a function is missing.
-    """
-    if params.source in ("torchvision", "finetune"):
-        _torchvision_weights(params.model, params.weights or "DEFAULT", key)
-    elif params.source == "timm":
-        _check_timm(params.model, key)
-    elif params.source == "factory":
-        load_factory(f"{key}.factory", params.factory)
-    elif params.source == "catalogue":
-        entry = catalogue.find(f"{key}.name", params.name)
-        if entry.source == "robustbench":
-            robust.check_installed(entry)
 
 
 def _torchvision_names() -> list[str]:
