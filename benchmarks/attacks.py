@@ -14,14 +14,14 @@ import time
 import torch
 from pyautoattack import AutoAttack
 
-from multishield import dataset
 from multishield.attacks.apgd import apgd
-from multishield.attacks.base import fooled
 from multishield.attacks.joint import joint
 from multishield.attacks.paper import paper
 from multishield.attacks.square import square
+from multishield.attacks.threat_model import fooled
+from multishield.data import splits
+from multishield.evaluation.scenarios import load_shield
 from multishield.params import Params
-from multishield.shield import load_shield
 
 STEPS = {"apgd-ce": "ce", "apgd-t": "dlr-targeted"}
 
@@ -85,7 +85,7 @@ def passes(shield, x, repeats: int = 25) -> tuple[float, float]:
     return tuple(1000 * sorted(t)[repeats // 2] for t in times.values())
 
 
-def rows_of(name: str, params: Params, data: dataset.Split, queries: int) -> None:
+def rows_of(name: str, params: Params, data: splits.Split, queries: int) -> None:
     """Print the rows of one classifier."""
     x, y, eps = data.pixels, data.labels, params.threat_model.eps
     shield = load_shield(name, params.multishield.tolerance)
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--queries", type=int, default=5000)
     options = parser.parse_args()
-    params, data = Params.load(), dataset.load_split("evaluation")[: options.images]
+    params, data = Params.load(), splits.load_split("evaluation")[: options.images]
     eps = params.threat_model.eps * 255
     print(f"N = {len(data)}, eps {eps:g}/255, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| first, second | robust, first | robust, second | s, first | s, second | ratio |\n" + "|---" * 6 + "|")

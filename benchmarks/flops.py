@@ -14,10 +14,10 @@ import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from multishield import catalogue, classifiers, zoo
-from multishield.alignment import Alignment, Preprocess
-from multishield.attacks.capacity import bytes_per_image
-from multishield.clips import Clip
+from multishield.attacks.loop.batch_size import bytes_per_image
+from multishield.models import classifier, model_zoo, pretrained
+from multishield.models.clip import Clip
+from multishield.models.zero_shot import Preprocess, ZeroShotClassifier
 from multishield.params import Params, read_yaml
 
 TFLOPS = 20
@@ -46,23 +46,23 @@ def kept(module, side: int) -> float:
 
 def network(params: Params, name: str, classes: int):
     """The classifier with random weights, as the pipeline would build it."""
-    description = zoo.describe(params.training[name])
-    built = zoo.architecture(description, classes)
-    return classifiers.freeze(classifiers.Classifier(built, [0.0] * 3, [1.0] * 3))
+    description = pretrained.describe(params.training[name])
+    built = pretrained.architecture(description, classes)
+    return classifier.freeze(classifier.Classifier(built, [0.0] * 3, [1.0] * 3))
 
 
-def alignment(params: Params) -> Alignment:
+def alignment(params: Params) -> ZeroShotClassifier:
     """The image tower with random weights and its preprocessing."""
     model = open_clip.create_model(KNOWN.get(params.alignment.model, params.alignment.model), pretrained=None)
     clip = Clip(model, None, open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)))
     text = torch.eye(model.visual.output_dim)[:2]
-    return classifiers.freeze(Alignment(model.visual, Preprocess(clip.preprocessing), text))
+    return classifier.freeze(ZeroShotClassifier(model.visual, Preprocess(clip.preprocessing), text))
 
 
 def robust_share(params: Params, name: str) -> float:
     described = params.training[name]
     if described.source == "catalogue":
-        return catalogue.find(name, described.name).autoattack / 100
+        return model_zoo.find(name, described.name).autoattack / 100
     return 0.3 if getattr(described, "method", "standard") != "standard" else 0.0
 
 
@@ -96,7 +96,7 @@ def rows_of(profile: Path) -> None:
     tower = alignment(params)
     clip, clip_kept = flops(tower, side), kept(tower, side)
     for name in params.classifiers:
-        classes = CLASSES.get(params.dataset.name) or catalogue.CLASSES[params.dataset.name]
+        classes = CLASSES.get(params.dataset.name) or model_zoo.CLASSES[params.dataset.name]
         model = network(params, name, classes)
         each, memory = flops(model, side), kept(model, side)
         first, third = hours(params, robust_share(params, name), each, clip)

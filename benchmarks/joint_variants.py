@@ -11,15 +11,17 @@ import argparse
 import torch
 from torch.nn import functional as F
 
-from multishield import dataset
 from multishield.attacks.apgd import AutoSteps, likeliest
-from multishield.attacks.base import Ball, evaded_by, keys, per_image
-from multishield.attacks.engine import ascend
-from multishield.attacks.joint import Weaker, target_margins, targets_in_turn
-from multishield.evaluation import Attacked
+from multishield.attacks.joint import StepTowardsWeakerModel, target_margins, targets_in_turn
+from multishield.attacks.loop.loop import ascend
+from multishield.attacks.loop.random_streams import keys
+from multishield.attacks.loop.result import per_image
+from multishield.attacks.threat_model import Ball, evaded_by
+from multishield.data import splits
+from multishield.evaluation.scenarios import load_shield
+from multishield.evaluation.verdicts import Attacked
 from multishield.params import Params
-from multishield.paths import artifacts
-from multishield.shield import load_shield
+from multishield.storage.paths import artifacts
 
 # Logits per unit of cosine: what CLIP itself was trained with, at most.
 CLIP_SCALE = 100
@@ -31,7 +33,7 @@ def log_probabilities(scores):
     return F.log_softmax(z, 1), F.log_softmax(CLIP_SCALE * c, 1)
 
 
-class Signed(Weaker):
+class Signed(StepTowardsWeakerModel):
     """Weaker's momentum and step sizes with another direction: `direction(state, losses, gradients of length one)`."""
 
     def __init__(self, ball, steps, direction):
@@ -45,7 +47,7 @@ class Signed(Weaker):
         return self.ball.project(state["x"] + per_image(size) * self.ball.ascent(state["velocity"]), state["clean"])
 
 
-class WarmStart(Weaker):
+class WarmStart(StepTowardsWeakerModel):
     """Weaker from the last images of another attack where there are some, else from a random point."""
 
     def __init__(self, ball, steps, images_by_stream):
@@ -95,7 +97,7 @@ class Bench:
     def __init__(self, name, images, targets):
         self.params = Params.load()
         self.shield = load_shield(name, self.params.multishield.tolerance)
-        self.data, self.eps = dataset.load_split("evaluation")[:images], self.params.threat_model.eps
+        self.data, self.eps = splits.load_split("evaluation")[:images], self.params.threat_model.eps
         self.name, self.targets, self.ball = name, targets, Ball(self.eps)
 
     def margins(self, scores, y, target, variant):
@@ -150,7 +152,7 @@ class Bench:
 def compare(b: Bench, steps: int) -> None:
     """Print every row: directions, then targets against steps, then orders of the targets."""
     ball = b.ball
-    b.row("each step for the model further from its boundary", Weaker(ball, steps))
+    b.row("each step for the model further from its boundary", StepTowardsWeakerModel(ball, steps))
     b.row("... from scenario 2's images for the first target", WarmStart(ball, steps, b.unaware()))
     b.row("sum of both gradients, each of length one", Signed(ball, steps, the_sum))
     b.row("the two in turn", Signed(ball, steps, alternating))
@@ -161,10 +163,11 @@ def compare(b: Bench, steps: int) -> None:
     b.row("APGD on the smaller margin", AutoSteps(ball, steps, combine=smaller(ball)))
     total = b.targets * steps
     for count in (1, 2, 5, 9):
-        b.row(f"first way, {count} x {total // count} steps", Weaker(ball, total // count), plan=b.order(count=count))
+        rule = StepTowardsWeakerModel(ball, total // count)
+        b.row(f"first way, {count} x {total // count} steps", rule, plan=b.order(count=count))
     orders = {"classifier": "the classifier", "clip": "CLIP", "sum": "the sum of log-probabilities", "random": "chance"}
     for by, words in orders.items():
-        b.row(f"first way, targets ordered by {words}", Weaker(ball, steps), plan=b.order(by))
+        b.row(f"first way, targets ordered by {words}", StepTowardsWeakerModel(ball, steps), plan=b.order(by))
 
 
 def main() -> None:

@@ -12,15 +12,14 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from multishield import dataset
-from multishield.adaptive import portfolio
-from multishield.attacks.base import evaded
+from multishield.attacks.threat_model import evaded
 from multishield.attacks.transfer import transfer
-from multishield.evaluation import Attacked, judge
+from multishield.data import splits
+from multishield.evaluation.records import wilson
+from multishield.evaluation.scenarios import load_shield, portfolio
+from multishield.evaluation.verdicts import Attacked, decide
 from multishield.params import Params, SquareAttack
-from multishield.paths import artifacts
-from multishield.records import wilson
-from multishield.shield import load_shield
+from multishield.storage.paths import artifacts
 
 
 def square_on_all(shield, data, params: Params, queries: int) -> torch.Tensor:
@@ -47,14 +46,14 @@ def ratio(hits: torch.Tensor) -> str:
 def row(name: str, params: Params, data, queries: int) -> str:
     """One classifier's line of the table."""
     shield = load_shield(name, params.multishield.tolerance)
-    clean = judge(shield, data.pixels)["decision"]
+    clean = decide(shield, data.pixels)["decision"]
     images = {a: Attacked.load(artifacts("adaptive", name, f"{a}.safetensors")).images for a in ("paper", "joint")}
     images["square"] = square_on_all(shield, data, params, queries)
     images["transfer"] = Attacked.load(artifacts("baseline", name, "attacked.safetensors")).images
     robust = [
         ~transfer(shield, data.pixels, data.labels, candidates=c, success=evaded).success for c in images.values()
     ]
-    cells = [clean == data.labels, clean == len(dataset.load_classes()), *robust, torch.stack(robust).all(0)]
+    cells = [clean == data.labels, clean == len(splits.load_classes()), *robust, torch.stack(robust).all(0)]
     return f"| {name} | " + " | ".join(ratio(c) for c in cells) + " |"
 
 
@@ -63,7 +62,7 @@ def main() -> None:
     parser.add_argument("classifiers", nargs="+")
     parser.add_argument("--queries", type=int, default=1000)
     options = parser.parse_args()
-    params, data = Params.load(), dataset.load_split("evaluation")
+    params, data = Params.load(), splits.load_split("evaluation")
     print(f"N = {len(data)}, eps {255 * params.threat_model.eps:g}/255, Square with {options.queries} queries\n")
     print("| shield on | clean accuracy | clean rejection | paper | joint | square | transfer | all |")
     print("|---|" + "---:|" * 7)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
-from multishield import dataset, records, zoo
 from multishield.attacks.apgd import apgd
-from multishield.classifiers import accuracy, fit, freeze, read_classifier
+from multishield.data import prepare
+from multishield.data.datasets import open_folder
+from multishield.evaluation import records
+from multishield.models import pretrained
+from multishield.models.classifier import accuracy, freeze, read_classifier, wrap
 from multishield.params import Catalogued
-from multishield.sources import open_folder
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SHIPPED = "AutoAttack-ResNet18"
@@ -26,7 +28,7 @@ def networks(weights: Path) -> dict:
         n: read_classifier(weights / f"cifar10_{n}.safetensors", n, 10, MEAN, STD) for n in ("resnet20", "resnet56")
     }
     entry = Catalogued(source="catalogue", name=SHIPPED)
-    return found | {SHIPPED: freeze(fit(zoo.load(entry, 10, f"training.{SHIPPED}")))}
+    return found | {SHIPPED: freeze(wrap(pretrained.load(entry, 10, f"training.{SHIPPED}")))}
 
 
 def share(count: int, n: int) -> str:
@@ -37,7 +39,7 @@ def share(count: int, n: int) -> str:
 
 def main() -> None:
     source = open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
-    data = dataset.read_split(source, torch.arange(len(source)), 32)
+    data = prepare.read_split(source, torch.arange(len(source)), 32)
     print("| classifier | clean accuracy | robust under apgd-ce | N |\n|---|---:|---:|---:|")
     for name, model in networks(Path(os.environ["MULTISHIELD_WEIGHTS"])).items():
         right = round(accuracy(model, data) * len(data))

@@ -14,10 +14,10 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from multishield import dataset
-from multishield.attacks.folding import folded
+from multishield.attacks.loop.folding import folded
+from multishield.data import splits
+from multishield.evaluation.scenarios import load_shield
 from multishield.params import Params
-from multishield.shield import load_shield
 
 
 def several(out):
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     shield = load_shield(options.classifier, Params.load().multishield.tolerance)
-    x = dataset.load_split("evaluation").pixels[:128]
+    x = splits.load_split("evaluation").pixels[:128]
     print(f"{options.classifier}, batch {len(x)}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| one step on | " + options.classifier + " | its CLIP |\n|---|---:|---:|")
     columns = [medians(ways(m, "forward", x), options.repeats) for m in (shield.classifier, shield.alignment)]

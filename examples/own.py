@@ -8,8 +8,8 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch import nn
 
-from multishield.clips import Clip
-from multishield.sources import Source
+from multishield.data.datasets import Source
+from multishield.models.clip import Clip
 
 
 def stripes(root, split: str) -> Source:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from multishield import shapes
+from multishield.data import shapes
 
 ROOT = Path(__file__).parent.parent
 

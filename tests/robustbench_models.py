@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from multishield import paths, robust, zoo
-from multishield.catalogue import CATALOGUE
-from multishield.classifiers import fit, freeze, load_classifier, outputs, save_classifier
-from multishield.errors import UserError
+from multishield.models import pretrained, robustbench
+from multishield.models.classifier import freeze, load_classifier, outputs, save_classifier, wrap
+from multishield.models.model_zoo import CATALOGUE
 from multishield.params import Catalogued
+from multishield.storage import paths
+from multishield.storage.errors import UserError
 
 # The one whose weights are written where a download would put them, and read by robustbench's own loader.
 SMALL = CATALOGUE["Addepalli2022Efficient_RN18"]
@@ -19,14 +20,14 @@ MISSING = "model.layers.2.blocks.3."
 
 
 def where_it_looks(entry):
-    file = Path(robust._expected(entry).split(" from ")[0])
+    file = Path(robustbench._expected(entry).split(" from ")[0])
     file.parent.mkdir(parents=True)
     return file
 
 
 def load(entry):
     described = Catalogued(source="catalogue", name=entry.name)
-    return freeze(fit(zoo.load(described, entry.classes, "training.net"))), described
+    return freeze(wrap(pretrained.load(described, entry.classes, "training.net"))), described
 
 
 def gradient_reaches_the_pixels(model, entry) -> bool:
@@ -39,12 +40,12 @@ def gradient_reaches_the_pixels(model, entry) -> bool:
 
 def read_by_robustbench() -> None:
     """Weights of a file, through robustbench's loader; then from the training stage's files, without it."""
-    network = robust.architecture(SMALL)
+    network = robustbench.architecture(SMALL)
     file = where_it_looks(SMALL)
     torch.save(network.state_dict(), file)
     model, described = load(SMALL)
     x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(outputs(model, x), outputs(fit(zoo.Fitted(network.eval(), *zoo.PLAIN, 32)), x))
+    assert torch.equal(outputs(model, x), outputs(wrap(pretrained.Fitted(network.eval(), *pretrained.PLAIN, 32)), x))
     save_classifier(model, described, SMALL.classes, paths.artifacts("training", "net"))
     torch.save({"state_dict": network.state_dict(), "options": argparse.Namespace()}, file)
     with pytest.raises(UserError, match=r"an object of argparse\.Namespace, which is not read.*state dict alone"):
@@ -58,14 +59,14 @@ def read_by_robustbench() -> None:
 
 def no_layer_stays_random() -> None:
     """Robustbench itself loads this file, and leaves the missing block as it was."""
-    weights = robust.architecture(SWIN).state_dict()
+    weights = robustbench.architecture(SWIN).state_dict()
     computed = {k: v for k, v in weights.items() if k.rpartition(".")[2] not in {"mean", "std"}}
     assert len(computed) < len(weights), "its normalisation is among the weights"
     file = where_it_looks(SWIN)
     torch.save(computed, file)
     load(SWIN)
     torch.save({k: v for k, v in computed.items() if not k.startswith(MISSING)}, file)
-    with pytest.raises(UserError, match="the file does not fit the network: 13 keys differ"):
+    with pytest.raises(UserError, match="the file does not wrap the network: 13 keys differ"):
         load(SWIN)
     file.unlink()
 
@@ -73,8 +74,8 @@ def no_layer_stays_random() -> None:
 def main() -> None:
     read_by_robustbench()
     no_layer_stays_random()
-    loader = robust._package(SMALL, "utils")
-    loader.load_model = lambda name, *rest: robust.architecture(CATALOGUE[name]).eval()
+    loader = robustbench._package(SMALL, "utils")
+    loader.load_model = lambda name, *rest: robustbench.architecture(CATALOGUE[name]).eval()
     for entry in CATALOGUE.values():
         if entry.source == "robustbench":
             torch.manual_seed(0)

@@ -9,11 +9,12 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
 from torchvision.transforms.v2.functional import to_pil_image
 
-from multishield import alignment, clips
-from multishield.contrastive import small_config
-from multishield.errors import UserError
-from multishield.files import write_json
+from multishield.models import clip as clips
+from multishield.models import zero_shot
 from multishield.params import ClipFile, ClipOpen
+from multishield.storage.errors import UserError
+from multishield.storage.files import write_json
+from multishield.training.clip import small_config
 
 PROMPTS = ["this is a photo of a {}"]
 
@@ -33,19 +34,19 @@ def test_preprocessing_agrees_with_open_clips_transform(side, mode):
     # Mid-range noise: PIL clips what overshoots [0,255], between its two passes too; inside the range the two agree.
     pixels = torch.randint(80, 176, (3, side, side + 20 * (mode == "shortest")), dtype=torch.uint8)
     theirs = image_transform_v2(config, is_train=False)(to_pil_image(pixels))
-    ours = alignment.Preprocess(config)(pixels[None].float() / 255)[0]
+    ours = zero_shot.Preprocess(config)(pixels[None].float() / 255)[0]
     # PIL rounds to 8 bits after each of its two passes.
     assert (ours - theirs).abs().max() < 2 / 255 / min(config.std)
 
 
 def test_cosines_are_open_clips(clip):
     classes = ["star", "polar bear", "ring"]
-    text = alignment.embed_prompts(clip, classes, PROMPTS)
+    text = zero_shot.embed_prompts(clip, classes, PROMPTS)
     assert torch.allclose(text.norm(dim=1), torch.ones(3), atol=1e-6), "per class, not over classes"
     tokens = open_clip.SimpleTokenizer(context_length=16)([PROMPTS[0].format(c) for c in classes])
     assert torch.allclose(text, clip.model.encode_text(tokens, normalize=True), atol=1e-6)
-    preprocess = alignment.Preprocess(clip.preprocessing)
-    module = alignment.Alignment(clip.model.visual, preprocess, text)
+    preprocess = zero_shot.Preprocess(clip.preprocessing)
+    module = zero_shot.ZeroShotClassifier(clip.model.visual, preprocess, text)
     x = torch.rand(4, 3, 32, 32)
     expected = clip.model.encode_image(preprocess(x), normalize=True) @ text.T
     assert torch.allclose(module(x), expected, atol=1e-6)
@@ -54,15 +55,15 @@ def test_cosines_are_open_clips(clip):
 
 def test_an_ensemble_is_the_normalised_mean_of_normalised_embeddings(clip):
     prompts = ["a photo of a {}", "a drawing of a {}"]
-    rows = [alignment.embed_prompts(clip, ["star"], [p])[0] for p in prompts]
+    rows = [zero_shot.embed_prompts(clip, ["star"], [p])[0] for p in prompts]
     mean = (rows[0] + rows[1]) / 2
-    assert torch.allclose(alignment.embed_prompts(clip, ["star"], prompts)[0], mean / mean.norm(), atol=1e-6)
+    assert torch.allclose(zero_shot.embed_prompts(clip, ["star"], prompts)[0], mean / mean.norm(), atol=1e-6)
 
 
 def test_gradients_reach_the_pixels(clip):
-    text = alignment.embed_prompts(clip, ["star", "ring"], PROMPTS)
+    text = zero_shot.embed_prompts(clip, ["star", "ring"], PROMPTS)
     tower = copy.deepcopy(clip.model.visual)
-    module = alignment.Alignment(tower, alignment.Preprocess(clip.preprocessing), text).double()
+    module = zero_shot.ZeroShotClassifier(tower, zero_shot.Preprocess(clip.preprocessing), text).double()
     x = torch.rand(1, 3, 32, 32, dtype=torch.double, requires_grad=True)
     (gradient,) = torch.autograd.grad(module(x)[0, 0], x)
     direction = torch.randn_like(x)
@@ -73,7 +74,7 @@ def test_gradients_reach_the_pixels(clip):
 
 def test_text_embeddings_must_be_normalised_per_class(clip):
     with pytest.raises(ValueError, match="per class"):
-        alignment.Alignment(clip.model.visual, torch.nn.Identity(), torch.ones(3, 128))
+        zero_shot.ZeroShotClassifier(clip.model.visual, torch.nn.Identity(), torch.ones(3, 128))
 
 
 def files(tmp_path, clip, config):
@@ -115,8 +116,8 @@ def test_open_clip_by_name_from_a_weights_file(project_root):
     params = ClipOpen(source="open_clip", prompts=PROMPTS, model="RN50-quickgelu", pretrained=str(path))
     loaded = clips.open_named_clip(params)
     assert torch.equal(loaded.model.visual.conv1.weight, made.visual.conv1.weight)
-    text = alignment.embed_prompts(loaded, ["cat", "dog"], PROMPTS)
-    module = alignment.Alignment(loaded.model.visual.eval(), alignment.Preprocess(loaded.preprocessing), text)
+    text = zero_shot.embed_prompts(loaded, ["cat", "dog"], PROMPTS)
+    module = zero_shot.ZeroShotClassifier(loaded.model.visual.eval(), zero_shot.Preprocess(loaded.preprocessing), text)
     assert module(torch.rand(1, 3, 32, 32)).shape == (1, 2)
 
 

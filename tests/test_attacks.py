@@ -8,10 +8,10 @@ import torch
 from multishield.attacks import losses
 from multishield.attacks.apgd import apgd, checkpoints, likeliest
 from multishield.attacks.autoattack import autoattack
-from multishield.attacks.base import evaded, fooled
 from multishield.attacks.joint import evasion_margin, joint, targets_in_turn
 from multishield.attacks.paper import ce_loss, dlr_loss, paper
 from multishield.attacks.pgd import fgsm
+from multishield.attacks.threat_model import evaded, fooled
 from multishield.shield import MultiShield
 
 EPS = 8 / 255

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from conftest import ROOT
-from multishield import catalogue, published, records, zoo
 from multishield.attacks.apgd import apgd
-from multishield.catalogue import CATALOGUE
-from multishield.classifiers import accuracy, device, fit, freeze, load_classifier, outputs, save_classifier
-from multishield.dataset import read_split
-from multishield.errors import UserError
+from multishield.data.datasets import open_folder
+from multishield.data.prepare import read_split
+from multishield.evaluation import records
+from multishield.models import model_zoo, pretrained
+from multishield.models.classifier import accuracy, device, freeze, load_classifier, outputs, save_classifier, wrap
+from multishield.models.model_zoo import CATALOGUE
 from multishield.params import Catalogued, Params, read_yaml
-from multishield.sources import open_folder
+from multishield.reporting import published
+from multishield.storage.errors import UserError
 
 NETWORK = "AutoAttack-ResNet18"
 
@@ -62,19 +64,19 @@ def test_every_entry_has_its_setting():
 
 def test_an_unknown_name_is_answered_with_close_ones():
     with pytest.raises(UserError, match=r"training.known.name is 'Carmon2019', .*did you mean Carmon2019Unlabeled"):
-        catalogue.check(params("Carmon2019"))
+        model_zoo.check(params("Carmon2019"))
     with pytest.raises(UserError, match=r"accepted are Standard, Carmon2019Unlabeled"):
-        catalogue.find("a", "???")
+        model_zoo.find("a", "???")
 
 
 def test_a_classifier_of_another_data_set_is_refused_but_not_for_images_of_ones_own():
-    catalogue.check(params())
+    model_zoo.check(params())
     for name in ("folder", "mine:loader"):
-        catalogue.check(params(dataset={"name": name}))
+        model_zoo.check(params(dataset={"name": name}))
     with pytest.raises(UserError, match=r"a classifier of cifar10, but dataset.name is 'stl10'"):
-        catalogue.check(params(dataset={"name": "stl10"}))
+        model_zoo.check(params(dataset={"name": "stl10"}))
     with pytest.raises(UserError, match="tells 10 classes apart, but the data set has 37"):
-        zoo.load(Catalogued(source="catalogue", name=NETWORK), 37, "training.known")
+        pretrained.load(Catalogued(source="catalogue", name=NETWORK), 37, "training.known")
 
 
 def test_published_figures_agree_or_differ(tmp_path, monkeypatch):
@@ -150,7 +152,7 @@ def test_without_a_catalogued_classifier_there_is_no_table(tmp_path, monkeypatch
 def packaged():
     """The network that AutoAttack's package ships, with its weights."""
     described = Catalogued(source="catalogue", name=NETWORK)
-    return freeze(fit(zoo.load(described, 10, "training.known"))).to(device()), described
+    return freeze(wrap(pretrained.load(described, 10, "training.known"))).to(device()), described
 
 
 def test_the_packaged_network_round_trips(tmp_path, monkeypatch, packaged):

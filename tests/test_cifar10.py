@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from conftest import copy_project, edit_params, run
-from multishield import alignment, classifiers, clips, dataset, sources
+from multishield.data import datasets, prepare
+from multishield.models import classifier, zero_shot
+from multishield.models import clip as clips
 from multishield.params import Params, read_yaml
 
 pytestmark = pytest.mark.cifar10
@@ -42,18 +44,18 @@ def real(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+    return datasets.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
 
 
 @pytest.fixture(scope="module")
 def test_split(source):
-    return dataset.read_split(source, torch.arange(len(source)), 32)
+    return prepare.read_split(source, torch.arange(len(source)), 32)
 
 
 def test_the_checkpoint_is_as_good_as_published(real, test_split):
     params = Params.parse(read_yaml(real / "params.yaml")).training["resnet20"]
-    model = classifiers.read_classifier(Path(params.path), params.architecture, 10, params.mean, params.std)
-    accuracy = classifiers.accuracy(model, test_split)
+    model = classifier.read_classifier(Path(params.path), params.architecture, 10, params.mean, params.std)
+    accuracy = classifier.accuracy(model, test_split)
     assert accuracy == pytest.approx(0.917, abs=0.03)
 
 
@@ -61,9 +63,9 @@ def test_the_clip_classifies_and_its_preprocessing_matters(real, source, test_sp
     monkeypatch.chdir(real)
     params = Params.load().alignment
     clip = clips.read_clip(params)
-    classifiers.freeze(clip.model)
-    text = alignment.embed_prompts(clip, source.classes, params.prompts)
-    accuracy = classifiers.accuracy(alignment.align(clip, text), test_split)
+    classifier.freeze(clip.model)
+    text = zero_shot.embed_prompts(clip, source.classes, params.prompts)
+    accuracy = classifier.accuracy(zero_shot.align(clip, text), test_split)
     assert accuracy == pytest.approx(0.829, abs=0.05)
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from multishield.classifiers import Classifier, build_network, load_classifier, read_classifier, save_classifier
-from multishield.errors import UserError
+from multishield.models.cifar_resnet import build_network
+from multishield.models.classifier import Classifier, load_classifier, read_classifier, save_classifier
+from multishield.storage.errors import UserError
 
 HALF = [0.5] * 3
 

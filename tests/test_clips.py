@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from multishield import alignment, clips, extensions
-from multishield.errors import UserError
-from multishield.files import save_tensors, write_json
-from multishield.params import ClipFactory, ClipFile, ClipOpen
+from multishield.models import clip as clips
+from multishield.models import zero_shot
+from multishield.params import ClipFactory, ClipFile, ClipOpen, extensions
+from multishield.storage.errors import UserError
+from multishield.storage.files import save_tensors, write_json
 
 PROMPTS = ["this is a photo of a {}", "a drawing of a {}"]
 CLASSES = ["star", "polar bear", "ring", "heart", "moon"]
@@ -63,7 +64,7 @@ def test_a_clip_from_the_hub_with_its_own_preprocessing(project):
     assert list(made.preprocessing.mean) == [0.485, 0.456, 0.406]
     assert made.preprocessing.size in (32, (32, 32))
     assert made.preprocessing.resize_mode == "squash"
-    module = alignment.align(made, alignment.embed_prompts(made, CLASSES, PROMPTS))
+    module = zero_shot.align(made, zero_shot.embed_prompts(made, CLASSES, PROMPTS))
     assert module(torch.rand(2, 3, 40, 40)).shape == (2, 5)
 
 
@@ -136,16 +137,16 @@ def test_quickgelu_of_a_configuration_is_heeded(project):
 
 def test_a_factory(project, monkeypatch):
     (project / "mine_clip.py").write_text(
-        "from multishield import clips\n"
+        "from multishield.models import clip as clips\n"
         f"def small():\n    return clips.build_clip({CONFIG}, True)\n"
         "def wrong():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(str(project))
     params = ClipFactory(source="factory", prompts=PROMPTS, factory="mine_clip:small")
     made = clips.load_clip(params)
-    text = alignment.keep_embeddings(made, CLASSES, PROMPTS)
-    alignment.save_alignment(made, params, None, text, project / "artifacts" / "alignment")
-    loaded = alignment.load_alignment()
+    text = zero_shot.keep_embeddings(made, CLASSES, PROMPTS)
+    zero_shot.save_alignment(made, params, None, text, project / "artifacts" / "alignment")
+    loaded = zero_shot.load_alignment()
     assert torch.equal(loaded.text.cpu(), text)
     with pytest.raises(UserError, match=r"returned int; it must return a multishield\.clips\.Clip"):
         clips.load_clip(ClipFactory(source="factory", prompts=PROMPTS, factory="mine_clip:wrong"))
@@ -161,23 +162,23 @@ def counted(clip, monkeypatch) -> list[int]:
 
 
 def test_kept_text_embeddings_are_the_same_bytes_and_computed_once(clip, monkeypatch):
-    expected = alignment.embed_prompts(clip, CLASSES, PROMPTS)
-    monkeypatch.setattr(alignment, "BLOCK", 2)
+    expected = zero_shot.embed_prompts(clip, CLASSES, PROMPTS)
+    monkeypatch.setattr(zero_shot, "BLOCK", 2)
     sizes = counted(clip, monkeypatch)
-    first = alignment.keep_embeddings(clip, CLASSES, PROMPTS)
+    first = zero_shot.keep_embeddings(clip, CLASSES, PROMPTS)
     assert sizes == [2] * 5, "all prompts of a class at once"
-    assert torch.equal(alignment.keep_embeddings(clip, CLASSES, PROMPTS), first)
+    assert torch.equal(zero_shot.keep_embeddings(clip, CLASSES, PROMPTS), first)
     assert sizes == [2] * 5, "the text tower has not run again"
     assert torch.equal(first, expected)
 
 
 def test_what_text_embeddings_depend_on(clip, monkeypatch):
-    alignment.keep_embeddings(clip, CLASSES, PROMPTS)
+    zero_shot.keep_embeddings(clip, CLASSES, PROMPTS)
     sizes = counted(clip, monkeypatch)
 
     def runs(classes=CLASSES, prompts=PROMPTS) -> bool:
         sizes.clear()
-        alignment.keep_embeddings(clip, classes, prompts)
+        zero_shot.keep_embeddings(clip, classes, prompts)
         return bool(sizes)
 
     assert runs(classes=CLASSES[::-1])
@@ -194,13 +195,13 @@ def test_the_activation_of_the_text_tower_counts():
     plain, quick = (open_clip.CLIP(48, **{k: dict(v) for k, v in TOWERS.items()}, quick_gelu=q) for q in (False, True))
     quick.load_state_dict(plain.state_dict())
     made = [clips.Clip(m, open_clip.SimpleTokenizer(context_length=16), None) for m in (plain, quick)]
-    first, second = (alignment.keep_embeddings(c, CLASSES, PROMPTS) for c in made)
+    first, second = (zero_shot.keep_embeddings(c, CLASSES, PROMPTS) for c in made)
     assert not torch.equal(first, second)
 
 
 def test_text_embeddings_go_on_at_the_last_block(clip, monkeypatch):
-    expected = alignment.embed_prompts(clip, CLASSES, PROMPTS)
-    monkeypatch.setattr(alignment, "BLOCK", 2)
+    expected = zero_shot.embed_prompts(clip, CLASSES, PROMPTS)
+    monkeypatch.setattr(zero_shot, "BLOCK", 2)
     calls = []
 
     def killed(path, tensors):
@@ -210,11 +211,11 @@ def test_text_embeddings_go_on_at_the_last_block(clip, monkeypatch):
         return save_tensors(path, tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(alignment, "save_tensors", killed)
+        patch.setattr(zero_shot, "save_tensors", killed)
         with pytest.raises(KeyboardInterrupt):
-            alignment.keep_embeddings(clip, CLASSES, PROMPTS)
+            zero_shot.keep_embeddings(clip, CLASSES, PROMPTS)
     sizes = counted(clip, monkeypatch)
-    assert torch.equal(alignment.keep_embeddings(clip, CLASSES, PROMPTS), expected)
+    assert torch.equal(zero_shot.keep_embeddings(clip, CLASSES, PROMPTS), expected)
     assert len(sizes) == 3, "the first block of two classes was there"
 
 
@@ -235,14 +236,14 @@ def test_siglip(project, monkeypatch):
     loaded.model.eval()
     cfg = loaded.preprocessing
     assert (cfg.resize_mode, list(cfg.mean), list(cfg.std)) == ("squash", [0.5] * 3, [0.5] * 3)
-    text = alignment.keep_embeddings(loaded, CLASSES[:2], PROMPTS)
-    module = alignment.align(loaded, text).eval()
+    text = zero_shot.keep_embeddings(loaded, CLASSES[:2], PROMPTS)
+    module = zero_shot.align(loaded, text).eval()
     x = torch.rand(1, 3, 64, 64, requires_grad=True)
     expected = loaded.model.encode_image(module.preprocess(x), normalize=True) @ text.T
     assert torch.allclose(module(x), expected, atol=1e-6)
     assert module(x).abs().max() <= 1 + 1e-6
     assert torch.autograd.grad(module(x)[0, 0], x)[0].abs().sum() > 0
-    alignment.save_alignment(loaded, named(name, "siglip.safetensors"), None, text, project / "a")
+    zero_shot.save_alignment(loaded, named(name, "siglip.safetensors"), None, text, project / "a")
     assert json.loads((project / "a" / "clip.json").read_text())["preprocessing"]["resize_mode"] == "squash"
 
 
@@ -258,8 +259,8 @@ def test_a_tokenizer_without_its_package(monkeypatch):
 def test_coca_returns_tokens_too():
     made = open_clip.create_model("coca_ViT-B-32").eval()
     clip = clips.Clip(made, open_clip.get_tokenizer("coca_ViT-B-32"), clips.PreprocessCfg())
-    text = alignment.embed_prompts(clip, CLASSES[:2], PROMPTS[:1])
-    module = alignment.align(clip, text)
+    text = zero_shot.embed_prompts(clip, CLASSES[:2], PROMPTS[:1])
+    module = zero_shot.align(clip, text)
     x = torch.rand(1, 3, 32, 32)
     assert torch.allclose(module(x), made.encode_image(module.preprocess(x), normalize=True) @ text.T, atol=1e-5)
 
@@ -270,6 +271,6 @@ def test_a_clip_from_files_that_names_its_sources(project, clip):
     params = ClipFile(source="file", prompts=PROMPTS, config="clip.json", weights="clip.safetensors", antialias=False)
     made = clips.load_clip(params)
     assert not made.antialias
-    text = alignment.keep_embeddings(made, CLASSES, PROMPTS)
-    alignment.save_alignment(made, params, None, text, project / "artifacts" / "alignment")
-    assert torch.equal(alignment.load_alignment().text.cpu(), text)
+    text = zero_shot.keep_embeddings(made, CLASSES, PROMPTS)
+    zero_shot.save_alignment(made, params, None, text, project / "artifacts" / "alignment")
+    assert torch.equal(zero_shot.load_alignment().text.cpu(), text)

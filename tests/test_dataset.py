@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from multishield import dataset, shapes, sources
-from multishield.errors import UserError
+from multishield.data import datasets, prepare, shapes
 from multishield.params import Dataset
+from multishield.storage.errors import UserError
 
 
 def options(root, **changes):
@@ -59,9 +59,9 @@ def test_every_shape_lies_in_the_unit_disc():
 
 
 def test_folder_is_read_in_the_order_of_file_names(folder):
-    source = sources.open_folder(folder, "test")
+    source = datasets.open_folder(folder, "test")
     assert source.classes == ["blue sky", "red"]
-    split = dataset.read_split(source, torch.arange(len(source)), 32)
+    split = prepare.read_split(source, torch.arange(len(source)), 32)
     assert split.labels.tolist() == [0, 1] * 4
     assert split.ids.tolist() == list(range(8))
     assert split.images.shape == (8, 3, 32, 32)
@@ -69,31 +69,31 @@ def test_folder_is_read_in_the_order_of_file_names(folder):
 
 
 def test_prepare_splits_do_not_overlap(folder, tmp_path):
-    splits = dataset.prepare(options(folder), 0, tmp_path / "out")
+    splits = prepare.prepare(options(folder), 0, tmp_path / "out")
     assert {k: len(v) for k, v in splits.items()} == {"train": 10, "validation": 2, "evaluation": 4}
     assert not set(splits["train"].ids.tolist()) & set(splits["validation"].ids.tolist())
     assert splits["validation"].labels.bincount().tolist() == [1, 1]
     assert splits["evaluation"].labels.bincount().tolist() == [2, 2]
-    again = dataset.prepare(options(folder), 0, tmp_path / "again")
+    again = prepare.prepare(options(folder), 0, tmp_path / "again")
     assert torch.equal(again["train"].ids, splits["train"].ids)
 
 
 def test_draw():
     labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 5)
-    chosen = dataset.draw(labels, 12, "stratified", 0)
+    chosen = prepare.draw(labels, 12, "stratified", 0)
     assert labels[chosen].bincount().tolist() == [4, 4, 4]
     assert chosen.tolist() == sorted(set(chosen.tolist()))
-    assert labels[dataset.draw(labels, 30, "stratified", 0)].bincount().tolist() == [13, 12, 5]
-    assert dataset.draw(labels, 3, "first", 0).tolist() == [0, 1, 2]
-    assert not torch.equal(chosen, dataset.draw(labels, 12, "stratified", 1))
+    assert labels[prepare.draw(labels, 30, "stratified", 0)].bincount().tolist() == [13, 12, 5]
+    assert prepare.draw(labels, 3, "first", 0).tolist() == [0, 1, 2]
+    assert not torch.equal(chosen, prepare.draw(labels, 12, "stratified", 1))
     assert chosen.tolist() == [5, 16, 20, 37, 75, 87, 88, 98, 100, 102, 103, 104], "the same images on every machine"
-    assert dataset.draw(labels, 0, "stratified", 0).tolist() == []
-    assert dataset.draw(labels[:0], 0, "stratified", 0).tolist() == []
+    assert prepare.draw(labels, 0, "stratified", 0).tolist() == []
+    assert prepare.draw(labels[:0], 0, "stratified", 0).tolist() == []
 
 
 def test_fewer_images_than_classes_are_of_classes_from_all_over():
     labels = torch.arange(1000).repeat_interleave(5)
-    chosen = dataset.draw(labels, 100, "stratified", 0)
+    chosen = prepare.draw(labels, 100, "stratified", 0)
     assert len(labels[chosen].unique()) == 100
     assert labels[chosen].float().mean() == pytest.approx(500, abs=100)
     assert chosen[:5].tolist() == [50, 65, 82, 137, 213]
@@ -128,20 +128,20 @@ def damaged(folder, how):
 def test_damaged_folders_leave_nothing_half_written(folder, tmp_path, how, words):
     damaged(folder, how)
     with pytest.raises(UserError, match=words):
-        dataset.prepare(options(folder, evaluate=8), 0, tmp_path / "out")
+        prepare.prepare(options(folder, evaluate=8), 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("key", ["evaluate", "validation", "train"])
 def test_more_images_than_there_are(folder, tmp_path, key):
     with pytest.raises(UserError, match=rf"dataset\.{key} is 99, but there are only \d+ .*lower it"):
-        dataset.prepare(options(folder, **{key: 99}), 0, tmp_path / "out")
+        prepare.prepare(options(folder, **{key: 99}), 0, tmp_path / "out")
 
 
 def test_damaged_shapes(rendered, tmp_path):
     with pytest.raises(UserError, match="missing or damaged"):
-        sources.open_shapes(tmp_path, "train")
+        datasets.open_shapes(tmp_path, "train")
     for path in rendered.glob("test_*"):
         (tmp_path / path.name).write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match="missing or damaged"):
-        sources.open_shapes(tmp_path, "test")
+        datasets.open_shapes(tmp_path, "test")

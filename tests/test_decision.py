@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from multishield.decision import alignment_gap, shield_output
-from multishield.shield import MultiShield
+from multishield.shield import MultiShield, alignment_gap, shield_output
 
 
 def brute_force(z, c, tolerance):

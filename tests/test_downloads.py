@@ -13,10 +13,12 @@ from torchvision import datasets
 
 import raw
 from conftest import ROOT, edit_params
-from multishield import cli, downloads, shapes, sources
-from multishield.downloads import Archive, fetch
-from multishield.errors import UserError
+from multishield.data import downloads, shapes
+from multishield.data.datasets import open_source
+from multishield.data.downloads import Archive, fetch
 from multishield.params import Dataset
+from multishield.pipeline import cli
+from multishield.storage.errors import UserError
 
 BODY = raw.pixels(7, shape=(300_000,)).tobytes()
 
@@ -266,7 +268,7 @@ def test_multishield_data_gets_it_from_a_mirror_and_unpacks_it_once(name, tmp_pa
         monkeypatch.setitem(downloads.DOWNLOADS, name, lambda: changed)
         downloads.materialise(options(name, root))
         assert len(server.seen) == 3 * len(made), "dead, cut off, the rest"
-    assert len(sources.open_source(options(name, root), "test")) > 0
+    assert len(open_source(options(name, root), "test")) > 0
     assert [p.name for p in root.iterdir()] == [given.tree], "nothing but the data set: DVC hashes all of it"
     if given.extract:
         before = (root / given.tree).stat().st_mtime_ns

@@ -7,19 +7,20 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multishield.attacks import engine
 from multishield.attacks.apgd import apgd
-from multishield.attacks.base import Ball, evaded, evaded_by, fooled, keys, uniform
-from multishield.attacks.engine import ascend
 from multishield.attacks.joint import joint
+from multishield.attacks.loop import loop
+from multishield.attacks.loop.loop import ascend
+from multishield.attacks.loop.random_streams import keys, uniform
 from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
 from multishield.attacks.pgd import SignedSteps, fgsm, pgd
 from multishield.attacks.square import square
-from multishield.classifiers import SMALLEST, Classifier, forward, freeze
-from multishield.errors import UserError
-from multishield.networks import CifarResNet, build_network
+from multishield.attacks.threat_model import Ball, evaded, evaded_by, fooled
+from multishield.models.cifar_resnet import CifarResNet, build_network
+from multishield.models.classifier import SMALLEST, Classifier, forward, freeze
 from multishield.shield import MultiShield
+from multishield.storage.errors import UserError
 
 EPS = 8 / 255
 CPU = torch.device("cpu")
@@ -195,7 +196,7 @@ def test_the_batch_halves_when_memory_does_not_suffice():
 
 def test_verdicts_are_in_full_precision(monkeypatch):
     """Moves are computed in bf16, whose decisions are often wrong here; every verdict is confirmed without it."""
-    monkeypatch.setattr(engine, "has_bf16", lambda where: True)
+    monkeypatch.setattr(loop, "has_bf16", lambda where: True)
     network = Linear(1000)  # among a thousand classes some are nearly equal
     x = torch.rand(40, 3, 8, 8)
     y = network(x).argmax(1)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from multishield import figures
+from multishield.reporting import figures
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,14 @@ from scipy.optimize import linprog
 
 from conftest import ROOT
 from multishield.attacks.apgd import apgd
-from multishield.attacks.base import fooled
 from multishield.attacks.joint import joint
 from multishield.attacks.square import square
-from multishield.classifiers import outputs, read_classifier
-from multishield.dataset import read_split
+from multishield.attacks.threat_model import fooled
+from multishield.data.datasets import open_folder
+from multishield.data.prepare import read_split
+from multishield.models.classifier import outputs, read_classifier
 from multishield.params import read_yaml
 from multishield.shield import MultiShield
-from multishield.sources import open_folder
 
 EPS, TOLERANCE, K = 8 / 255, 0.01, 5
 

@@ -6,25 +6,25 @@ import pytest
 from timm.data import ImageNetInfo
 
 import raw
-from multishield import names, shapes
-from multishield.errors import UserError
+from multishield.data import class_names, shapes
+from multishield.storage.errors import UserError
 
 
 def pathmnist():
     info = pytest.importorskip("medmnist").INFO["pathmnist"]["label"]
-    return [names.plain(info[str(k)]) for k in range(len(info))]
+    return [class_names.plain(info[str(k)]) for k in range(len(info))]
 
 
 # As the loaders make them (tests/test_sources.py has the loaders themselves) from the names in the real data sets.
 NAMES = {
     "shapes": (10, lambda: list(shapes.CLASSES)),
     "cifar10": (10, lambda: raw.CIFAR10),
-    "imagenet": (1000, lambda: list(names.imagenet().values())),
+    "imagenet": (1000, lambda: list(class_names.imagenet().values())),
     "stl10": (10, lambda: raw.STL10),
-    "caltech101": (101, lambda: [names.CALTECH101.get(c, names.plain(c)) for c in raw.CALTECH101]),
-    "food101": (101, lambda: [names.plain(c) for c in sorted(raw.FOOD101)]),
-    "pets": (37, lambda: [names.plain(c).title() for c in raw.PETS]),
-    "eurosat": (10, lambda: [names.EUROSAT.get(c, names.spoken(c)) for c in raw.EUROSAT]),
+    "caltech101": (101, lambda: [class_names.CALTECH101.get(c, class_names.plain(c)) for c in raw.CALTECH101]),
+    "food101": (101, lambda: [class_names.plain(c) for c in sorted(raw.FOOD101)]),
+    "pets": (37, lambda: [class_names.plain(c).title() for c in raw.PETS]),
+    "eurosat": (10, lambda: [class_names.EUROSAT.get(c, class_names.spoken(c)) for c in raw.EUROSAT]),
     "pathmnist": (9, pathmnist),
 }
 
@@ -35,7 +35,7 @@ def test_names_are_words_and_distinct(name):
     print(f"\n{name}: {', '.join(listed)}")
     assert len(listed) == count
     assert len({n.casefold() for n in listed}) == count
-    assert names.distinct(listed, name) == listed
+    assert class_names.distinct(listed, name) == listed
     for words in listed:
         assert words == words.strip()
         assert words
@@ -45,14 +45,14 @@ def test_names_are_words_and_distinct(name):
 
 
 def test_the_corrections_are_of_names_that_exist():
-    assert set(names.CALTECH101) <= set(raw.CALTECH101)
-    assert set(names.EUROSAT) <= set(raw.EUROSAT)
-    assert set(names.IMAGENET) <= set(names.imagenet())
+    assert set(class_names.CALTECH101) <= set(raw.CALTECH101)
+    assert set(class_names.EUROSAT) <= set(raw.EUROSAT)
+    assert set(class_names.IMAGENET) <= set(class_names.imagenet())
 
 
 def test_imagenet_names_are_in_the_order_of_the_ids():
     """Of 1000 names at least 800 are among WordNet's own words for that very id; a list shifted by one has none."""
-    info, listed = ImageNetInfo(), names.imagenet()
+    info, listed = ImageNetInfo(), class_names.imagenet()
     assert list(listed) == sorted(listed) == info.label_names()
 
     def agree(shown):
@@ -87,7 +87,7 @@ TRICKY = [
 
 @pytest.mark.parametrize(("wnid", "name", "definition"), TRICKY)
 def test_tricky_names_of_imagenet(wnid, name, definition):
-    assert names.imagenet()[wnid] == name
+    assert class_names.imagenet()[wnid] == name
     assert definition in ImageNetInfo().label_name_to_description(wnid, detailed=True)
 
 
@@ -104,7 +104,7 @@ def test_tricky_names_of_imagenet(wnid, name, definition):
     ],
 )
 def test_tricky_names_of_caltech101(name, expected):
-    assert names.CALTECH101.get(name, names.plain(name)) == expected
+    assert class_names.CALTECH101.get(name, class_names.plain(name)) == expected
 
 
 def test_eurosat_in_words():
@@ -128,4 +128,4 @@ def test_eurosat_in_words():
 )
 def test_names_that_clip_cannot_tell_apart(listed, words):
     with pytest.raises(UserError, match=words):
-        names.distinct(listed, "flowers")
+        class_names.distinct(listed, "flowers")

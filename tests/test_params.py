@@ -5,8 +5,8 @@ import subprocess
 import pytest
 
 from conftest import ROOT, edit_params
-from multishield.errors import UserError
 from multishield.params import Params, parse_eps, read_yaml
+from multishield.storage.errors import UserError
 
 DEMO = ROOT / "profiles" / "demo.yaml"
 

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import ROOT, edit_params, run
-from multishield import run as runner
+from multishield.pipeline import run as runner
 
 SOURCE = ROOT / "src" / "multishield"
 # Code that moves or draws results and does not decide them. The report is made of drawing: there it counts.

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 from conftest import ROOT, copy_project, edit_params, run
-from multishield import MultiShield, predict
+from multishield import MultiShield
+from multishield.pipeline import predict
 
 
 class Fixed(nn.Module):

@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms.v2 import functional as image_ops
 
-from multishield.alignment import Preprocess
+from multishield.models.zero_shot import Preprocess
 
 # CLIPs by their published preprocessing: OpenAI's, CLIPA's, SigLIP's.
 KINDS = {

@@ -10,11 +10,11 @@ import torchvision
 from safetensors.torch import save_file
 
 from conftest import ROOT, copy_project, edit_params, run
-from multishield import catalogue
-from multishield.contrastive import small_config
-from multishield.files import write_json
+from multishield.data.datasets import OPENERS
+from multishield.models import model_zoo
 from multishield.params import ClipOpen, Params, read_yaml
-from multishield.sources import OPENERS
+from multishield.storage.files import write_json
+from multishield.training.clip import small_config
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") if n and not n.startswith("#")]
@@ -24,7 +24,7 @@ PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") i
 def test_a_profile_names_what_exists(path):
     params = Params.parse(read_yaml(path), path.name)
     assert params.dataset.name in OPENERS
-    catalogue.check(params)
+    model_zoo.check(params)
     for name in params.classifiers:
         described = params.training[name]
         if described.source == "finetune":
@@ -38,7 +38,7 @@ def test_a_profile_names_what_exists(path):
 def test_a_profile_says_if_it_needs_robustbench(path):
     params = Params.parse(read_yaml(path), path.name)
     named = [c.name for c in params.training.values() if c.source == "catalogue"]
-    needed = any(catalogue.CATALOGUE[name].source == "robustbench" for name in named)
+    needed = any(model_zoo.CATALOGUE[name].source == "robustbench" for name in named)
     assert ("# needs: robustbench" in path.read_text()) == needed, "make installs it where the profile says so"
 
 

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from multishield import records, tables
+from multishield.evaluation import records
+from multishield.reporting import tables
 
 
 def frame(scenario, rows, classifier="net"):

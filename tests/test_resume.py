@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from multishield.files import load_tensors, save_tensors
+from multishield.storage.files import load_tensors, save_tensors
 
 # Ten rows in chunks of three; each computed chunk is logged. A chunk named in KILL_AT dies as by `kill -9`.
 SCRIPT = """
 import os, signal
 import torch
-from multishield.files import save_tensors
-from multishield.resume import in_chunks
+from multishield.storage.files import save_tensors
+from multishield.storage.checkpoints import in_chunks
 
 def compute(part):
     if os.environ.get("KILL_AT") == str(part.start):
@@ -35,8 +35,8 @@ import os, signal
 from pathlib import Path
 import torch
 from multishield.attacks.joint import joint
-from multishield.files import save_tensors
-from multishield.journal import by_image
+from multishield.storage.files import save_tensors
+from multishield.attacks.loop.checkpoint import attack_resumably
 from multishield.shield import MultiShield
 
 torch.manual_seed(0)
@@ -57,7 +57,7 @@ shield.scores = counting
 def attack(part, watch):
     joint(shield, x[part], y[part], eps=0.03, seed=0, ids=part, targets=4, steps=10, batch_size=8, watch=watch)
 
-r = by_image("joint", attack, 30, "inputs", int(os.environ["INPUT"]), every=0)
+r = attack_resumably("joint", attack, 30, "inputs", int(os.environ["INPUT"]), every=0)
 save_tensors(Path("result.safetensors"), vars(r))
 print(passes)
 """

@@ -9,9 +9,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from conftest import ROOT
-from multishield import zoo
-from multishield.errors import UserError
+from multishield.models import pretrained
 from multishield.params import Catalogued
+from multishield.storage.errors import UserError
 
 # What the extra adds to this environment.
 ADDED = {"robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks"}
@@ -31,7 +31,7 @@ def pins() -> list[str]:
 @pytest.mark.skipif(importlib.util.find_spec("robustbench") is not None, reason="robustbench is installed here")
 def test_without_the_package_a_sentence_says_how_to_install_it():
     with pytest.raises(UserError, match=r"No module named 'robustbench'.*requirements-robustbench.lock`$"):
-        zoo.load(Catalogued(source="catalogue", name="Standard"), 10, "training.net")
+        pretrained.load(Catalogued(source="catalogue", name="Standard"), 10, "training.net")
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from conftest import ROOT
-from multishield import adaptive, records, sanity
-from multishield.dataset import Split
-from multishield.evaluation import Attacked, judged_rows
+from multishield.data.splits import Split
+from multishield.evaluation import records, sanity, scenarios
+from multishield.evaluation.verdicts import Attacked, records_of
 from multishield.params import Params, read_yaml
 from multishield.shield import MultiShield
 
@@ -49,13 +49,13 @@ def evaluate(shield):
     labels = shield.classifier(images.float() / 255).argmax(1)
     data = Split(images, labels, torch.arange(40))
     options = (shield, data, params, EPS, 0)
-    stored = {name: adaptive.run_adaptive("test", name, *options) for name in ("paper", "joint", "alignment")}
-    worst = adaptive.worst_case(shield, data, stored)
-    stored["adaptive"] = adaptive.against_survivors("test", shield, data, worst, *options[2:])
+    stored = {name: scenarios.run_adaptive("test", name, *options) for name in ("paper", "joint", "alignment")}
+    worst = scenarios.worst_case(shield, data, stored)
+    stored["adaptive"] = scenarios.against_survivors("test", shield, data, worst, *options[2:])
     none = torch.zeros(40, dtype=torch.long)
     unaware = Attacked(data.pixels, [""] * 40, none, none)
-    rows = [judged_rows("test", s, shield, data, a, EPS) for s, a in {"multishield": unaware, **stored}.items()]
-    runs = adaptive.sanity_rows("test", *options)
+    rows = [records_of("test", s, shield, data, a, EPS) for s, a in {"multishield": unaware, **stored}.items()]
+    runs = scenarios.sanity_rows("test", *options)
     return sanity.check(pd.concat(rows, ignore_index=True), runs, 4).set_index("rule")
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import raw
-from multishield import dataset, downloads, names, sources
-from multishield.errors import UserError
-from multishield.params import DATASETS, Dataset
+from multishield.data import class_names, datasets, downloads, prepare
+from multishield.params import Dataset
+from multishield.params.values import DATASETS
+from multishield.storage.errors import UserError
 
 
 def options(name, root, **changes):
@@ -45,7 +46,7 @@ def place(name, monkeypatch, tmp_path, *files):
 
 
 def both(name, root):
-    return [sources.open_source(options(name, root), split) for split in ("train", "test")]
+    return [datasets.open_source(options(name, root), split) for split in ("train", "test")]
 
 
 def array(image):
@@ -93,7 +94,7 @@ def test_pets_of_every_colour_mode(monkeypatch, tmp_path):
     assert test.labels.tolist() == list(range(37))
     modes = [Image.open(tmp_path / "made" / "images" / f"{raw.PETS[i]}_3.jpg").mode for i in range(4)]
     assert modes == ["RGBA", "P", "CMYK", "L"]
-    assert dataset.read_split(test, torch.arange(4), 32).images.shape == (4, 3, 32, 32)
+    assert prepare.read_split(test, torch.arange(4), 32).images.shape == (4, 3, 32, 32)
 
 
 def test_caltech101_has_a_split_of_its_own(monkeypatch, tmp_path):
@@ -106,7 +107,7 @@ def test_caltech101_has_a_split_of_its_own(monkeypatch, tmp_path):
     file = tmp_path / "made" / "101_ObjectCategories" / category / f"image_{int(test.ids[row]) % 5 + 1:04d}.jpg"
     assert (array(test.read(row)) == array(Image.open(file))).all()
     grey = next(i for i, x in enumerate(train.ids.tolist()) if x % 5 == 0)
-    red, green, _ = dataset.read_split(train, torch.tensor([grey]), 32).images[0]
+    red, green, _ = prepare.read_split(train, torch.tensor([grey]), 32).images[0]
     assert torch.equal(red, green)
 
 
@@ -115,7 +116,7 @@ def test_eurosat(monkeypatch, tmp_path):
     assert (len(train), len(test)) == (80, 20)
     assert test.labels.bincount().tolist() == [2] * 10
     assert not set(train.ids.tolist()) & set(test.ids.tolist())
-    assert dataset.read_split(test, torch.arange(20), 32).ids.tolist() == test.ids.tolist()
+    assert prepare.read_split(test, torch.arange(20), 32).ids.tolist() == test.ids.tolist()
 
 
 def test_pathmnist(tmp_path):
@@ -139,35 +140,35 @@ def imagenet(tmp_path):
 
 
 def test_imagenet_labels_count_all_1000_classes(imagenet):
-    test = sources.open_source(options("imagenet", imagenet), "test")
+    test = datasets.open_source(options("imagenet", imagenet), "test")
     assert len(test.classes) == 1000
     assert test.labels.tolist() == [0] * 4 + [489] * 4 + [999] * 4
     assert [test.classes[i] for i in (0, 489, 999)] == ["tench", "chain-link fence", "toilet paper"]
-    assert sources.open_source(options("imagenet", imagenet), "train") is None
+    assert datasets.open_source(options("imagenet", imagenet), "train") is None
 
 
 def test_imagenet_without_training_images(imagenet, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(
-        UserError, match=r"train is None and dataset.validation is 0, but imagenet has no training split"
+        UserError, match=r"train is None and splits.validation is 0, but imagenet has no training split"
     ):
-        dataset.prepare(options("imagenet", imagenet), 0, out)
+        prepare.prepare(options("imagenet", imagenet), 0, out)
     with pytest.raises(UserError, match=r"no training split .*set both to 0"):
-        dataset.prepare(options("imagenet", imagenet, train=0, validation=2), 0, out)
+        prepare.prepare(options("imagenet", imagenet, train=0, validation=2), 0, out)
     assert not out.exists()
-    splits = dataset.prepare(options("imagenet", imagenet, train=0, image_size=24, resize=28, evaluate=6), 0, out)
+    splits = prepare.prepare(options("imagenet", imagenet, train=0, image_size=24, resize=28, evaluate=6), 0, out)
     assert {k: tuple(s.images.shape) for k, s in splits.items()} == {
         "train": (0, 3, 24, 24),
         "validation": (0, 3, 24, 24),
         "evaluation": (6, 3, 24, 24),
     }
     assert splits["evaluation"].labels.unique().tolist() == [0, 489, 999]
-    assert len(dataset.Split.load(out / "train.safetensors")) == 0
+    assert len(splits.Split.load(out / "train.safetensors")) == 0
 
 
 def test_imagenet_training_folders_are_used_where_they_are(imagenet):
     raw.save(imagenet / "train" / "n03000134" / "n03000134_7.JPEG", 1)
-    train = sources.open_source(options("imagenet", imagenet), "train")
+    train = datasets.open_source(options("imagenet", imagenet), "train")
     assert train.labels.tolist() == [489]
 
 
@@ -178,7 +179,7 @@ def test_imagenet_that_lies_wrong(tmp_path, folder, words):
     (tmp_path / "val").mkdir()
     raw.save(tmp_path / folder / "a.JPEG", 0)
     with pytest.raises(UserError, match=words):
-        sources.open_source(options("imagenet", tmp_path), "test")
+        datasets.open_source(options("imagenet", tmp_path), "test")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "stl10", "food101", "pets", "caltech101", "eurosat", "pathmnist"])
@@ -186,14 +187,14 @@ def test_a_data_set_that_is_not_there(name, tmp_path):
     if name == "pathmnist":
         pytest.importorskip("medmnist")
     with pytest.raises(UserError, match=r"cannot be read .*run `multishield data`, which downloads it"):
-        sources.open_source(options(name, tmp_path), "test")
+        datasets.open_source(options(name, tmp_path), "test")
     with pytest.raises(UserError, match=r"not a folder; run `multishield data`, which downloads it"):
-        sources.check_root(options(name, tmp_path / "nowhere"))
+        datasets.check_root(options(name, tmp_path / "nowhere"))
 
 
 def test_every_name_of_the_parameters_has_an_opener_and_a_way_to_get_it():
-    assert tuple(sources.OPENERS) == DATASETS
-    assert set(downloads.DOWNLOADS) | set(sources.MEND) == set(DATASETS)
+    assert tuple(datasets.OPENERS) == DATASETS
+    assert set(downloads.DOWNLOADS) | set(datasets.MEND) == set(DATASETS)
 
 
 def counted(count=1000, classes=10):
@@ -204,13 +205,13 @@ def counted(count=1000, classes=10):
         read.append(i)
         return raw.pixels(i, shape=(40, 36, 3))
 
-    return sources.Source(torch.arange(count) % classes, [f"class {k}" for k in range(classes)], draw), read
+    return datasets.Source(torch.arange(count) % classes, [f"class {k}" for k in range(classes)], draw), read
 
 
 def test_only_drawn_images_are_read(monkeypatch, tmp_path):
     (train, train_read), (test, test_read) = counted(), counted()
-    monkeypatch.setattr(dataset, "open_source", lambda params, split: train if split == "train" else test)
-    splits = dataset.prepare(options("folder", tmp_path, train=30, validation=20, evaluate=10), 0, tmp_path)
+    monkeypatch.setattr(prepare, "open_source", lambda params, split: train if split == "train" else test)
+    splits = prepare.prepare(options("folder", tmp_path, train=30, validation=20, evaluate=10), 0, tmp_path)
     assert len(train_read) == 50
     assert sorted(train_read) == sorted(splits["train"].ids.tolist() + splits["validation"].ids.tolist())
     assert test_read == splits["evaluation"].ids.tolist() == sorted(test_read)
@@ -221,7 +222,7 @@ def test_only_drawn_images_are_read(monkeypatch, tmp_path):
 
 
 def test_the_split_of_data_sets_without_one_is_the_same_everywhere():
-    members = sources.fifth_of_each_class(torch.tensor([0] * 10 + [1] * 5 + [2] * 2))
+    members = datasets.fifth_of_each_class(torch.tensor([0] * 10 + [1] * 5 + [2] * 2))
     assert members.nonzero().squeeze(1).tolist() == [2, 7, 14, 15]
     assert [int(members[a:b].sum()) for a, b in ((0, 10), (10, 15), (15, 17))] == [2, 1, 1]
 
@@ -231,18 +232,18 @@ def test_resize_then_crop_as_torchvision_does(interpolation):
     image = Image.fromarray(raw.pixels(5, shape=(300, 411, 3)))
     transform = v2.Compose([v2.Resize(256, v2.InterpolationMode(interpolation)), v2.CenterCrop(224)])
     expected = v2.functional.pil_to_tensor(transform(image))
-    assert torch.equal(dataset.fit(image, 224, 256, interpolation), expected)
+    assert torch.equal(prepare.resize_and_crop(image, 224, 256, interpolation), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_every_colour_mode_becomes_rgb(mode):
     image = Image.fromarray(raw.pixels(6)).convert(mode)
-    assert dataset.fit(image, 32, None, "bilinear").shape == (3, 32, 32)
+    assert prepare.resize_and_crop(image, 32, None, "bilinear").shape == (3, 32, 32)
 
 
 EXTENSION = """
 import torch
-from multishield.sources import Source
+from multishield.data.datasets import Source
 
 def flowers(root, split):
     if split == "train":
@@ -273,7 +274,7 @@ def extension(tmp_path, monkeypatch):
 
 def test_a_data_set_of_ones_own(extension):
     params = options("garden:flowers", extension, train=0, evaluate=3, image_size=8)
-    splits = dataset.prepare(params, 0, extension / "out")
+    splits = prepare.prepare(params, 0, extension / "out")
     assert splits["evaluation"].labels.tolist() == [0, 1, 1]
     assert splits["evaluation"].images[2].unique().tolist() == [2]
 
@@ -289,26 +290,26 @@ def test_a_data_set_of_ones_own(extension):
 )
 def test_a_data_set_of_ones_own_that_makes_no_sense(extension, name, words):
     with pytest.raises(UserError, match=words):
-        sources.open_source(options(f"garden:{name}", extension), "test")
+        datasets.open_source(options(f"garden:{name}", extension), "test")
 
 
 def test_a_folder_without_training_images(tmp_path):
     for name in ("red", "blue"):
         raw.save(tmp_path / "test" / name / "0.png", 1)
-    splits = dataset.prepare(options("folder", tmp_path, train=0, evaluate=2), 0, tmp_path / "out")
+    splits = prepare.prepare(options("folder", tmp_path, train=0, evaluate=2), 0, tmp_path / "out")
     assert splits["evaluation"].labels.tolist() == [0, 1]
     with pytest.raises(UserError, match="no training split"):
-        dataset.prepare(options("folder", tmp_path, evaluate=2), 0, tmp_path / "out")
+        prepare.prepare(options("folder", tmp_path, evaluate=2), 0, tmp_path / "out")
 
 
 @pytest.mark.imagenet
 def test_real_imagenet_photographs(tmp_path):
     root = Path(os.environ["MULTISHIELD_IMAGENET"])
     params = options("imagenet", root, train=0, evaluate=100, image_size=224, resize=256)
-    split = dataset.prepare(params, 0, tmp_path / "out")["evaluation"]
+    split = prepare.prepare(params, 0, tmp_path / "out")["evaluation"]
     assert split.images.shape == (100, 3, 224, 224)
     files = sorted(p for p in (root / "val").rglob("*.JPEG"))
-    wnids = list(names.imagenet())
+    wnids = list(class_names.imagenet())
     assert [wnids[k] for k in split.labels] == [files[i].parent.name for i in split.ids]
     transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     for row in range(0, 100, 7):
@@ -318,13 +319,13 @@ def test_real_imagenet_photographs(tmp_path):
 
 @pytest.mark.cifar10
 def test_real_cifar10_pixels_through_the_real_format(monkeypatch, tmp_path):
-    folder = sources.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+    folder = datasets.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
     images = np.stack([array(folder.read(i)) for i in range(300)])
     labels = folder.labels[:300].tolist()
     archive = raw.cifar10(tmp_path / "made", (images[:50], labels[:50]), (images, labels))
     root = place("cifar10", monkeypatch, tmp_path, archive)
     params = options("cifar10", root, train=0, evaluate=300, order="first")
-    split = dataset.prepare(params, 0, tmp_path / "out")["evaluation"]
+    split = prepare.prepare(params, 0, tmp_path / "out")["evaluation"]
     assert (split.images.permute(0, 2, 3, 1).numpy() == images).all()
     assert split.labels.tolist() == labels
     assert split.ids.tolist() == list(range(300))

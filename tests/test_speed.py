@@ -8,17 +8,17 @@ import torch
 import torchvision
 from torch import nn
 
-from multishield.attacks import capacity, engine
-from multishield.attacks.capacity import BATCH_SIZE, affordable, bytes_per_image
-from multishield.attacks.folding import folded
 from multishield.attacks.joint import joint
-from multishield.baseline import run_baseline
-from multishield.classifiers import Classifier, freeze
-from multishield.dataset import Split
-from multishield.errors import UserError
-from multishield.networks import CifarResNet
+from multishield.attacks.loop import batch_size, loop
+from multishield.attacks.loop.batch_size import BATCH_SIZE, affordable, bytes_per_image
+from multishield.attacks.loop.folding import folded
+from multishield.data.splits import Split
+from multishield.evaluation.scenarios import run_baseline
+from multishield.models.cifar_resnet import CifarResNet
+from multishield.models.classifier import Classifier, freeze
 from multishield.params import Baseline
 from multishield.shield import MultiShield
+from multishield.storage.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -130,7 +130,7 @@ def test_the_twin_never_decides():
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_an_attack_shares_the_weights_and_leaves_nothing_behind(fast, monkeypatch):
-    monkeypatch.setattr(engine, "has_bf16", lambda where: fast)
+    monkeypatch.setattr(loop, "has_bf16", lambda where: fast)
     torch.manual_seed(1)
     shield = MultiShield(warmed(CifarResNet(8, 5)), freeze(transformer(5)), 0.001).eval()
     twin, x = folded(shield.scores, torch.rand(4, 3, 32, 32)), torch.rand(3, 3, 32, 32)
@@ -157,7 +157,7 @@ def test_memory_per_image_is_counted():
 
 @pytest.mark.parametrize(("free", "slots"), [(10**12, BATCH_SIZE["cpu"]), (64 * 4 * 768 + 1, 64), (0, 16)])
 def test_the_batch_is_as_large_as_memory_allows(monkeypatch, free, slots):
-    monkeypatch.setattr(capacity, "free_memory", lambda where: free)
+    monkeypatch.setattr(batch_size, "free_memory", lambda where: free)
     assert affordable(lambda t: t * t, torch.rand(16, 3, 8, 8), CPU) == slots
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
-from multishield import towers
-from multishield.errors import UserError
+from multishield.models import image_tower
+from multishield.storage.errors import UserError
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2, "mlp_ratio": 2.0}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
@@ -62,7 +62,7 @@ def test_a_clip_of_transformers_gives_its_logits(activation, tmp_path):
     theirs = hugging_face(activation)
     theirs.save_pretrained(tmp_path)
     ours = base(activation == "quick_gelu").visual
-    towers.replace_tower(ours, str(tmp_path / "model.safetensors"))
+    image_tower.replace_tower(ours, str(tmp_path / "model.safetensors"))
     pixels, tokens = torch.randn(4, 3, 32, 32), torch.randint(0, 49000, (5, 16))
     expected = theirs(input_ids=tokens, pixel_values=pixels).logits_per_image
     difference = (logits(ours, theirs, pixels, tokens) - expected).abs().max()
@@ -85,7 +85,7 @@ def test_a_vision_model_without_projection_keeps_the_bases(prefix, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "num_attention_heads": 2}))
     ours = base().visual
     projection = ours.proj.clone()
-    towers.replace_tower(ours, "model.safetensors")
+    image_tower.replace_tower(ours, "model.safetensors")
     assert torch.equal(ours.proj, projection)
     pixels = torch.randn(4, 3, 32, 32)
     pooled = theirs(pixel_values=pixels).pooler_output
@@ -109,7 +109,7 @@ def test_robust_towers_in_open_clips_layout(layout, tmp_path):
     else:
         save_file(weights, path)
     text = clip.transformer.resblocks[0].mlp.c_fc.weight.clone()
-    towers.replace_tower(clip.visual, str(path))
+    image_tower.replace_tower(clip.visual, str(path))
     assert all(torch.equal(v, expected[k]) for k, v in clip.visual.state_dict().items())
     assert torch.equal(clip.transformer.resblocks[0].mlp.c_fc.weight, text), "the text side is the base's"
 
@@ -120,7 +120,7 @@ def test_towers_that_do_not_fit_say_so(tmp_path):
     def refused(weights, words):
         save_file({k: v.contiguous() for k, v in weights.items()}, path)
         with pytest.raises(UserError, match=words):
-            towers.replace_tower(clip.visual, str(path))
+            image_tower.replace_tower(clip.visual, str(path))
 
     good = visual_of(fine_tuned(clip))
     refused(visual_of(base(width=192).state_dict()), "has shape")
@@ -148,9 +148,9 @@ def test_the_activation_that_a_configuration_states(config, words, tmp_path):
     clip = base()
     if words:
         with pytest.raises(UserError, match=words):
-            towers.replace_tower(clip.visual, "tower.safetensors")
+            image_tower.replace_tower(clip.visual, "tower.safetensors")
     else:
-        towers.replace_tower(clip.visual, "tower.safetensors")
+        image_tower.replace_tower(clip.visual, "tower.safetensors")
 
 
 def test_files_that_are_no_weights(tmp_path):
@@ -166,7 +166,7 @@ def test_files_that_are_no_weights(tmp_path):
         ("absent.pt", "not a file; give the path"),
     ):
         with pytest.raises(UserError, match=words):
-            towers.replace_tower(base().visual, name)
+            image_tower.replace_tower(base().visual, name)
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ def test_a_tower_from_the_hub(hub):
     weights = fine_tuned(clip)
     torch.save(weights, snapshot / "open_clip_pytorch_model.bin")
     (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
-    towers.replace_tower(clip.visual, "hf-hub:someone/fare")
+    image_tower.replace_tower(clip.visual, "hf-hub:someone/fare")
     assert torch.equal(clip.visual.proj, weights["visual.proj"])
     for name in ("hf-hub:someone/else", "hf-hub:not a name"):
         with pytest.raises(UserError, match=r"no weights .* could be loaded .* correct the name"):
-            towers.replace_tower(clip.visual, name)
+            image_tower.replace_tower(clip.visual, name)

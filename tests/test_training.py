@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from multishield import contrastive, training
-from multishield.dataset import Split
+from multishield.data.splits import Split
 from multishield.params import ClipTrained, Trained
+from multishield.training import classifier, clip
 
 
 def options(**changes):
@@ -63,7 +63,7 @@ def test_adversarial_losses_on_a_linear_model(method):
     model.weight.data[2] = -1000
     x, y = 0.3 + 0.4 * torch.rand(8, 3, 2, 2), torch.randint(0, 2, (8,))
     params = options(method=method, beta=0.0, step_size="10/255")
-    loss = training.batch_loss(model, x, y, params, params.eps, torch.Generator().manual_seed(0))
+    loss = classifier.batch_loss(model, x, y, params, params.eps, torch.Generator().manual_seed(0))
     clean = F.cross_entropy(model(x), y)
     if method == "trades":  # with beta 0 nothing but the clean loss is left
         assert loss.item() == pytest.approx(clean.item())
@@ -78,7 +78,7 @@ def test_adversarial_losses_on_a_linear_model(method):
 def test_trades_adds_the_robust_term():
     model, x, y = Linear(), torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.long)
     losses = [
-        training.batch_loss(
+        classifier.batch_loss(
             model, x, y, options(method="trades", beta=b), 8 / 255, torch.Generator().manual_seed(0)
         ).item()
         for b in (0.0, 1.0, 2.0)
@@ -89,7 +89,7 @@ def test_trades_adds_the_robust_term():
 
 @pytest.mark.parametrize("method", ["standard", "fgsm", "pgd", "trades"])
 def test_every_method_trains_and_chooses_its_best_epoch(project_root, method):
-    model, history = training.train("net", options(method=method), data(), data(30, 1), 3, seed=0)
+    model, history = classifier.train("net", options(method=method), data(), data(30, 1), 3, seed=0)
     criterion = "clean_accuracy" if method == "standard" else "pgd_accuracy"
     assert history[history.chosen][criterion].item() == history[criterion].max()
     assert len(history) == 3
@@ -116,12 +116,12 @@ def kill_after(monkeypatch, module, epochs):
 @pytest.mark.parametrize("epochs", [0, 1, 2])
 def test_a_killed_training_ends_with_the_same_weights(project_root, monkeypatch, epochs):
     arguments = ("net", options(), data(), data(30, 1), 3)
-    undisturbed, history = training.train(*arguments, seed=0)
-    restore = kill_after(monkeypatch, training, epochs)
+    undisturbed, history = classifier.train(*arguments, seed=0)
+    restore = kill_after(monkeypatch, classifier, epochs)
     with pytest.raises(Killed):
-        training.train(*arguments, seed=0)
+        classifier.train(*arguments, seed=0)
     restore()
-    resumed, resumed_history = training.train(*arguments, seed=0)
+    resumed, resumed_history = classifier.train(*arguments, seed=0)
     assert all(
         torch.equal(a, b) for a, b in zip(undisturbed.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
@@ -136,12 +136,12 @@ def test_a_killed_clip_training_ends_with_the_same_weights(project_root, monkeyp
     classes = ["ant", "bee", "cow"]
     captions = [f"a {classes[k]}" for k in data().labels]
     arguments = (params, data(), captions, data(30, 1), classes)
-    undisturbed, _, history = contrastive.train_clip(*arguments, seed=0)
-    restore = kill_after(monkeypatch, contrastive, 1)
+    undisturbed, _, history = clip.train_clip(*arguments, seed=0)
+    restore = kill_after(monkeypatch, clip, 1)
     with pytest.raises(Killed):
-        contrastive.train_clip(*arguments, seed=0)
+        clip.train_clip(*arguments, seed=0)
     restore()
-    resumed, _, resumed_history = contrastive.train_clip(*arguments, seed=0)
+    resumed, _, resumed_history = clip.train_clip(*arguments, seed=0)
     states = (undisturbed.model.state_dict(), resumed.model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
     assert resumed_history.equals(history)
@@ -149,7 +149,7 @@ def test_a_killed_clip_training_ends_with_the_same_weights(project_root, monkeyp
 
 def test_augmentation_moves_but_does_not_invent():
     x = torch.rand(50, 3, 32, 32)
-    moved = training._augment(x, torch.Generator().manual_seed(0))
+    moved = classifier._augment(x, torch.Generator().manual_seed(0))
     assert moved.shape == x.shape
     assert (moved.mean((1, 2, 3)) <= x.mean((1, 2, 3)) + 0.05).all()
     assert set(moved[0].flatten().tolist()) <= {0.0, *x[0].flatten().tolist()}

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from conftest import copy_project, edit_params, run
-from multishield import shapes
+from multishield.data import shapes
 
 TINY = {
     "classifiers": ["standard"],

@@ -8,10 +8,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from multishield import training, zoo
-from multishield.classifiers import Classifier, fit, freeze, load_classifier, outputs, save_classifier
-from multishield.errors import UserError
+from multishield.models import pretrained
+from multishield.models.classifier import Classifier, freeze, load_classifier, outputs, save_classifier, wrap
 from multishield.params import ClassifierFactory, FineTuned, Timm, Torchvision
+from multishield.storage.errors import UserError
+from multishield.training import classifier
 from test_training import Killed, data, kill_after, project_root
 
 __all__ = ["project_root"]  # a fixture
@@ -40,7 +41,7 @@ def round_trip(model, params, classes, root) -> Classifier:
 def test_torchvision_from_a_file(project_root, name):
     file = write(torchvision.models.get_model(name, num_classes=5), project_root / "net.safetensors")
     params = Torchvision(source="torchvision", model=name, weights=file)
-    model, history = training.obtain("net", params, data(), NOTHING, 5, 0)
+    model, history = classifier.train_or_load("net", params, data(), NOTHING, 5, 0)
     assert history.epoch.tolist() == [0]
     assert history.clean_accuracy.isna().all()
     assert (model.size, model.mean.flatten()[0].item()) == (224, pytest.approx(0.485))
@@ -53,7 +54,7 @@ def test_torchvision_from_a_file(project_root, name):
 def test_auxiliary_heads_are_left_out(project_root, name):
     # As published weights have them, and the two build without when the training stage's weights are loaded.
     state = torchvision.models.get_model(name, num_classes=5, init_weights=False).state_dict()
-    plain = zoo.architecture({"source": "torchvision", "model": name}, 5)
+    plain = pretrained.architecture({"source": "torchvision", "model": name}, 5)
     assert {k for k in state if not k.lower().startswith("aux")} == plain.state_dict().keys()
     assert plain.eval()(torch.rand(1, 3, 96, 96)).shape == (1, 5)
 
@@ -61,7 +62,7 @@ def test_auxiliary_heads_are_left_out(project_root, name):
 def test_timm_from_a_file(project_root):
     file = write(timm.create_model("test_resnet", num_classes=5), project_root / "net.safetensors")
     params = Timm(source="timm", model="test_resnet", weights=file)
-    model, _ = training.obtain("net", params, data(), data(30, 1), 5, 0)
+    model, _ = classifier.train_or_load("net", params, data(), data(30, 1), 5, 0)
     assert (model.size, model.mean.flatten().tolist()) == (160, [0.5] * 3)
     assert gradient(model, 32).abs().sum() > 0
     x = torch.rand(2, 3, 32, 32)
@@ -81,12 +82,12 @@ def finetuned(**changes) -> FineTuned:
 
 def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root, monkeypatch):
     arguments = ("net", finetuned(augment=True), data(32), data(12, 1), 3, 0)
-    undisturbed, history = training.obtain(*arguments)
-    restore = kill_after(monkeypatch, training, 1)
+    undisturbed, history = classifier.train_or_load(*arguments)
+    restore = kill_after(monkeypatch, classifier, 1)
     with pytest.raises(Killed):
-        training.obtain(*arguments)
+        classifier.train_or_load(*arguments)
     restore()
-    resumed, resumed_history = training.obtain(*arguments)
+    resumed, resumed_history = classifier.train_or_load(*arguments)
     states = (undisturbed.state_dict(), resumed.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
     assert resumed_history.equals(history)
@@ -100,22 +101,22 @@ def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root, monkeypatch
 def test_fine_tuning_starts_from_the_weights_but_for_the_head(project_root):
     published = torchvision.models.resnet18(num_classes=1000)
     file = write(published, project_root / "net.safetensors")
-    start = zoo.new_head(finetuned(weights=file), 3, KEY)
+    start = pretrained.new_head(finetuned(weights=file), 3, KEY)
     assert torch.equal(start.network.conv1.weight, published.conv1.weight)
     assert start.network.fc.weight.shape == (3, 512)
     assert (start.size, start.mean) == (224, [0.485, 0.456, 0.406])
     broken = {k: v for k, v in published.state_dict().items() if k != "conv1.weight"}
     save_file(broken, project_root / "net.safetensors")
     with pytest.raises(UserError, match=r"1 keys are missing \(such as \['conv1.weight'\]\)"):
-        zoo.new_head(finetuned(weights=file), 3, KEY)
+        pretrained.new_head(finetuned(weights=file), 3, KEY)
     with pytest.raises(UserError, match="no linear layer"):
-        zoo.new_head(finetuned(model="squeezenet1_0", weights="DEFAULT"), 3, KEY)
+        pretrained.new_head(finetuned(model="squeezenet1_0", weights="DEFAULT"), 3, KEY)
 
 
 def test_fine_tuning_trains_every_layer(project_root):
     torch.manual_seed(0)
-    start = zoo.new_head(finetuned(), 3, KEY).network.state_dict()
-    model, _ = training.obtain("net", finetuned(epochs=1, learning_rate=0.1), data(32), data(12, 1), 3, 0)
+    start = pretrained.new_head(finetuned(), 3, KEY).network.state_dict()
+    model, _ = classifier.train_or_load("net", finetuned(epochs=1, learning_rate=0.1), data(32), data(12, 1), 3, 0)
     trained = dict(model.network.named_parameters())
     assert all(not torch.equal(start[name], tensor.cpu()) for name, tensor in trained.items())
 
@@ -135,7 +136,7 @@ def test_a_factory_builds_a_classifier(project_root, monkeypatch):
     (project_root / "nets_of_mine.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(str(project_root))
     params = ClassifierFactory(source="factory", factory="nets_of_mine:shapes")
-    model, history = training.obtain("net", params, data(), data(30, 1), 3, 0)
+    model, history = classifier.train_or_load("net", params, data(), data(30, 1), 3, 0)
     assert 0 <= history.clean_accuracy.item() <= 1
     assert gradient(model, 32).abs().sum() > 0
     x = torch.rand(2, 3, 32, 32)
@@ -144,7 +145,7 @@ def test_a_factory_builds_a_classifier(project_root, monkeypatch):
     for name, words in (("short", r"returns \(1, 3072\) for one image"), ("nothing", "returned NoneType")):
         params = ClassifierFactory(source="factory", factory=f"nets_of_mine:{name}")
         with pytest.raises(UserError, match=words):
-            training.obtain("net", params, data(), NOTHING, 3, 0)
+            classifier.train_or_load("net", params, data(), NOTHING, 3, 0)
 
 
 MISTAKES = [
@@ -161,7 +162,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("params", "words"), MISTAKES)
 def test_a_mistake_is_one_sentence(project_root, params, words):
     with pytest.raises(UserError, match=words) as caught:
-        zoo.load(params, 3, KEY)
+        pretrained.load(params, 3, KEY)
     assert "\n" not in str(caught.value)
 
 
@@ -176,7 +177,7 @@ def test_a_failed_download_says_what_to_do_without_a_network(project_root, monke
         Timm(source="timm", model="resnet18.a1_in1k"),
     ):
         with pytest.raises(UserError, match=r"no network.*without a network.*safetensors"):
-            zoo.load(params, 1000, KEY)
+            pretrained.load(params, 1000, KEY)
 
 
 @pytest.mark.parametrize(
@@ -191,17 +192,17 @@ def test_a_failed_download_says_what_to_do_without_a_network(project_root, monke
 )
 def test_names_are_checked_before_the_first_stage(project_root, params, words):
     with pytest.raises(UserError, match=words):
-        zoo.check(params, KEY)
-    zoo.check(finetuned(), KEY)
-    zoo.check(Timm(source="timm", model="resnet18.a1_in1k"), KEY)
+        pretrained.check(params, KEY)
+    pretrained.check(finetuned(), KEY)
+    pretrained.check(Timm(source="timm", model="resnet18.a1_in1k"), KEY)
 
 
 @pytest.mark.parametrize(("train", "validation", "key"), [(0, 12, "dataset.train"), (12, 0, "dataset.validation")])
 def test_training_needs_images(project_root, train, validation, key):
     with pytest.raises(UserError, match=f"{key} is 0; training needs images"):
-        training.obtain("net", finetuned(), data(train), data(validation), 3, 0)
+        classifier.train_or_load("net", finetuned(), data(train), data(validation), 3, 0)
 
 
 def test_a_frozen_network_has_no_gradients_for_its_weights():
-    model = freeze(fit(zoo.new_head(finetuned(), 3, KEY)))
+    model = freeze(wrap(pretrained.new_head(finetuned(), 3, KEY)))
     assert not any(p.requires_grad for p in model.parameters())

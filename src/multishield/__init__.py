@@ -6,16 +6,16 @@ __version__ = "0.1.0"
 
 # Loaded on first use: `import multishield` must not cost the import of torch and open_clip.
 _PUBLIC = {
-    "Alignment": "alignment",
-    "Clip": "clips",
+    "Clip": "models.clip",
     "MultiShield": "shield",
     "Params": "params",
-    "Source": "sources",
-    "UserError": "errors",
-    "align_classes": "alignment",
-    "load_alignment": "alignment",
-    "load_classifier": "classifiers",
-    "open_clip_model": "clips",
+    "Source": "data.datasets",
+    "UserError": "storage.errors",
+    "ZeroShotClassifier": "models.zero_shot",
+    "align_classes": "models.zero_shot",
+    "load_alignment": "models.zero_shot",
+    "load_classifier": "models.classifier",
+    "open_clip_model": "models.clip",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks import losses
-from multishield.attacks.base import AttackResult, Ball, Success, fooled, per_image
-from multishield.attacks.engine import State, ascend
+from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.result import AttackResult, Success, per_image
+from multishield.attacks.threat_model import Ball, fooled
 
 # Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
 Combine = Callable[[State, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]

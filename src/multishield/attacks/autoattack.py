@@ -8,7 +8,8 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from multishield.attacks.base import AttackResult, fooled
+from multishield.attacks.loop.result import AttackResult
+from multishield.attacks.threat_model import fooled
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 

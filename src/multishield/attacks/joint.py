@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.base import AttackResult, Ball, evaded_by, per_image
-from multishield.attacks.engine import State, ascend
+from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.result import AttackResult, per_image
 from multishield.attacks.losses import at, rival
+from multishield.attacks.threat_model import Ball, evaded_by
 
 
 def targets_in_turn(scores: tuple[Tensor, Tensor], labels: Tensor, count: int) -> Tensor:
@@ -37,7 +38,7 @@ def target_margins(scores: tuple[Tensor, Tensor], target: Tensor, tolerance: flo
     return at(z, target) - rival(z, target), at(c, target) - rival(c, target) + tolerance
 
 
-class Weaker:
+class StepTowardsWeakerModel:
     """Signed steps of an accumulated direction, from eps/4 down to eps/40, each for the model that needs it more.
 
     That is the model further from its boundary, as far as its gradient tells: m / |grad m|, in the dual norm, is the
@@ -104,7 +105,7 @@ def joint(
         tag="joint",
         success=evaded_by(shield.tolerance),
         objective=lambda scores, y, target, variant: target_margins(scores, target, shield.tolerance),
-        rule=Weaker(Ball(eps, norm), steps),
+        rule=StepTowardsWeakerModel(Ball(eps, norm), steps),
         where=next(shield.parameters()).device,
         plan=plan,
         batch_size=batch_size,

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from multishield.attacks import losses
 from multishield.attacks.apgd import AutoSteps
-from multishield.attacks.base import AttackResult, Ball, evaded
-from multishield.attacks.engine import ascend
+from multishield.attacks.loop.loop import ascend
+from multishield.attacks.loop.result import AttackResult
+from multishield.attacks.threat_model import Ball, evaded
 
 
 def _reject(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from multishield.attacks.base import AttackResult, Ball, Success, fooled
-from multishield.attacks.engine import State, ascend
+from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.result import AttackResult, Success
 from multishield.attacks.losses import ce
+from multishield.attacks.threat_model import Ball, fooled
 
 
 class SignedSteps:

@@ -8,9 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multishield.attacks.base import AttackResult, Ball, Outputs, Success, fooled, per_image, uniform
-from multishield.attacks.engine import State, ascend
+from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.random_streams import uniform
+from multishield.attacks.loop.result import AttackResult, Success, per_image
 from multishield.attacks.losses import margin
+from multishield.attacks.threat_model import Ball, fooled
+from multishield.models.classifier import Outputs
 
 # Share of the image that a square covers, by query: p is halved after each of these (the paper's schedule for 10,000
 # queries, which AutoAttack does not rescale to its 5,000).

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.base import AttackResult, Success, fooled
-from multishield.classifiers import forward
+from multishield.attacks.loop.result import AttackResult, Success
+from multishield.attacks.threat_model import fooled
+from multishield.models.classifier import forward
 
 
 @torch.no_grad()

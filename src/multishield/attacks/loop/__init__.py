@@ -1,0 +1,1 @@
+"""The loop that all iterative attacks share."""

@@ -1,0 +1,76 @@
+"""The threat model: rules of success, and the ball of images that an attacker may show."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multishield.attacks.loop.random_streams import uniform
+from multishield.attacks.loop.result import Success, per_image
+from multishield.shield import shield_output
+
+
+def fooled(logits: Tensor, labels: Tensor) -> Tensor:
+    """Success against a classifier: the decision is not the label."""
+    return logits.argmax(1) != labels
+
+
+def evaded(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Success against a model that abstains, whose last output is "reject": accepted and wrong.
+
+    The reject index is taken from the number of outputs (defect 1 of the public reference: it was 10 for any K).
+    """
+    decision = outputs.argmax(1)
+    return (decision != labels) & (decision != outputs.shape[1] - 1)
+
+
+def evaded_by(tolerance: float) -> Success:
+    """`evaded` for attacks that look at both scores: outputs are (z, c), as `MultiShield.scores` returns them."""
+    return lambda scores, labels: evaded(shield_output(*scores, tolerance), labels)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The threat model: images in [0,1] whose L-inf or L2 distance from the clean one is at most eps."""
+
+    eps: float
+    norm: str = "Linf"
+
+    def __post_init__(self):
+        if self.norm not in ("Linf", "L2"):
+            raise ValueError(f"norm is {self.norm!r}; accepted are 'Linf' and 'L2'")
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """A point of the ball: the nearest one for L-inf; for L2 scaled back to the sphere, then clipped to [0,1]."""
+        if self.norm == "Linf":
+            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
+        step = x_adv - x
+        # A hair inside, so that rounding does not carry a float32 sum over the edge.
+        return (x + step * per_image((self.eps * (1 - 1e-6) / _norms(step)).clamp(max=1))).clamp(0, 1)
+
+    def ascent(self, gradient: Tensor) -> Tensor:
+        """The steepest direction of length one: the sign for L-inf, the normalised gradient for L2."""
+        return gradient.sign() if self.norm == "Linf" else gradient / per_image(_norms(gradient))
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """(B,): the rise per unit of distance in the steepest direction: the gradient's dual norm, L1 or L2."""
+        return gradient.flatten(1).abs().sum(1).clamp_min(1e-12) if self.norm == "Linf" else _norms(gradient)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """(B,): how far each image was moved, in this norm."""
+        return (x_adv - x).flatten(1).abs().amax(1) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
+
+    def random(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Random points of the ball, clipped to [0,1]: uniform for L-inf; for L2 of uniform radius.
+
+        Args:
+            keys: (B,), see `keys`.
+        """
+        noise = 2 * uniform(keys, x[0].numel()).view_as(x) - 1
+        if self.norm == "L2":
+            noise = noise / per_image(_norms(noise)) * per_image(uniform(keys + 1, 1)[:, 0])
+        return self.project(x + self.eps * noise, x)
+
+
+def _norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).clamp_min(1e-12)

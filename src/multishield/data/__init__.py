@@ -1,0 +1,1 @@
+"""Data sets: raw images in, prepared splits out."""

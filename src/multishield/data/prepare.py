@@ -1,0 +1,144 @@
+"""Preparation of a data set: raw images in, the splits `train`, `validation` and `evaluation` out."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from multishield.data.datasets import Source, open_source
+from multishield.data.splits import Split
+from multishield.params import Dataset
+from multishield.storage.errors import UserError
+from multishield.storage.files import write_json
+from multishield.storage.progress import progress
+
+
+def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | None, interpolation: str) -> torch.Tensor:
+    """An image of any size and mode as uint8 (3, size, size): the shorter side becomes `resize`, the centre is cropped.
+
+    An image of the wanted size already is left alone, pixel by pixel.
+    """
+    image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    shorter = resize or size
+    if min(image.size) != shorter:
+        image = v2.functional.resize(image, [shorter], v2.InterpolationMode(interpolation), antialias=True)
+    if image.size != (size, size):
+        image = v2.functional.center_crop(image, [size, size])
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def read_split(
+    source: Source,
+    chosen: torch.Tensor,
+    size: int,
+    resize: int | None = None,
+    interpolation: str = "bilinear",
+    what: str = "images",
+) -> Split:
+    """Read the chosen images of a raw split, and no others.
+
+    Raises:
+        UserError: an image is damaged.
+    """
+    images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+    rows = progress(chosen.tolist(), f"reading {what}", "image") if len(chosen) else []
+    for row, i in enumerate(rows):
+        images[row] = resize_and_crop(source.read(i), size, resize, interpolation)
+    return Split(images, source.labels[chosen], chosen if source.ids is None else source.ids[chosen])
+
+
+def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tensor:
+    """Choose `count` images. Integers only, so the same on every machine.
+
+    Args:
+        order: "first" takes the first ones; "stratified" takes equally many of each class, at random by `seed`
+            (what is left over goes to the first classes; fewer images than classes are of classes drawn by `seed`),
+            in the order of the data set.
+
+    Returns:
+        Sorted indices, int64 (count,).
+
+    Raises:
+        ValueError: there are fewer images than `count`.
+    """
+    if count > len(labels):
+        raise ValueError(f"{count} images are asked for, but there are {len(labels)}")
+    if order == "first" or not count:
+        return torch.arange(count)
+    rng = np.random.default_rng(seed)
+    shuffled = torch.from_numpy(rng.permutation(len(labels)))
+    # Each image's rank within its class: taking the lowest ranks takes the classes in turn.
+    rank = torch.empty(len(labels), dtype=torch.long)
+    for k in labels.unique():
+        members = shuffled[labels[shuffled] == k]
+        rank[members] = torch.arange(len(members))
+    classes = int(labels.max()) + 1
+    # With fewer images than classes, the first classes would be no sample: ImageNet's first 400 are animals.
+    turn = torch.arange(classes) if count >= classes else torch.from_numpy(rng.permutation(classes))
+    by_rank = torch.argsort(rank * classes + turn[labels], stable=True)
+    return by_rank[:count].sort().values
+
+
+def _checked(key: str, wanted: int, available: int, what: str) -> None:
+    if wanted > max(0, available):
+        raise UserError(f"dataset.{key} is {wanted}, but there are only {max(0, available)} {what}; lower it")
+
+
+def _training_source(params: Dataset, classes: list[str]) -> Source | None:
+    """The raw training split; None where nothing of it is asked for."""
+    if params.train == 0 and not params.validation:
+        return None
+    train = open_source(params, "train")
+    if train is None:
+        raise UserError(
+            f"dataset.train is {params.train} and dataset.validation is {params.validation}, but {params.name} has no "
+            f"training split in {params.root}; set both to 0"
+        )
+    if train.classes != classes:
+        raise UserError(
+            f"{params.name} has other classes in its training split than in its test split; make them equal"
+        )
+    return train
+
+
+def _draw_training(labels: torch.Tensor, classes: int, params: Dataset, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the training and of the validation images, which are held out of them."""
+    left = len(labels) - params.validation
+    _checked("validation", params.validation, len(labels) - classes, "training images to spare")
+    _checked("train", params.train or 0, left, "training images beside those held out for validation")
+    held_out = draw(labels, params.validation, "stratified", seed)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[held_out] = False
+    rest = rest.nonzero().squeeze(1)
+    return rest[draw(labels[rest], left if params.train is None else params.train, "stratified", seed + 1)], held_out
+
+
+def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Split]:
+    """Draw images by their labels, read those, and write the splits `train`, `validation` and `evaluation` to `out`.
+
+    `validation` is held out of the training images: it chooses epochs, so test images never do. Splits may be empty.
+
+    Raises:
+        UserError: the data are damaged, more images are asked for than there are, or training images of a data set
+            without any.
+    """
+    test = open_source(params, "test")
+    _checked("evaluate", params.evaluate, len(test), "test images")
+    train = _training_source(params, test.classes)
+    none = torch.empty(0, dtype=torch.long)
+    chosen, held_out = _draw_training(train.labels, len(train.classes), params, seed) if train else (none, none)
+    drawn = {
+        "train": (train or test, chosen),
+        "validation": (train or test, held_out),
+        "evaluation": (test, draw(test.labels, params.evaluate, params.order, seed)),
+    }
+    how = (params.image_size, params.resize, params.interpolation)
+    splits = {k: read_split(source, rows, *how, f"{k} images") for k, (source, rows) in drawn.items()}
+    for name, split in splits.items():
+        split.save(out / f"{name}.safetensors")
+    captions = [train.captions[i] for i in chosen] if train and train.captions else None
+    write_json(out / "captions.json", captions)
+    write_json(out / "classes.json", test.classes)
+    return splits

@@ -1,0 +1,55 @@
+"""Prepared splits, as every stage reads them: safetensors in artifacts/dataset/.
+
+Images uint8 (N,3,S,S), labels int64 (N,), ids int64 (N,); an id names an image for good, whatever subset it is drawn
+into.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from multishield.storage import paths
+from multishield.storage.files import load_tensors, read_json, save_tensors
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (N,3,S,S), labels int64 (N,), ids int64 (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Split":
+        return Split(self.images[index], self.labels[index], self.ids[index])
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """Images as float32 in [0,1]."""
+        return self.images.float() / 255
+
+    def save(self, path: Path) -> Path:
+        return save_tensors(path, {"images": self.images, "labels": self.labels, "ids": self.ids})
+
+    @classmethod
+    def load(cls, path: Path) -> "Split":
+        return cls(**load_tensors(path))
+
+
+def load_split(name: str) -> Split:
+    """A prepared split: "train", "validation" or "evaluation"."""
+    return Split.load(paths.artifacts("dataset", f"{name}.safetensors"))
+
+
+def load_classes() -> list[str]:
+    """The class names, in the order of the labels."""
+    return read_json(paths.artifacts("dataset", "classes.json"))
+
+
+def load_captions() -> list[str] | None:
+    """The captions of the prepared training images, where the data set has them."""
+    return read_json(paths.artifacts("dataset", "captions.json"))

@@ -1,0 +1,143 @@
+"""Per-image records: the results. Every table and figure is a function of these rows alone.
+
+One row per (classifier, scenario, image). Decisions are class indices; K, the number of classes, is "rejected".
+Without a shield (baseline) there is no CLIP: its class is -1 and the gap is empty.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from multishield.storage.files import write_text
+
+# Scenario -> (what it is, whether the shield decides). In the order of the tables.
+SCENARIOS = {
+    "baseline": "no shield, AutoAttack on the classifier",
+    "multishield": "shield, attacker unaware of it",
+    "paper": "shield, the paper's adaptive attack",
+    "joint": "shield, joint targeted attack",
+    "alignment": "shield, attack on CLIP alone",
+    "adaptive": "shield, worst case of all attacks",
+}
+COLUMNS = (
+    "classifier",
+    "scenario",
+    "image",
+    "label",
+    "clean_decision",
+    "attacked_decision",
+    "clean_clip",
+    "attacked_clip",
+    "gap_clean",
+    "gap_attacked",
+    "linf",
+    "attack",
+    "forwards",
+    "backwards",
+)
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % Wilson score interval of a ratio (Wilson 1927), as fractions.
+
+    Raises:
+        ValueError: n is 0, or successes are not in 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is not a ratio")
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+# Metric -> (name in tables, rows counted). All are ratios to all N evaluated images (method: a rejected clean image is
+# an error; a failed attack stays in the denominator).
+METRICS: dict[str, tuple[str, Callable[[pd.DataFrame, int], pd.Series]]] = {
+    "clean_accuracy": ("clean accuracy", lambda f, k: f.clean_decision == f.label),
+    "clean_rejection": ("clean rejection", lambda f, k: f.clean_decision == k),
+    "robust_accuracy": ("robust accuracy", lambda f, k: (f.attacked_decision == f.label) | (f.attacked_decision == k)),
+    "correct_under_attack": ("correct under attack", lambda f, k: f.attacked_decision == f.label),
+    "rejection_under_attack": ("rejected under attack", lambda f, k: f.attacked_decision == k),
+    "attack_success": ("attack success", lambda f, k: (f.attacked_decision != f.label) & (f.attacked_decision != k)),
+    "clip_accuracy_clean": ("CLIP accuracy, clean", lambda f, k: f.clean_clip == f.label),
+    "clip_accuracy_attacked": ("CLIP accuracy, attacked", lambda f, k: f.attacked_clip == f.label),
+}
+
+
+def save(frame: pd.DataFrame, path: Path) -> Path:
+    """Write records as CSV, atomically, columns in their fixed order.
+
+    Raises:
+        KeyError: a column is missing.
+    """
+    return write_text(path, frame[list(COLUMNS)].to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+
+
+def load(*files: Path) -> pd.DataFrame:
+    """Read and join records. An empty `attack` (no attack succeeded) stays an empty string."""
+    frames = [pd.read_csv(f, dtype={"attack": str, "gap_clean": float, "gap_attacked": float}) for f in files]
+    return pd.concat(frames, ignore_index=True).fillna({"attack": ""})
+
+
+def metrics(records: pd.DataFrame, classes: int) -> pd.DataFrame:
+    """All metrics of all scenarios, from the records alone.
+
+    Returns:
+        One row per (classifier, scenario, metric): value, low, high (95 % Wilson) as fractions, and n.
+    """
+    rows = []
+    for (classifier, scenario), group in records.groupby(["classifier", "scenario"], sort=False):
+        for name, (_, counted) in METRICS.items():
+            if name.startswith("clip") and (group.clean_clip < 0).all():
+                continue
+            hits, n = int(counted(group, classes).sum()), len(group)
+            low, high = wilson(hits, n)
+            rows.append(
+                {
+                    "classifier": classifier,
+                    "scenario": scenario,
+                    "metric": name,
+                    "value": hits / n,
+                    "low": low,
+                    "high": high,
+                    "n": n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def rows(
+    classifier: str,
+    scenario: str,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    clean: dict,
+    attacked: dict,
+    linf: torch.Tensor,
+    attack: list[str],
+    forwards: torch.Tensor,
+    backwards: torch.Tensor,
+) -> pd.DataFrame:
+    """Assemble records. `clean` and `attacked` hold "decision", "clip" and "gap", each (N,)."""
+    return pd.DataFrame(
+        {
+            "classifier": classifier,
+            "scenario": scenario,
+            "image": ids.numpy(),
+            "label": labels.numpy(),
+            "clean_decision": clean["decision"].numpy(),
+            "attacked_decision": attacked["decision"].numpy(),
+            "clean_clip": clean["clip"].numpy(),
+            "attacked_clip": attacked["clip"].numpy(),
+            "gap_clean": clean["gap"].numpy(),
+            "gap_attacked": attacked["gap"].numpy(),
+            "linf": linf.numpy(),
+            "attack": attack,
+            "forwards": forwards.numpy(),
+            "backwards": backwards.numpy(),
+        }
+    )

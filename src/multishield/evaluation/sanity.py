@@ -1,0 +1,80 @@
+"""Sanity rules of an evaluation: what must hold if its attacks are as strong as they claim to be.
+
+A violated rule is a result: it is printed with the others, and says not to trust the robust accuracy above it. What
+each rule means and what to do is in docs/sanity.md (after Carlini et al. 2019 and Tramer et al. 2020).
+"""
+
+import pandas as pd
+
+from multishield.evaluation.records import METRICS
+
+# Rule -> what must hold.
+RULES = {
+    "stronger than the paper's": "the joint attack leaves at most as many images robust as the paper's attack",
+    "worst case is worst": "the worst case over all attacks leaves at most as many images robust as each attack alone",
+    "white box beats black box": "no image is broken by the black-box attack that every white-box attack left standing",
+    "larger radius, fewer robust": "robust accuracy under the joint attack does not rise with the radius",
+    "large radius, none robust": "at radius 0.5, where any image can be made grey, no image is classified correctly",
+    "more steps do not hurt": "the joint attack breaks at least as many images as with half its steps",
+}
+
+
+def _broken(records: pd.DataFrame, scenario: str, classes: int) -> set:
+    rows = records[records.scenario == scenario]
+    return set(rows.image[METRICS["attack_success"][1](rows, classes)])
+
+
+def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> pd.DataFrame:
+    """Evaluate every rule for every classifier.
+
+    Args:
+        records: the records of all scenarios. runs: those of `adaptive.sanity_rows`. classes: K.
+
+    Returns:
+        A row per classifier and rule: classifier, rule, holds (bool), finding (a sentence with the counts).
+    """
+    return pd.DataFrame(
+        [
+            {"classifier": name, "rule": rule, "holds": holds, "finding": finding}
+            for name, group in records.groupby("classifier", sort=False)
+            for rule, holds, finding in _findings(group, runs[runs.classifier == name], classes)
+        ]
+    )
+
+
+def _findings(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> list[tuple[str, bool, str]]:
+    of = {s: _broken(records, s, classes) for s in ("multishield", "paper", "joint", "alignment", "adaptive")}
+    run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
+    run["eps x 1"] = of["joint"] & set(runs.image)
+    n, few = (records.scenario == "joint").sum(), (runs.scenario == "large eps").sum()
+    rules = list(RULES)
+    alone = {s: len(broken) for s, broken in of.items() if s != "adaptive"}
+    strongest = max(alone, key=alone.get)
+    black_box = int(((records.scenario == "adaptive") & (records.attack == "square")).sum())
+    sizes = [len(run[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
+    large = runs[runs.scenario == "large eps"]
+    standing = int(METRICS["correct_under_attack"][1](large, classes).sum())
+    return [
+        (
+            rules[0],
+            len(of["joint"]) >= len(of["paper"]),
+            f"joint broke {len(of['joint'])} of {n} images, the paper's attack {len(of['paper'])}",
+        ),
+        (
+            rules[1],
+            len(of["adaptive"]) >= alone[strongest],
+            f"all together broke {len(of['adaptive'])} of {n}, the strongest alone ({strongest}) {alone[strongest]}",
+        ),
+        (rules[2], black_box == 0, f"the black-box attack broke {black_box} of {n} images that were left"),
+        (
+            rules[3],
+            sizes == sorted(sizes),
+            f"broken of {few} images at half, one and two times the radius, and at 0.5: {', '.join(map(str, sizes))}",
+        ),
+        (rules[4], standing == 0, f"{standing} of {few} images are classified correctly at radius 0.5"),
+        (
+            rules[5],
+            len(run["eps x 1"]) >= len(run["half the steps"]),
+            f"broken of {few} images with all steps {len(run['eps x 1'])}, with half {len(run['half the steps'])}",
+        ),
+    ]

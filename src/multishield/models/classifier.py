@@ -1,0 +1,127 @@
+"""Classifiers: (B,3,H,W) pixels in [0,1] to logits (B,K), normalisation and resizing inside."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multishield.models import pretrained
+from multishield.models.cifar_resnet import build_network, load_exactly
+from multishield.storage import paths
+from multishield.storage.files import load_tensors, read_json, save_tensors, write_json
+
+# What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
+Outputs = Tensor | tuple[Tensor, ...]
+# Fewer than 16 images are summed in another order by CPU kernels, unless their number is a multiple of four: the last
+# bits of a result would depend on how many images are in the batch (tests/test_engine.py). Such batches are filled up
+# with repeats.
+SMALLEST, UNFILLED = 4, 16
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation: pixels in [0,1] (B,3,H,W) to logits (B,K).
+
+    Args:
+        mean, std: the normalisation it was trained with, three numbers each, in units of [0,1] pixels.
+        size: the side of the images that the network was made for; others are resized, bilinearly and differentiably.
+            None takes them as they are.
+    """
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float], size: int | None = None):
+        super().__init__()
+        # The layout that CPUs and GPUs convolve fastest in.
+        self.network, self.size = network.to(memory_format=torch.channels_last), size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size and x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return self.network((x - self.mean) / self.std)
+
+
+def wrap(fitted: pretrained.Fitted) -> Classifier:
+    """The classifier of a network and what belongs to it."""
+    return Classifier(fitted.network, fitted.mean, fitted.std, fitted.size)
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Evaluation mode, no gradients for parameters: gradients go to the pixels only."""
+    return module.eval().requires_grad_(False)
+
+
+def save_classifier(classifier: Classifier, params: pretrained.Described, classes: int, folder: Path) -> None:
+    """Write `weights.safetensors` and the `classifier.json` that `load_classifier` needs.
+
+    Args:
+        params: the section of params.yaml that it was obtained by, or the description of its architecture.
+    """
+    save_tensors(folder / "weights.safetensors", classifier.network.state_dict())
+    record = {"architecture": pretrained.describe(params), "classes": classes}
+    record |= {name: getattr(classifier, name).flatten().tolist() for name in ("mean", "std")}
+    write_json(folder / "classifier.json", record | {"size": classifier.size})
+
+
+def load_classifier(name: str) -> Classifier:
+    """A classifier of the training stage, frozen, on the best device. Needs no network: the weights are kept there."""
+    folder = paths.artifacts("training", name)
+    record = read_json(folder / "classifier.json")
+    network = pretrained.architecture(record["architecture"], record["classes"])
+    load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
+    classifier = Classifier(network, record["mean"], record["std"], record["size"])
+    return freeze(classifier).to(device())
+
+
+def read_classifier(weights: Path, architecture: str, classes: int, mean: list[float], std: list[float]) -> Classifier:
+    """Build a classifier from a safetensors state dict, frozen, on the best device.
+
+    Args:
+        weights: the file; its keys must be exactly the architecture's.
+        architecture: a name of `params.ARCHITECTURES`.
+        classes: K.
+        mean, std: the normalisation it was trained with, three numbers each, in units of [0,1] pixels.
+
+    Raises:
+        UserError: the file is missing, is a pickle, or does not fit.
+    """
+    network = build_network(architecture, classes)
+    load_exactly(network, load_tensors(weights), str(weights))
+    return freeze(Classifier(network, mean, std)).to(device())
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU. A GPU is told to convolve in full precision and always the same way."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False  # verdicts would have ten bits of mantissa
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda")
+
+
+def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
+    """The model's outputs for a batch: on a CPU, an image's have the same bytes whatever else is in the batch."""
+    filled = len(x) if len(x) >= UNFILLED else -(-len(x) // SMALLEST) * SMALLEST
+    if filled == len(x):
+        return model(x)
+    out = model(x[torch.arange(filled, device=x.device) % len(x)])
+    return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, pixels: Tensor, batch_size: int = 256) -> Tensor:
+    """The model's outputs for all images, on the CPU, computed in batches."""
+    where = device()
+    return torch.cat([forward(model, x.to(where)).cpu() for x in pixels.split(batch_size)])
+
+
+def accuracy(model: nn.Module, split, batch_size: int = 256) -> float:
+    """The fraction of a split's images whose largest output is the label's (NaN: no images), one batch in memory.
+
+    Args:
+        split: a `dataset.Split`.
+    """
+    parts = [split[i : i + batch_size] for i in range(0, len(split), batch_size)]
+    hits = sum(int((outputs(model, part.pixels).argmax(1) == part.labels).sum()) for part in parts)
+    return hits / len(split) if parts else float("nan")

@@ -1,0 +1,129 @@
+"""The catalogue: published classifiers by name, with the figures and the setting that they were published with.
+
+Figures of RobustBench are those of its `model_info` files (https://github.com/RobustBench/robustbench), which name the
+paper of each model; preprocessing is that of its model zoo.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from multishield.storage.errors import UserError
+
+CLASSES = {"cifar10": 10, "imagenet": 1000}
+CIFAR, IMAGENET = ("cifar10", 8 / 255), ("imagenet", 4 / 255)
+# Side of the images, shorter side before the centre crop (None: not resized), interpolation of that resizing.
+PIXELS, CROPPED, WHOLE = (32, None, None), (224, 256, "bicubic"), (224, 224, "bicubic")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published classifier: accuracies in per cent (None: not published), the radius in units of [0,1] pixels."""
+
+    name: str
+    source: str
+    setting: tuple[str, float]
+    clean: float
+    autoattack: float | None
+    preprocessing: tuple[int, int | None, str | None]
+    reference: str
+    norm: str = "Linf"
+
+    @property
+    def dataset(self) -> str:
+        return self.setting[0]
+
+    @property
+    def eps(self) -> float:
+        return self.setting[1]
+
+    @property
+    def size(self) -> int:
+        """Pixels per side of the images that it takes."""
+        return self.preprocessing[0]
+
+    @property
+    def classes(self) -> int:
+        return CLASSES[self.dataset]
+
+
+_SINGH = "https://arxiv.org/abs/2303.01870"
+_ROBUSTBENCH = [
+    ("Standard", CIFAR, 94.78, 0.00, PIXELS, "https://github.com/RobustBench/robustbench"),
+    ("Carmon2019Unlabeled", CIFAR, 89.69, 59.53, PIXELS, "https://arxiv.org/abs/1905.13736"),
+    ("Gowal2021Improving_70_16_ddpm_100m", CIFAR, 88.74, 66.11, PIXELS, "https://arxiv.org/abs/2110.09468"),
+    # An ensemble of three, which returns the mean of their probabilities: its logits lie in [0,1].
+    ("Chen2020Adversarial", CIFAR, 86.04, 51.56, PIXELS, "https://arxiv.org/abs/2003.12862"),
+    ("Xu2023Exploring_WRN-28-10", CIFAR, 93.69, 63.89, PIXELS, "https://arxiv.org/abs/2302.03015"),
+    ("Addepalli2022Efficient_RN18", CIFAR, 85.71, 52.48, PIXELS, "https://arxiv.org/abs/2210.15318"),
+    ("Debenedetti2022Light_XCiT-S12", IMAGENET, 72.34, 41.78, WHOLE, "https://arxiv.org/abs/2209.07399"),
+    ("Singh2023Revisiting_ConvNeXt-L-ConvStem", IMAGENET, 77.00, 57.70, CROPPED, _SINGH),
+    ("Singh2023Revisiting_ViT-B-ConvStem", IMAGENET, 76.30, 54.66, CROPPED, _SINGH),
+    ("Singh2023Revisiting_ConvNeXt-B-ConvStem", IMAGENET, 75.90, 56.14, CROPPED, _SINGH),
+    # The leaderboard's figures; another version of its model_info file (commit a4e51d9) has 75.34 and 54.16.
+    ("Liu2023Comprehensive_Swin-B", IMAGENET, 76.16, 56.16, CROPPED, "https://arxiv.org/abs/2302.14301"),
+]
+_PACKAGED = [
+    # The network that AutoAttack's authors ship with their examples: trained plainly, pixels in [0,1] as they are.
+    ("AutoAttack-ResNet18", CIFAR, 94.0, 0.00, PIXELS, "https://github.com/fra31/auto-attack"),
+]
+CATALOGUE = {
+    name: Entry(name, source, *rest)
+    for source, entries in (("robustbench", _ROBUSTBENCH), ("pyautoattack", _PACKAGED))
+    for name, *rest in entries
+}
+
+# What the paper reports of the classifiers that it fine-tunes, by model and data set: clean accuracy alone.
+_PAPER = "https://arxiv.org/abs/2412.10353"
+FINETUNED = {
+    (model, data): Entry(f"{model} on {data}", "finetune", (data, 8 / 255), clean, None, (224, None, None), _PAPER)
+    for model, data, clean in (
+        ("resnet18", "caltech101", 91.88),
+        ("resnet18", "stl10", 95.25),
+        ("resnet18", "pets", 87.74),
+    )
+}
+# Data sets whose classes differ in size: drawing equally many of each is another mean than that of the whole test set.
+UNBALANCED = {"caltech101", "pathmnist"}
+
+
+def closest(name: str, known, listing: str) -> str:
+    """The end of a sentence about an unknown name: close matches, or else `listing`, which says where names are."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else listing
+
+
+def find(key: str, name: str) -> Entry:
+    """The entry of a name; `key` is the key of params.yaml that holds it.
+
+    Raises:
+        UserError: there is no such entry.
+    """
+    if name not in CATALOGUE:
+        ending = closest(name, CATALOGUE, f"accepted are {', '.join(CATALOGUE)}")
+        raise UserError(f"{key} is {name!r}, which is not in the catalogue; {ending}")
+    return CATALOGUE[name]
+
+
+def own_images(dataset: str) -> bool:
+    """Whether a data set is a folder or an extension of one's own: what it holds is not known."""
+    return dataset == "folder" or ":" in dataset
+
+
+def check(params) -> None:
+    """Every catalogued classifier of the parameters exists, and is one for the data set.
+
+    What a folder or an extension holds is not known: there only the number of classes is compared, when it is loaded.
+
+    Raises:
+        UserError: an unknown name, or a classifier of another data set.
+    """
+    for name in params.classifiers:
+        described = params.training[name]
+        if described.source != "catalogue":
+            continue
+        entry = find(f"training.{name}.name", described.name)
+        if not own_images(params.dataset.name) and params.dataset.name != entry.dataset:
+            raise UserError(
+                f"training.{name}.name is {entry.name!r}, a classifier of {entry.dataset}, but dataset.name is "
+                f"{params.dataset.name!r}; use that data set, or one of your own with the same classes in that order"
+            )

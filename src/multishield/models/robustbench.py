@@ -1,0 +1,132 @@
+"""RobustBench's models through its own package, which is an extra: the rest of the pipeline does without it."""
+
+import importlib
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import timm
+import torch
+from torch import nn
+
+from multishield.models.model_zoo import Entry
+from multishield.storage import paths
+from multishield.storage.errors import UserError
+from multishield.storage.progress import aside
+
+# What a file need not hold: normalisation, which the architecture sets, and what timm's Swin computes by itself.
+COMPUTED = {"mean", "std", "mu", "sigma", "attn_mask", "relative_position_index", "num_batches_tracked"}
+INSTALL = "pip install --no-deps --requirement requirements-robustbench.lock"
+
+
+def _package(entry: Entry, module: str) -> ModuleType:
+    """A module of robustbench.
+
+    Raises:
+        UserError: the package, or one that it needs, is not installed.
+    """
+    # robustbench imports `autoattack`, which PyPI does not have; its authors publish the same as `pyautoattack`.
+    for part in ("", ".state"):
+        sys.modules.setdefault(f"autoattack{part}", importlib.import_module(f"pyautoattack{part}"))
+    try:
+        with warnings.catch_warnings():
+            # It uses old names of timm's and setuptools' modules: warnings for its authors.
+            warnings.simplefilter("ignore")
+            return importlib.import_module(f"robustbench.{module}")
+    except ImportError as error:
+        raise UserError(
+            f"{entry.name} is a model of the package robustbench, which cannot be imported ({error}); it is an extra: "
+            f"run `{INSTALL}`"
+        ) from None
+
+
+def check_installed(entry: Entry) -> None:
+    """Say so if the package of an entry cannot be imported.
+
+    Raises:
+        UserError: the package, or one that it needs, is not installed.
+    """
+    _package(entry, "utils")
+
+
+def architecture(entry: Entry) -> nn.Module:
+    """The network of an entry with random weights; nothing is downloaded.
+
+    Raises:
+        UserError: robustbench is not installed.
+    """
+    listed, registered = _listed(entry), _registered(entry)
+    return timm.create_model(registered, num_classes=entry.classes) if timm.is_model(registered) else listed["model"]()
+
+
+def _listed(entry: Entry) -> dict:
+    """What robustbench's model zoo says of an entry; looking it up registers its models with timm."""
+    models, enums = _package(entry, "model_zoo").model_dicts, _package(entry, "model_zoo.enums")
+    return models[enums.BenchmarkDataset(entry.dataset)][enums.ThreatModel(entry.norm)][entry.name]
+
+
+def _registered(entry: Entry) -> str:
+    """The name under which robustbench registers some of its models with timm."""
+    return f"{entry.name}_{entry.dataset}_{entry.norm}".lower().replace("-", "_")
+
+
+def load(entry: Entry) -> nn.Module:
+    """The network of an entry with its published weights, by robustbench's own loader.
+
+    Raises:
+        UserError: robustbench is not installed, its download failed, or the file does not fit the network.
+    """
+    utils = _package(entry, "utils")
+    # A host that sends a page instead of the file is noticed by gdown, or else by the unpickling.
+    failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
+    try:
+        with aside(), _every_weight(utils):
+            return utils.load_model(entry.name, paths.datasets("robustbench"), entry.dataset, entry.norm)
+    except failures as error:
+        text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+        if pickled := re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text):
+            raise UserError(
+                f"the weights of {entry.name} come with an object of {pickled[1]}, which is not read, because that can "
+                f"run any code; put a file of its state dict alone there: {_expected(entry)}"
+            ) from None
+        raise UserError(
+            f"the weights of {entry.name} could not be downloaded or read ({text[:200] or type(error).__name__}); "
+            f"remove what an attempt has left and try again, or put the file there by hand: {_expected(entry)}"
+        ) from None
+
+
+@contextmanager
+def _every_weight(utils: ModuleType) -> Iterator[None]:
+    """Inside, robustbench's loader refuses a file that lacks weights. By itself it loads an ImageNet model without its
+    normalisation as far as the file goes, and leaves every other missing layer as it was: random."""
+
+    def load(model: nn.Module, name: str, weights: dict, dataset) -> nn.Module:
+        found = model.load_state_dict(weights, strict=False)
+        wrong = [k for k in found.missing_keys + found.unexpected_keys if k.rpartition(".")[2] not in COMPUTED]
+        if wrong:
+            raise RuntimeError(f"the file does not fit the network: {len(wrong)} keys differ, such as {wrong[0]}")
+        return model
+
+    theirs, utils._safe_load_state_dict = utils._safe_load_state_dict, load
+    try:
+        yield
+    finally:
+        utils._safe_load_state_dict = theirs
+
+
+def _expected(entry: Entry) -> str:
+    """Where robustbench looks for the weights, and where they come from."""
+    registered = _registered(entry)
+    if timm.is_model(registered):
+        url = timm.get_pretrained_cfg(registered).url
+        return f"{Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name} from {url}"
+    ids = _listed(entry)["gdrive_id"]
+    file = paths.datasets("robustbench", entry.dataset, entry.norm, f"{entry.name}.pt")
+    several = ids if isinstance(ids, list) else [ids]
+    names = [f"{file}_m{i}.pt" for i in range(len(several))] if isinstance(ids, list) else [file]
+    return ", ".join(f"{n} from https://drive.google.com/uc?id={i}" for n, i in zip(names, several, strict=True))

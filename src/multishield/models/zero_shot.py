@@ -1,0 +1,224 @@
+"""The alignment: CLIP's scores of an image against a prompt per class, as one differentiable module.
+
+Pixels in [0,1] (B,3,H,W) to cosines (B,K). The image tower's own preprocessing is inside; the text tower has done its
+work before: embeddings depend on the prompts alone.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from open_clip.transform import PreprocessCfg
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as image_ops
+
+from multishield.models.cifar_resnet import load_exactly
+from multishield.models.classifier import device, freeze
+from multishield.models.clip import Clip, build_clip, load_clip
+from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.storage import paths
+from multishield.storage.files import fingerprint, load_tensors, read_json, save_tensors, write_json
+from multishield.storage.progress import progress
+
+# Classes whose text embeddings are computed, and kept, at once: a killed run loses at most one block.
+BLOCK = 20
+
+
+class Preprocess(nn.Module):
+    """CLIP's preprocessing as tensor operations that gradients pass through.
+
+    The same steps, from the same configuration, as open_clip's transform for PIL images, without its rounding of
+    resized pixels to 8 bits: tests/test_preprocessing.py measures what that makes on real images.
+
+    Args:
+        config: open_clip's: size, mean, std, interpolation, and resize mode "squash", "shortest" (then cropped) or
+            "longest" (then padded with `fill_color`, 0 to 255).
+        antialias, saturate: see `clips.Clip`.
+    """
+
+    def __init__(self, config: PreprocessCfg, antialias: bool = True, saturate: bool = False):
+        super().__init__()
+        self.size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
+        # open_clip, too, evaluates with bicubic where training had a random choice.
+        self.interpolation = InterpolationMode("bilinear" if config.interpolation == "bilinear" else "bicubic")
+        self.resize_mode, self.fill = config.resize_mode, config.fill_color / 255
+        self.antialias, self.saturate = antialias, saturate
+        self.normalise = v2.Normalize(list(config.mean), list(config.std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(self.crop_or_pad(self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode))))
+
+    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images (B,3,H,W) at another size; with `saturate` one axis after the other, cut off after each, as in PIL."""
+        passes = [(x.shape[-2], size[1]), size] if self.saturate else [size]
+        for step in passes:
+            x = image_ops.resize(x, list(step), self.interpolation, antialias=self.antialias)
+            if self.saturate:
+                # Half a level more, which PIL rounds away: at [0,1] itself rounding errors of float arithmetic would
+                # cut the gradient of white and black areas.
+                x = x.clamp(-0.5 / 255, 1 + 0.5 / 255)
+        return x
+
+    def crop_or_pad(self, x: Tensor) -> Tensor:
+        """The centre of the resized images, filled up where they are too small."""
+        height, width = (max(0, want - have) for want, have in zip(self.size, x.shape[-2:], strict=True))
+        if height or width:
+            sides = [width // 2, height // 2, (width + 1) // 2, (height + 1) // 2]
+            x = image_ops.pad(x, sides, fill=self.fill)
+        return image_ops.center_crop(x, list(self.size))
+
+
+def resized(have: tuple[int, int], want: tuple[int, int], mode: str) -> tuple[int, int]:
+    """Height and width to which open_clip resizes an image before it crops or pads it to `want`."""
+    if mode == "squash":
+        return want
+    if mode == "shortest" and want[0] == want[1]:  # torchvision's Resize, which rounds down
+        short = min(have)
+        return tuple(want[0] if side == short else int(want[0] * side / short) for side in have)
+    ratios = [h / w for h, w in zip(have, want, strict=True)]
+    ratio = max(ratios) if mode == "longest" else min(ratios)
+    return tuple(round(side / ratio) for side in have)
+
+
+class ZeroShotClassifier(nn.Module):
+    """Pixels in [0,1] (B,3,H,W) to cosines (B,K) of the image with each class's text embedding.
+
+    Args:
+        image_tower: preprocessed pixels to embeddings (B,D); anything with that signature.
+        preprocess: see `Preprocess`.
+        text: text embeddings (K,D), normalised per class, as `embed_prompts` makes them.
+
+    Raises:
+        ValueError: a row of `text` has not length one.
+    """
+
+    def __init__(self, image_tower: nn.Module, preprocess: nn.Module, text: Tensor):
+        super().__init__()
+        # Defect 3 of the public reference: embeddings divided by their norm over the class axis.
+        if not torch.allclose(text.norm(dim=1), torch.ones(len(text)), atol=1e-4):
+            raise ValueError("text embeddings must have length 1 per class (per row)")
+        # The layout that CPUs and GPUs convolve fastest in.
+        self.image_tower, self.preprocess = image_tower.to(memory_format=torch.channels_last), preprocess
+        self.register_buffer("text", text)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding = self.image_tower(self.preprocess(x))
+        if isinstance(embedding, tuple):  # CoCa's tower returns its tokens too
+            embedding = embedding[0]
+        return nn.functional.normalize(embedding, dim=-1) @ self.text.T
+
+
+def align(clip: Clip, text: Tensor) -> ZeroShotClassifier:
+    """The alignment of a CLIP with text embeddings (K,D), normalised per class."""
+    return ZeroShotClassifier(clip.model.visual, Preprocess(clip.preprocessing, clip.antialias, clip.saturate), text)
+
+
+def align_classes(clip: Clip, classes: list[str], prompts: list[str]) -> ZeroShotClassifier:
+    """The alignment of a CLIP with class names in prompts, frozen: what stands before one's own classifier.
+
+    Args:
+        classes: K names, in the order of the classifier's outputs. prompts: templates with one placeholder {}.
+    """
+    return freeze(align(clip, embed_prompts(clip, classes, prompts)))
+
+
+def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
+    """Text embeddings of the classes: per class the mean over the prompts of the normalised embeddings, normalised.
+
+    Args:
+        classes: K class names.
+        prompts: templates with one placeholder {}.
+
+    Returns:
+        (K,D), each row of length 1.
+    """
+    return nn.functional.normalize(_means(clip, _tokens(clip, classes, prompts)), dim=-1)
+
+
+def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
+    """As `embed_prompts`, the same bytes, but what was computed once is kept in `.multishield/text`.
+
+    It is kept in blocks of classes, named by a fingerprint of all it depends on (the text tower, its device, and the
+    tokens of every prompt): a killed run goes on, and another experiment with the same prompts reads it back.
+    """
+    tokens = _tokens(clip, classes, prompts)
+    where = next(clip.model.parameters()).device.type
+    folder = paths.state("text", fingerprint(_text_side(clip.model), _structure(clip.model), where, *tokens))
+    parts = []
+    for start in progress(range(0, len(tokens), BLOCK), "embedding prompts", "block"):
+        path = folder / f"{start:06d}.safetensors"
+        if not path.exists():
+            save_tensors(path, {"means": _means(clip, tokens[start : start + BLOCK])})
+        parts.append(load_tensors(path)["means"])
+    return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def _tokens(clip: Clip, classes: list[str], prompts: list[str]) -> list[Tensor]:
+    return [clip.tokenizer([prompt.format(name) for prompt in prompts]) for name in classes]
+
+
+@torch.no_grad()
+def _means(clip: Clip, tokens: list[Tensor]) -> Tensor:
+    """Per class the mean of its prompts' normalised embeddings, (K,D), on the CPU."""
+    clip.model.eval()
+    where = next(clip.model.parameters()).device
+    return torch.stack([clip.model.encode_text(t.to(where), normalize=True).mean(0) for t in tokens]).cpu()
+
+
+def _text_side(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in sorted(model.state_dict().items()) if not k.startswith("visual.")}
+
+
+def _structure(model: nn.Module) -> str:
+    """What weights do not say of the text tower: its activation, its heads, how it pools."""
+    parts = [f"{name}: {part}" for name, part in model.named_children() if name != "visual"]
+    text = getattr(model, "text", model)
+    heads = [m.num_heads for m in text.modules() if isinstance(m, nn.MultiheadAttention)]
+    pooling = [getattr(text, name, None) for name in ("text_pool_type", "pool_type", "text_eos_id", "eos_id")]
+    return "\n".join([type(model).__name__, *parts, str(heads), str(pooling)])
+
+
+def save_alignment(
+    clip: Clip,
+    params: ClipTrained | ClipOpen | ClipFile | ClipFactory,
+    config: dict | None,
+    text: Tensor,
+    folder: Path,
+) -> None:
+    """Write what `load_alignment` needs: `clip.json`, the text embeddings, and the weights where they are ours.
+
+    A CLIP that came from elsewhere is not copied: `clip.json` says where it is. SigLIP's bias is not needed: the same
+    for all classes, it changes neither cosines nor a softmax over classes.
+    """
+    save_tensors(folder / "text.safetensors", {"text": text, "scale": clip.model.logit_scale.exp().detach().reshape(1)})
+    if params.source == "train":
+        save_tensors(folder / "clip.safetensors", clip.model.state_dict())
+    write_json(
+        folder / "clip.json",
+        {
+            "params": params.model_dump(),
+            "config": config,
+            "preprocessing": asdict(clip.preprocessing),
+            "antialias": clip.antialias,
+        },
+    )
+
+
+def load_alignment() -> ZeroShotClassifier:
+    """The alignment of the alignment stage, frozen, on the best device."""
+    folder = paths.artifacts("alignment")
+    record = read_json(folder / "clip.json")
+    if record["params"]["source"] == "train":
+        clip = build_clip(record["config"], record["antialias"])
+        load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
+    else:
+        kinds = {"open_clip": ClipOpen, "file": ClipFile, "factory": ClipFactory}
+        clip = load_clip(kinds[record["params"]["source"]](**record["params"]))
+    return freeze(align(clip, load_tensors(folder / "text.safetensors")["text"])).to(device())
+
+
+def prompt_similarity(text: Tensor) -> Tensor:
+    """Cosines between the classes' text embeddings, (K,K): high ones are classes that CLIP's text tower confuses."""
+    return text @ text.T

@@ -1,0 +1,42 @@
+"""params.yaml: values, sections, the experiment, and one clear sentence for each mistake."""
+
+from multishield.params.experiment import Params, read_yaml
+from multishield.params.sections import (
+    Adaptive,
+    Baseline,
+    Catalogued,
+    Checkpoint,
+    ClassifierFactory,
+    Classifiers,
+    ClipFactory,
+    ClipFile,
+    ClipOpen,
+    ClipTrained,
+    Dataset,
+    FineTuned,
+    Timm,
+    Torchvision,
+    Trained,
+)
+from multishield.params.values import parse_eps
+
+__all__ = [
+    "Adaptive",
+    "Baseline",
+    "Catalogued",
+    "Checkpoint",
+    "ClassifierFactory",
+    "Classifiers",
+    "ClipFactory",
+    "ClipFile",
+    "ClipOpen",
+    "ClipTrained",
+    "Dataset",
+    "FineTuned",
+    "Params",
+    "Timm",
+    "Torchvision",
+    "Trained",
+    "parse_eps",
+    "read_yaml",
+]

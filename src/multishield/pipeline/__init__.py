@@ -1,0 +1,1 @@
+"""The pipeline around it: the runner of stages, the command line, predictions."""

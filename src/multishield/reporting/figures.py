@@ -1,0 +1,228 @@
+"""Figures, as functions of records, histories and images. One style for all."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from multishield.evaluation.records import SCENARIOS
+from multishield.storage.files import write_atomically
+
+GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
+SCENARIO_COLOURS = {"clean": "#5b6472", "multishield": "#2a6fb0", "paper": "#7d5ba6", "joint": RED, "adaptive": RED}
+
+
+def style() -> None:
+    """The matplotlib style of every figure, in notebooks and files alike."""
+    sns.set_theme(context="paper", style="whitegrid", font_scale=1.05)
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 160,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+            "grid.alpha": 0.5,
+        }
+    )
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG, atomically, the same bytes for the same figure."""
+    return write_atomically(path, lambda p: figure.savefig(p, format="png", metadata={"Software": None}))
+
+
+def channels_last(images: torch.Tensor) -> np.ndarray:
+    """Images (N,3,H,W), uint8 or float in [0,1], as (N,H,W,3) floats in [0,1], for matplotlib."""
+    scale = 255 if images.dtype == torch.uint8 else 1
+    return images.permute(0, 2, 3, 1).numpy() / scale
+
+
+def _panels(count: int, width: float, height: float, **shared) -> tuple[Figure, list[Axes], list[Axes]]:
+    """A figure of `count` panels, at most three in a row; all panels, and those at the left edge."""
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    size = (max(width * columns, 6), height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, **shared)
+    panels = list(axes.flat)
+    for axis in panels[count:]:
+        axis.set_visible(False)
+    for axis in panels:
+        axis.tick_params(labelbottom=True)  # sharing would leave them to the last row, which may not be full
+    return figure, panels[:count], panels[:count:columns]
+
+
+def _shares(group: pd.DataFrame, when: str, classes: int) -> tuple[float, float, float]:
+    decision = group[f"{when}_decision"]
+    correct, rejected = (decision == group.label).mean(), (decision == classes).mean()
+    return correct, rejected, 1 - correct - rejected
+
+
+def scenarios(records: pd.DataFrame, classes: int) -> Figure:
+    """What becomes of the images, per classifier: accepted and correct, rejected, accepted and wrong."""
+    names = list(dict.fromkeys(records.classifier))
+    figure, panels, left = _panels(len(names), 4.6, 3.9)
+    for axis, name in zip(panels, names, strict=True):
+        of = dict(list(records[records.classifier == name].groupby("scenario")))
+        bars = {
+            "clean,\nno shield": _shares(of["baseline"], "clean", classes),
+            "clean,\nshield": _shares(of["multishield"], "clean", classes),
+        }
+        bars |= {s: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of}
+        below = np.zeros(len(bars))
+        for share, label, colour in zip(
+            zip(*bars.values(), strict=True),
+            ("accepted, correct", "rejected", "accepted, wrong"),
+            (GREEN, ORANGE, RED),
+            strict=True,
+        ):
+            axis.bar(list(bars), share, bottom=below, color=colour, label=label, width=0.72)
+            below += np.array(share)
+        axis.set(title=f"{name} (N = {len(of['baseline'])})", ylim=(0, 1))
+        axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+        axis.grid(axis="x", visible=False)
+        axis.tick_params(axis="x", labelsize=8, rotation=30)
+    for axis in left:
+        axis.set_ylabel("share of all images")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
+    """Distribution of the alignment gap: clean images, AutoAttack's, and those of the adaptive attacks.
+
+    The share of images to the left of the tolerance is accepted.
+    """
+    names = list(dict.fromkeys(records.classifier))
+    figure, panels, left = _panels(len(names), 4.6, 3.9, sharex=True)
+    for axis, name in zip(panels, names, strict=True):
+        of = dict(list(records[records.classifier == name].groupby("scenario")))
+        series = {"clean": of["multishield"].gap_clean, "multishield": of["multishield"].gap_attacked}
+        series |= {s: of[s].gap_attacked for s in ("paper", "joint") if s in of}
+        for (label, values), dashes in zip(series.items(), ("-", "--", "-.", ":"), strict=False):
+            sns.ecdfplot(
+                x=values,
+                ax=axis,
+                color=SCENARIO_COLOURS[label],
+                linestyle=dashes,
+                linewidth=1.8,
+                label="AutoAttack, unaware" if label == "multishield" else label,
+            )
+        axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
+        # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
+        axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
+        axis.set(title=name, xlabel="alignment gap g (cosine)", ylabel="", ylim=(0, 1.02))
+        axis.set_xlim(left=0)
+    for axis in left:
+        axis.set_ylabel("share of images with a gap below")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _shown(scores: dict[str, pd.DataFrame], label: int, count: int = 12) -> list[int]:
+    """The classes that an example shows, in their order: the true one and those of the highest scores."""
+    highest = pd.concat(list(scores.values()), axis=1).max(axis=1)
+    highest[label] = np.inf
+    return sorted(highest.nlargest(count).index)
+
+
+def examples(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
+    """One image through the scenarios, each with both models' scores.
+
+    Args:
+        images: title to pixels (H,W,3) in [0,1].
+        scores: the same titles to frames with columns "classifier" (softmax of z) and "CLIP" (softmax of s c), K rows.
+        label: the true class. Of more than 12 classes, the true one and those of the highest scores are shown.
+    """
+    shown = _shown(scores, label)
+    names = [classes[k] for k in shown]
+    figure, axes = plt.subplots(
+        2, len(images), figsize=(2.6 * len(images), 4.6), height_ratios=(1, 1.15), squeeze=False
+    )
+    at = np.arange(len(shown))
+    for column, (title, pixels) in enumerate(images.items()):
+        top, below = axes[:, column]
+        top.imshow(pixels, interpolation="nearest")
+        top.set_title(title, fontsize=9)
+        top.axis("off")
+        of = scores[title].loc[shown]
+        below.barh(at - 0.2, of.classifier, height=0.38, color="#2a6fb0", label="classifier")
+        below.barh(at + 0.2, of.CLIP, height=0.38, color="#d9822b", label="CLIP")
+        below.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6))
+        below.set_xlabel("probability", fontsize=8)
+        below.tick_params(axis="x", labelsize=7)
+        below.set_yticks(at, names if column == 0 else [""] * len(shown), fontsize=7)
+        below.grid(axis="y", visible=False)
+    axes[1, 0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
+    """Cosines between the classes' text embeddings as a matrix. Beyond 25 classes the numbers are left out."""
+    few = len(classes) <= 25
+    figure, axis = plt.subplots(figsize=(6.2, 5.2) if few else (8, 7))
+    sns.heatmap(
+        similarity,
+        ax=axis,
+        cmap="viridis",
+        vmax=1,
+        square=True,
+        annot=len(classes) <= 12,
+        fmt=".2f",
+        annot_kws={"size": 7},
+        xticklabels=classes if few else False,
+        yticklabels=classes if few else False,
+        cbar_kws={"label": "cosine"},
+    )
+    axis.tick_params(axis="x", rotation=45)
+    axis.tick_params(axis="y", rotation=0)
+    plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
+    axis.set_title("Similarity of the class prompts")
+    return figure
+
+
+def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy by epoch on the validation split; the dot is the epoch that was chosen."""
+    figure, panels, left = _panels(len(histories), 4.2, 3.2)
+    labels = {
+        "clean_accuracy": ("clean", GREEN),
+        "pgd_accuracy": ("PGD", RED),
+        "zero_shot_accuracy": ("zero-shot", "#d9822b"),
+    }
+    for axis, (name, history) in zip(panels, histories.items(), strict=True):
+        for column in (c for c in labels if c in history):
+            text, colour = labels[column]
+            axis.plot(
+                history.epoch, history[column], color=colour, label=text, marker="." if len(history) < 3 else None
+            )
+            if "chosen" in history:
+                best = history[history.chosen]
+                axis.plot(best.epoch, best[column], "o", color=colour)
+        axis.set(title=name, xlabel="epoch", ylim=(0, 1.02))
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axis.legend(fontsize=8)
+    for axis in left:
+        axis.set_ylabel("validation accuracy")
+    panels[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+    return figure
+
+
+def image_grid(images: np.ndarray, titles: list[str], columns: int = 10) -> Figure:
+    """Images (N,H,W,3) with a title each."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.3 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        axis.set_title(title, fontsize=7)
+    return figure

@@ -1,0 +1,76 @@
+"""Tables, as functions of the records' metrics: the same rows as Markdown, LaTeX and CSV."""
+
+import pandas as pd
+
+from multishield.evaluation.records import METRICS, SCENARIOS
+
+# No robust accuracy without clean accuracy and clean rejection beside it: a shield that rejects everything is "robust".
+SHOWN = (
+    "clean_accuracy",
+    "clean_rejection",
+    "robust_accuracy",
+    "correct_under_attack",
+    "rejection_under_attack",
+    "attack_success",
+)
+
+
+def cell(row: pd.Series, digits: int = 1) -> str:
+    """A ratio with its interval in per cent: `85.2 [78.0, 90.3]`."""
+    return f"{100 * row.value:.{digits}f} [{100 * row.low:.{digits}f}, {100 * row.high:.{digits}f}]"
+
+
+def results(metrics: pd.DataFrame, shown: tuple[str, ...] = SHOWN) -> pd.DataFrame:
+    """The result table: a row per (classifier, scenario), ratios in per cent with 95 % Wilson intervals, and N."""
+    table = []
+    for (classifier, scenario), group in metrics.groupby(["classifier", "scenario"], sort=False):
+        by_name = group.set_index("metric")
+        row = {"classifier": classifier, "scenario": scenario}
+        row |= {METRICS[name][0]: cell(by_name.loc[name]) for name in shown}
+        table.append(row | {"N": int(group.n.iloc[0])})
+    frame = pd.DataFrame(table)
+    order = {name: i for i, name in enumerate(SCENARIOS)}
+    classifiers = {name: i for i, name in enumerate(dict.fromkeys(frame.classifier))}
+    keys = [frame.classifier.map(classifiers), frame.scenario.map(order).fillna(len(order))]
+    ordered = frame.assign(_a=keys[0], _b=keys[1]).sort_values(["_a", "_b"], kind="stable")
+    return ordered.drop(columns=["_a", "_b"]).reset_index(drop=True)
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table, first two columns to the left, numbers to the right."""
+    lines = [
+        "| " + " | ".join(frame.columns) + " |",
+        "|" + "|".join(["---", "---"] + ["---:"] * (len(frame.columns) - 2)) + "|",
+    ]
+    lines += ["| " + " | ".join(str(v) for v in row) + " |" for row in frame.itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    """A booktabs table."""
+
+    def escape(text) -> str:
+        return str(text).replace("%", r"\%").replace("_", r"\_")
+
+    lines = [
+        r"\begin{tabular}{ll" + "r" * (len(frame.columns) - 2) + "}",
+        r"\toprule",
+        " & ".join(map(escape, frame.columns)) + r" \\",
+        r"\midrule",
+    ]
+    lines += [" & ".join(escape(v) for v in row) + r" \\" for row in frame.itertuples(index=False)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def to_html(frame: pd.DataFrame, words: bool = False) -> str:
+    """An HTML table; one of words is set to the left and wraps, one of numbers is set to the right."""
+    return frame.to_html(index=False, border=0, classes="words" if words else None)
+
+
+def nested(metrics: pd.DataFrame) -> dict:
+    """For `dvc metrics show`: classifier -> scenario -> metric -> fraction; and N."""
+    out: dict = {}
+    for row in metrics.itertuples():
+        scenario = out.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
+        scenario[row.metric] = round(row.value, 6)
+    return out

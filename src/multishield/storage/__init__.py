@@ -1,0 +1,1 @@
+"""Files, paths, checkpoints, progress and the one error that users see."""

@@ -1,0 +1,243 @@
+"""Training of classifiers: standard, fast adversarial (FGSM with random start), PGD-k, TRADES, and fine-tuning.
+
+Wong et al. 2020 (fast), Madry et al. 2018 (PGD), Zhang et al. 2019 (TRADES). The best epoch is chosen by PGD accuracy
+on the validation split, against robust overfitting (Rice et al. 2020).
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multishield.attacks.pgd import pgd
+from multishield.attacks.threat_model import Ball
+from multishield.data.splits import Split
+from multishield.models import pretrained
+from multishield.models.cifar_resnet import build_network
+from multishield.models.classifier import Classifier, accuracy, device, freeze, outputs, read_classifier, wrap
+from multishield.params import Checkpoint, Classifiers, FineTuned, Trained
+from multishield.storage import paths
+from multishield.storage.checkpoints import resume_folder
+from multishield.storage.errors import UserError
+from multishield.storage.files import write_atomically
+from multishield.storage.progress import progress
+
+
+def _perturb(model: nn.Module, x: Tensor, loss_of, start: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Signed gradient ascent on `loss_of(logits)` from `start`, kept in the ball around x."""
+    x_adv = start
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(model(x_adv)), x_adv)
+        x_adv = Ball(eps).project(x_adv.detach() + step * gradient.sign(), x)
+    return x_adv.detach()
+
+
+def batch_loss(
+    model: nn.Module, x: Tensor, y: Tensor, params: Trained | FineTuned, eps: float, generator: torch.Generator
+) -> Tensor:
+    """The training loss of one batch.
+
+    Args:
+        x, y: pixels (B,3,H,W) in [0,1] and labels (B,).
+        eps: the radius now (it is raised over the first epochs; 0 trains on clean images, as fine-tuning does).
+    """
+    if eps == 0 or params.method == "standard":
+        return F.cross_entropy(model(x), y)
+    scale = eps / params.eps
+    noise = torch.rand(x.shape, generator=generator).to(x.device)
+    step, steps = params.step_size * scale, 1 if params.method == "fgsm" else params.steps
+    if params.method == "trades":
+        model.eval()
+        with torch.no_grad():
+            clean = F.log_softmax(model(x), 1)
+        start = Ball(eps).project(x + 1e-3 * (2 * noise - 1), x)
+        x_adv = _perturb(model, x, lambda z: _kl(clean, z), start, eps, step, steps)
+        model.train()
+        logits = model(x)
+        # Both sides carry gradients: the regulariser smooths the clean output too (Zhang et al. 2019, eq. 5).
+        return F.cross_entropy(logits, y) + params.beta * _kl(F.log_softmax(logits, 1), model(x_adv))
+    start = Ball(eps).project(x + eps * (2 * noise - 1), x)
+    x_adv = _perturb(model, x, lambda z: F.cross_entropy(z, y), start, eps, step, steps)
+    return F.cross_entropy(model(x_adv), y)
+
+
+def _kl(clean_log_probabilities: Tensor, logits: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(logits, 1), clean_log_probabilities, log_target=True, reduction="batchmean")
+
+
+def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random horizontal flips, and shifts by up to an eighth of the side with zero padding. One shift per batch
+    would do for speed; one per image is what everyone means by a random crop."""
+    flip = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
+    pad = x.shape[2] // 8
+    padded = F.pad(x, (pad,) * 4)
+    shifts = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)
+    rows = shifts[0].view(-1, 1) + torch.arange(x.shape[2])
+    columns = shifts[1].view(-1, 1) + torch.arange(x.shape[3])
+    image = torch.arange(len(x)).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _radius(params: Trained | FineTuned, epoch: float) -> float:
+    """The radius of the training attack after so many epochs; 0 for training on clean images."""
+    if params.source == "finetune" or params.method == "standard":
+        return 0.0
+    # At full eps from the first step FGSM training can stay at chance. The square keeps eps small until the network
+    # has learned something.
+    return params.eps * (min(1.0, epoch / params.warmup_epochs) ** 2 if params.warmup_epochs else 1.0)
+
+
+def _one_epoch(
+    model, split: Split, params: Trained | FineTuned, epoch: int, optimiser, schedule, generator, bar
+) -> float:
+    """Train one epoch; returns the mean loss."""
+    model.train()
+    order = torch.randperm(len(split), generator=generator)
+    batches = [b for b in order.split(params.batch_size) if len(b) > 1]  # batch norm needs two images
+    total = 0.0
+    for i, batch in enumerate(batches):
+        x, y = split[batch].pixels, split.labels[batch].to(device())
+        x = (_augment(x, generator) if params.augment else x).to(device())
+        loss = batch_loss(model, x, y, params, _radius(params, epoch + i / len(batches)), generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        total += loss.item() * len(batch)
+        bar.update()
+    return total / len(split)
+
+
+def _validate(model: nn.Module, validation: Split, params: Trained | FineTuned, seed: int) -> dict[str, float]:
+    """Clean accuracy and, but for fine-tuning, accuracy under PGD (steps of eps/4), as fractions of the split."""
+    model.eval()
+    scores = {"clean_accuracy": accuracy(model, validation)}
+    if params.source == "finetune":
+        return scores
+    x, y, eps = validation.pixels, validation.labels, params.eps
+    result = pgd(model, x, y, eps=eps, step_size=eps / 4, seed=seed, ids=validation.ids, steps=params.validation_steps)
+    return scores | {"pgd_accuracy": 1 - result.success.float().mean().item()}
+
+
+def _start(params: Trained | FineTuned, classes: int, key: str, steps: int):
+    """The classifier before its training, its optimiser, and the learning rate's schedule over so many steps."""
+    if params.source == "finetune":
+        model = wrap(pretrained.new_head(params, classes, key)).to(device())
+    else:
+        model = Classifier(build_network(params.architecture, classes), params.mean, params.std).to(device())
+    rate, trained = params.learning_rate, params.source == "train"
+    optimiser = torch.optim.SGD(model.parameters(), rate, 0.9, weight_decay=params.weight_decay, nesterov=trained)
+    if trained:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
+    else:
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+    return model, optimiser, schedule
+
+
+def train(
+    name: str, params: Trained | FineTuned, data: Split, validation: Split, classes: int, seed: int
+) -> tuple[Classifier, pd.DataFrame]:
+    """Train a classifier; a killed run goes on after its last epoch and ends with the same bytes (on a CPU).
+
+    Args:
+        name: shown in progress lines, names the state on disk.
+        data, validation: the prepared splits; they may be larger than memory.
+        classes: K.
+
+    Returns:
+        The classifier of the best epoch, frozen: best PGD accuracy for adversarial training, best clean accuracy for
+        fine-tuning and standard training (whose PGD accuracy is noise around zero). And a row per epoch: epoch, loss,
+        clean_accuracy, pgd_accuracy (not for fine-tuning; fractions of the validation split), chosen.
+    """
+    torch.manual_seed(seed)
+    batches = -(-len(data) // params.batch_size)
+    steps = params.epochs * batches
+    model, optimiser, schedule = _start(params, classes, f"training.{name}", steps)
+    adversarial = params.source == "train" and params.method != "standard"
+    criterion = "pgd_accuracy" if adversarial else "clean_accuracy"
+    rows, best = [], {}
+    inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
+    with resume_folder(f"training-{name}", *inputs) as folder:
+        state_file = folder / "state.pt"
+        if state_file.exists():
+            state = torch.load(state_file, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            schedule.load_state_dict(state["schedule"])
+            rows, best = state["rows"], state["best"]
+        bar = progress(None, f"training {name}", "batch", steps, len(rows) * batches)
+        for epoch in range(len(rows), params.epochs):
+            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
+            loss = _one_epoch(model, data, params, epoch, optimiser, schedule, generator, bar)
+            rows.append({"epoch": epoch + 1, "loss": loss, **_validate(model, validation, params, seed)})
+            if rows[-1][criterion] >= max(r[criterion] for r in rows):
+                best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            _keep(state_file, model, optimiser, schedule, rows, best)
+            bar.set_postfix_str(f"epoch {epoch + 1}, validation {rows[-1][criterion]:.0%}")
+        bar.close()
+    model.load_state_dict(best)
+    history = pd.DataFrame(rows)
+    top = history[criterion].max()
+    history["chosen"] = history.index == history.index[history[criterion] == top][-1]
+    return freeze(model), history
+
+
+def _keep(path: Path, model, optimiser, schedule, rows, best) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "schedule": schedule.state_dict(),
+        "rows": rows,
+        "best": best,
+    }
+    write_atomically(path, lambda p: torch.save(state, p))
+
+
+def train_or_load(
+    name: str, params: Classifiers, data: Split, validation: Split, classes: int, seed: int
+) -> tuple[Classifier, pd.DataFrame]:
+    """Train a classifier, or load it from where the parameters say.
+
+    Returns:
+        The classifier, frozen, and its history; that of a loaded one is one row, epoch 0, with its clean accuracy on
+        the validation split (NaN where that is empty).
+
+    Raises:
+        UserError: there is nothing to train on or to choose an epoch by, or it cannot be loaded.
+    """
+    if params.source in ("train", "finetune"):
+        _not_empty(name, params, data, validation)
+        return train(name, params, data, validation, classes, seed)
+    classifier = _loaded(name, params, classes, data.images.shape[-1])
+    return classifier, pd.DataFrame([{"epoch": 0, "clean_accuracy": accuracy(classifier, validation)}])
+
+
+def _not_empty(name: str, params: Trained | FineTuned, data: Split, validation: Split) -> None:
+    for key, split in (("train", data), ("validation", validation)):
+        if not len(split):
+            raise UserError(
+                f"training.{name}.source is {params.source!r}, but dataset.{key} is 0; training needs images, and "
+                "validation images to choose its epoch: raise it, or load a classifier that is trained already"
+            )
+
+
+def _loaded(name: str, params: Classifiers, classes: int, side: int) -> Classifier:
+    """A classifier that needs no training, frozen, checked on one grey image of the data set's size.
+
+    Raises:
+        UserError: it does not return K logits per image.
+    """
+    if isinstance(params, Checkpoint):
+        return read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
+    classifier = freeze(wrap(pretrained.load(params, classes, f"training.{name}"))).to(device())
+    logits = outputs(classifier, torch.full((1, 3, side, side), 0.5))
+    if logits.shape != (1, classes):
+        raise UserError(
+            f"training.{name} returns {tuple(logits.shape)} for one image, but the data set has {classes} classes; it "
+            f"must return (1, {classes}): one logit per class"
+        )
+    return classifier

@@ -1,0 +1,132 @@
+"""Training of the demo's small CLIP on image-caption pairs (Radford et al. 2021): open_clip's model and loss."""
+
+import math
+
+import pandas as pd
+import torch
+from open_clip.loss import ClipLoss
+from torch import Tensor
+
+from multishield.data.splits import Split
+from multishield.models.classifier import accuracy, device, freeze
+from multishield.models.clip import Clip, build_clip, load_clip
+from multishield.models.zero_shot import Preprocess, align, embed_prompts, keep_embeddings
+from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.storage.checkpoints import resume_folder
+from multishield.storage.files import write_atomically
+from multishield.storage.progress import progress
+
+# ImageNet-free constants: the demo's images are their own domain.
+MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+
+
+def small_config(tower: str, image_size: int) -> dict:
+    """Configuration of a small CLIP: an image tower by its name in timm, a two-layer text transformer.
+
+    Such towers are made for larger images and halve the resolution early, so images are enlarged to twice their side.
+    """
+    side = 2 * image_size
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"timm_model_name": tower, "timm_pool": "avg", "timm_proj": "linear", "image_size": side},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
+        "preprocess_cfg": {"size": side, "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"},
+    }
+
+
+def zero_shot(clip: Clip, split: Split, text: Tensor) -> float:
+    """Zero-shot accuracy: the fraction of images whose most similar text embedding (K,D) is the label's."""
+    training = clip.model.training
+    result = accuracy(align(clip, text).eval().to(device()), split)
+    clip.model.train(training)
+    return result
+
+
+def _one_epoch(
+    clip: Clip, data: Split, tokens: Tensor, params: ClipTrained, epoch: int, optimiser, schedule, seed: int, bar
+) -> float:
+    clip.model.train()
+    preprocess, loss_of = Preprocess(clip.preprocessing, clip.antialias), ClipLoss()
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    batches = [b for b in order.split(params.batch_size) if len(b) == min(params.batch_size, len(data))]
+    total = 0.0
+    for batch in batches:
+        image, text, scale = clip.model(preprocess(data[batch].pixels.to(device())), tokens[batch].to(device()))
+        loss = loss_of(image, text, scale)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            clip.model.logit_scale.clamp_(0, math.log(100))  # as CLIP: a temperature of at most 100
+        total += loss.item() / len(batches)
+        bar.update()
+    return total
+
+
+def train_clip(
+    params: ClipTrained, data: Split, captions: list[str], validation: Split, classes: list[str], seed: int
+) -> tuple[Clip, dict, pd.DataFrame]:
+    """Train a small CLIP; a killed run goes on after its last epoch.
+
+    Args:
+        data, captions: the training images and a caption for each.
+        validation: its zero-shot accuracy is the training curve.
+
+    Returns:
+        The trained CLIP, its configuration, and a row per epoch: epoch, loss, zero_shot_accuracy.
+    """
+    torch.manual_seed(seed)
+    config = small_config(params.tower, data.images.shape[-1])
+    clip = build_clip(config, antialias=True)
+    clip.model.to(device(), memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(clip.model.parameters(), params.learning_rate, weight_decay=0.05, fused=True)
+    steps = params.epochs * (len(data) // min(params.batch_size, len(data)))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, params.learning_rate, total_steps=steps + 1, pct_start=0.2
+    )
+    tokens, rows = clip.tokenizer(captions), []
+    with resume_folder("alignment", params.model_dump(), data.images, captions, seed) as folder:
+        state_file = folder / "state.pt"
+        if state_file.exists():
+            state = torch.load(state_file, weights_only=True)
+            for part, name in ((clip.model, "model"), (optimiser, "optimiser"), (schedule, "schedule")):
+                part.load_state_dict(state[name])
+            rows = state["rows"]
+        bar = progress(None, "training CLIP", "batch", steps, len(rows) * (steps // params.epochs))
+        for epoch in range(len(rows), params.epochs):
+            loss = _one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, bar)
+            score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))
+            rows.append({"epoch": epoch + 1, "loss": loss, "zero_shot_accuracy": score})
+            state = {
+                "model": clip.model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "rows": rows,
+            }
+            write_atomically(state_file, lambda p, state=state: torch.save(state, p))
+            bar.set_postfix_str(f"epoch {epoch + 1}, zero-shot {rows[-1]['zero_shot_accuracy']:.0%}")
+        bar.close()
+    freeze(clip.model)
+    return clip, config, pd.DataFrame(rows)
+
+
+def train_or_load(
+    params: ClipTrained | ClipOpen | ClipFile | ClipFactory,
+    data: Split,
+    captions: list[str] | None,
+    validation: Split,
+    classes: list[str],
+    seed: int,
+) -> tuple[Clip, dict | None, pd.DataFrame]:
+    """Train a CLIP, or load one, as the parameters say.
+
+    Returns:
+        The CLIP, frozen; its configuration if it was trained here; its history (of a loaded one a single row, epoch 0).
+    """
+    if params.source == "train":
+        return train_clip(params, data, captions, validation, classes, seed)
+    clip = load_clip(params)
+    freeze(clip.model).to(device())
+    score = zero_shot(clip, validation, keep_embeddings(clip, classes, params.prompts))
+    return clip, None, pd.DataFrame([{"epoch": 0, "loss": float("nan"), "zero_shot_accuracy": score}])
