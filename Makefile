@@ -1,7 +1,7 @@
 # Two commands from a bare clone, on a machine with Python 3.11 and pip:
 #   make reproduce                  the whole pipeline, then the result table and the path of the report
 #   make reproduce PROFILE=NAME     the same with a preset of profiles/; with a list (paper) its presets in turn
-#   make test                       all tests
+#   make test                       lint and the tests, in minutes; make test-all: those that take long, too
 # And: make lab (JupyterLab), make clean (remove what runs have made; not reports/, results/ and datasets/).
 
 PYTHON ?= python3.11
@@ -14,7 +14,7 @@ BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH"
 LIST := $(if $(PROFILE),$(wildcard profiles/$(PROFILE).list))
 
-.PHONY: reproduce test lint lab clean
+.PHONY: reproduce test test-all lint lab clean
 
 # Made anew when the lock changes. The package itself is editable: no reinstall after an edit.
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -37,21 +37,27 @@ reproduce: $(VENV)/.installed $(ROBUSTBENCH)
 	$(RUN) dvc repro
 	$(RUN) multishield results
 else
-# What is finished is kept in results/NAME/ and not run again, unless its preset has changed. Pages of other presets'
-# classifiers, which reports/ keeps so that going back to them costs nothing, stay behind: its index does not name them.
+# What is finished is kept in results/NAME/ and not run again, unless its preset has changed.
 reproduce: $(patsubst %,results/%/index.html,$(shell grep -v '^\#' $(LIST)))
 endif
 
 results/%/index.html: profiles/%.yaml
 	$(MAKE) reproduce PROFILE=$*
 	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. params.yaml results/$*.part/
-	cd results/$*.part && for page in 0*; do grep -qs "\"$$page\"" index.html || rm -f "$$page"; done
 	rm -rf results/$* && mv results/$*.part results/$* && touch $@
 
-test: $(VENV)/.installed
+# Two processes with one thread each: more threads in small networks only wait for each other.
+TESTS := OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadscope
+
+test: lint
+	$(RUN) $(TESTS) -m "not long"
+
+test-all: lint
+	$(RUN) $(TESTS)
+
+lint: $(VENV)/.installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check src tests
-	$(RUN) pytest
 
 lab: $(VENV)/.installed
 	$(RUN) jupyter lab notebooks

@@ -15,11 +15,10 @@ from multishield.attacks.apgd import AutoSteps, likeliest
 from multishield.attacks.joint import StepTowardsWeakerModel, target_margins, targets_in_turn
 from multishield.attacks.loop.loop import ascend
 from multishield.attacks.loop.random_streams import keys
-from multishield.attacks.loop.result import per_image
-from multishield.attacks.threat_model import Ball, evaded_by
+from multishield.attacks.loop.result import AttackedImages, per_image
+from multishield.attacks.threat_model import Ball, evades
 from multishield.data import splits
 from multishield.evaluation.scenarios import load_shield
-from multishield.evaluation.verdicts import Attacked
 from multishield.params import Params
 from multishield.storage.paths import artifacts
 
@@ -125,7 +124,7 @@ class Bench:
     def unaware(self):
         """Scenario 2's images by the name of the first try's random stream."""
         streams = keys(0, "joint/0", self.data.ids).tolist()
-        images = Attacked.load(artifacts("baseline", self.name) / "attacked.safetensors").images
+        images = AttackedImages.load(artifacts("baseline", self.name) / "attacked.safetensors").images
         return dict(zip(streams, images[: len(self.data)], strict=True))
 
     def row(self, what, rule, objective=None, plan=None) -> None:
@@ -139,7 +138,7 @@ class Bench:
             ids=data.ids,
             seed=0,
             tag="joint",
-            success=evaded_by(self.shield.tolerance),
+            success=evades(self.shield),
             objective=objective or self.margins,
             rule=rule,
             where=next(self.shield.parameters()).device,

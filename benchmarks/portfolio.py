@@ -12,12 +12,13 @@ import argparse
 import torch
 from tqdm import tqdm
 
+from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import evaded
 from multishield.attacks.transfer import transfer
 from multishield.data import splits
 from multishield.evaluation.records import wilson
 from multishield.evaluation.scenarios import load_shield, portfolio
-from multishield.evaluation.verdicts import Attacked, decide
+from multishield.evaluation.verdicts import decide
 from multishield.params import Params, SquareAttack
 from multishield.storage.paths import artifacts
 
@@ -46,13 +47,13 @@ def ratio(hits: torch.Tensor) -> str:
 def row(name: str, params: Params, data, queries: int) -> str:
     """One classifier's line of the table."""
     shield = load_shield(name, params.multishield.tolerance)
-    clean = decide(shield, data.pixels)["decision"]
-    images = {a: Attacked.load(artifacts("adaptive", name, f"{a}.safetensors")).images for a in ("paper", "joint")}
+    clean = decide(shield, data.pixels).decision
+    images = {
+        a: AttackedImages.load(artifacts("adaptive", name, f"{a}.safetensors")).images for a in ("paper", "joint")
+    }
     images["square"] = square_on_all(shield, data, params, queries)
-    images["transfer"] = Attacked.load(artifacts("baseline", name, "attacked.safetensors")).images
-    robust = [
-        ~transfer(shield, data.pixels, data.labels, candidates=c, success=evaded).success for c in images.values()
-    ]
+    images["transfer"] = AttackedImages.load(artifacts("baseline", name, "attacked.safetensors")).images
+    robust = [~transfer(shield, c, data.labels, success=evaded) for c in images.values()]
     cells = [clean == data.labels, clean == len(splits.load_classes()), *robust, torch.stack(robust).all(0)]
     return f"| {name} | " + " | ".join(ratio(c) for c in cells) + " |"
 

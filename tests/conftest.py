@@ -1,16 +1,20 @@
-"""Fixtures: a copy of the project at small size, real files where the environment names them."""
+"""Fixtures: the project at small size, in a copy; real files where the environment names them."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 import torch
 from ruamel.yaml import YAML
 
 from multishield.data import shapes
+from multishield.params import Params
+from multishield.pipeline.notebooks import code_cells, read_source, runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +49,17 @@ def edit_params(project: Path, changes: dict) -> None:
         yaml.dump(values, stream)
 
 
-SMALL = {
+# The attacks and the report at their smallest, for every project that a test runs.
+CHEAP = {
+    "baseline.attacks": ["apgd-ce"],
+    "adaptive.paper.steps": 5,
+    "adaptive.joint.steps": 4,
+    "adaptive.alignment.steps": 5,
+    "adaptive.square.queries": 10,
+    "adaptive.sanity.images": 4,
+    "report.examples": 1,
+}
+SMALL = CHEAP | {
     "dataset.train": 600,
     "dataset.validation": 60,
     "dataset.evaluate": 20,
@@ -54,20 +68,13 @@ SMALL = {
     "training.robust.validation_steps": 2,
     "training.standard.validation_steps": 2,
     "alignment.epochs": 1,
-    "baseline.attacks": ["apgd-ce"],
     "baseline.batch_size": 10,
-    "adaptive.paper.steps": 5,
-    "adaptive.joint.steps": 4,
-    "adaptive.joint.targets": 3,
-    "adaptive.alignment.steps": 5,
-    "adaptive.square.queries": 10,
-    "adaptive.sanity.images": 10,
-    "report.examples": 1,
 }
 
 
 def copy_project(target: Path) -> Path:
-    """The files of the project that git would commit, in a new git repository; nothing that a run has made."""
+    """The files of the project that git would commit, in a new git repository, with the demo's parameters; nothing that
+    a run has made."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
     )
@@ -75,6 +82,7 @@ def copy_project(target: Path) -> Path:
         if (ROOT / name).is_file() and not name.startswith("reports/"):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
+    shutil.copy(ROOT / "profiles" / "demo.yaml", target / "params.yaml")
     subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
     return target
 
@@ -96,8 +104,29 @@ def project(tmp_path_factory, rendered) -> Path:
     return folder
 
 
+@pytest.fixture
+def project_root(tmp_path, monkeypatch) -> Path:
+    """An empty project, as far as paths are concerned; the working directory is in it."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def run(project: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a command of this environment in a project; returns code, stdout and stderr as text."""
     binaries = Path(sys.executable).parent
     variables = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", **environment}
     return subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True)
+
+
+def run_notebooks(project: Path) -> None:
+    """The cells of all stages' notebooks in this process: the same numbers as `dvc repro` without its starts."""
+    mpl.use("Agg")
+    with contextlib.chdir(project):
+        for stage, classifier in runs(Params.load().classifiers):
+            scope: dict = {}
+            for cell in code_cells(read_source(stage)):
+                exec(compile(cell.source, f"{stage}.ipynb", "exec"), scope)
+                if "parameters" in cell.metadata.get("tags", []):
+                    scope["classifier"] = classifier

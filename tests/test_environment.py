@@ -51,6 +51,11 @@ def test_conda_users_get_the_same():
     assert "--requirement requirements.lock" in pip
     assert "python=3.11" in environment["dependencies"]
     assert "3.11" in PROJECT["requires-python"]
+    named = {
+        canonicalize_name(r.name): r.specifier for r in (Requirement(line) for line in pip if not line.startswith("-"))
+    }
+    direct = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert named == {name: LOCK[name].specifier for name in direct}
 
 
 def test_nothing_committed_is_large_or_tied_to_a_machine():

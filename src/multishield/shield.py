@@ -54,5 +54,9 @@ class MultiShield(nn.Module):
         """Logits z (B,K) and cosines c (B,K)."""
         return self.classifier(x), self.alignment(x)
 
+    def outputs(self, scores: tuple[Tensor, Tensor]) -> Tensor:
+        """K+1 outputs (B,K+1) of both scores. The rule is applied here and nowhere else: argmax is the decision."""
+        return shield_output(*scores, self.tolerance)
+
     def forward(self, x: Tensor) -> Tensor:
-        return shield_output(*self.scores(x), self.tolerance)
+        return self.outputs(self.scores(x))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multishield.attacks import losses
 from multishield.attacks.loop.loop import State, ascend
-from multishield.attacks.loop.result import AttackResult, Success, per_image
+from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.threat_model import Ball, fooled
 
 # Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
@@ -108,29 +108,26 @@ def apgd(
     labels: Tensor,
     *,
     eps: float,
-    seed: int,
-    ids: Tensor,
     norm: str = "Linf",
     success: Success = fooled,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "ce",
     tag: str | None = None,
     steps: int = 100,
     targets: int = 9,
-    batch_size: int | None = None,
-    **engine,
-) -> AttackResult:
+    **loop,
+) -> AttackedImages:
     """Maximise a loss in the ball around each image.
 
     Args:
         model: pixels to outputs (B,C).
         images, labels: (N,3,H,W) in [0,1]; (N,).
         eps, norm: radius and norm ("Linf" or "L2") of the ball.
-        seed, ids, tag: name each image's random start; the tag is the loss's name unless given.
+        tag: the attack's name; the loss's unless given.
         success: the rule that decides on the model's outputs.
         loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
             a function of outputs and labels.
         steps: gradient steps, per target.
-        engine: further arguments of `ascend`.
+        loop: `seed` and `ids`, which name each image's random streams, and further arguments of `ascend`.
 
     Raises:
         ValueError: an unknown loss, or fewer outputs than it needs.
@@ -148,16 +145,13 @@ def apgd(
         model,
         images,
         labels,
-        ids=ids,
-        seed=seed,
         tag=tag or f"apgd-{loss}",
         success=success,
         objective=objective,
         rule=AutoSteps(Ball(eps, norm), steps),
         where=next(model.parameters()).device,
         plan=(lambda out, y: likeliest(out, y, targets)) if targeted else None,
-        batch_size=batch_size,
-        **engine,
+        **loop,
     )
 
 

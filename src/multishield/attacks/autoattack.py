@@ -5,13 +5,11 @@ scenario 2 shows to the shield, so nothing is changed here; the package is only 
 """
 
 import torch
-from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from multishield.attacks.loop.result import AttackResult
+from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import fooled
-
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+from multishield.params.values import AA_STANDARD
 
 
 class _Counter(nn.Module):
@@ -40,8 +38,8 @@ def autoattack(
     eps: float,
     seed: int,
     ids: Tensor,
-    attacks: tuple[str, ...] = STANDARD,
-) -> tuple[AttackResult, list[str]]:
+    attacks: tuple[str, ...] = AA_STANDARD,
+) -> AttackedImages:
     """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
 
     Its random numbers are drawn per batch: a result depends on the batch (callers keep the batches fixed), and the
@@ -52,8 +50,10 @@ def autoattack(
         attacks: names of AutoAttack; the default is its version `standard`.
 
     Returns:
-        The result, and per image what broke it: "clean" for images that were wrong before, "" for robust ones.
+        The images, each broken by an attack of that name.
     """
+    from pyautoattack import AutoAttack  # slow to import: only the baseline needs it
+
     where = next(iter(classifier.parameters())).device
     x, y = images.to(where), labels.to(where)
     with torch.no_grad():
@@ -81,4 +81,4 @@ def autoattack(
             names[i] = name
         done[left[broken]] = True
         passes[:, left] += torch.tensor([[counter.forwards], [counter.backwards]]) // len(left)
-    return AttackResult(result, done, passes[0], passes[1]), names
+    return AttackedImages(result, names, *passes)

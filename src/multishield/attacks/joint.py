@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks.loop.loop import State, ascend
-from multishield.attacks.loop.result import AttackResult, per_image
+from multishield.attacks.loop.result import AttackedImages, per_image
 from multishield.attacks.losses import at, rival
-from multishield.attacks.threat_model import Ball, evaded_by
+from multishield.attacks.threat_model import Ball, evades
 
 
 def targets_in_turn(scores: tuple[Tensor, Tensor], labels: Tensor, count: int) -> Tensor:
@@ -70,27 +70,23 @@ def joint(
     labels: Tensor,
     *,
     eps: float,
-    seed: int,
-    ids: Tensor,
     norm: str = "Linf",
     targets: int = 3,
     steps: int = 60,
     restarts: int = 1,
-    batch_size: int | None = None,
-    **engine,
-) -> AttackResult:
+    **loop,
+) -> AttackedImages:
     """Drive both models to one target after the other, until the shield accepts a wrong class (any: not the target
     alone).
 
     Args:
-        shield: a `MultiShield`, or anything with `scores(x) -> (z, c)`, a `tolerance` and parameters.
+        shield: a `MultiShield`, or anything with its `scores`, `outputs`, `tolerance` and parameters.
         images, labels: (N,3,H,W) in [0,1]; (N,).
         eps, norm: radius and norm ("Linf" or "L2") of the ball.
-        seed, ids: (N,); name each image's random starts.
         targets: wrong classes to try, in the order of `targets_in_turn` (at most K-1).
         steps: steps per target and restart.
         restarts: random starts per target.
-        engine: further arguments of `ascend`.
+        loop: `seed` and `ids`, which name each image's random streams, and further arguments of `ascend`.
     """
 
     def plan(scores: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
@@ -100,16 +96,13 @@ def joint(
         shield.scores,
         images,
         labels,
-        ids=ids,
-        seed=seed,
         tag="joint",
-        success=evaded_by(shield.tolerance),
+        success=evades(shield),
         objective=lambda scores, y, target, variant: target_margins(scores, target, shield.tolerance),
         rule=StepTowardsWeakerModel(Ball(eps, norm), steps),
         where=next(shield.parameters()).device,
         plan=plan,
-        batch_size=batch_size,
-        **engine,
+        **loop,
     )
 
 

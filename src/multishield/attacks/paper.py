@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multishield.attacks import losses
 from multishield.attacks.apgd import AutoSteps
 from multishield.attacks.loop.loop import ascend
-from multishield.attacks.loop.result import AttackResult
+from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball, evaded
 
 
@@ -29,18 +29,8 @@ def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def paper(
-    shield: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    seed: int,
-    ids: Tensor,
-    norm: str = "Linf",
-    steps: int = 100,
-    batch_size: int | None = None,
-    **engine,
-) -> AttackResult:
+    shield: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: str = "Linf", steps: int = 100, **loop
+) -> AttackedImages:
     """The reference's attack: APGD on `ce_loss`, then on `dlr_loss` for the images that are left.
 
     Args: see `apgd`; `shield` maps pixels to K+1 outputs.
@@ -53,14 +43,11 @@ def paper(
         shield,
         images,
         labels,
-        ids=ids,
-        seed=seed,
         tag="paper",
         success=evaded,
         objective=objective,
         rule=AutoSteps(Ball(eps, norm), steps),
         where=next(shield.parameters()).device,
         variants=2,
-        batch_size=batch_size,
-        **engine,
+        **loop,
     )

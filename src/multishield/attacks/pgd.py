@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from multishield.attacks.loop.loop import State, ascend
-from multishield.attacks.loop.result import AttackResult, Success
+from multishield.attacks.loop.result import AttackedImages, Success
 from multishield.attacks.losses import ce
 from multishield.attacks.threat_model import Ball, fooled
 
@@ -29,28 +29,24 @@ def pgd(
     labels: Tensor,
     *,
     eps: float,
-    seed: int,
-    ids: Tensor,
     norm: str = "Linf",
     success: Success = fooled,
     steps: int = 20,
     step_size: float = 2 / 255,
-    batch_size: int | None = None,
-    **engine,
-) -> AttackResult:
+    **loop,
+) -> AttackedImages:
     """Gradient ascent on the cross-entropy from a random point of the ball.
 
     Args:
         model: pixels to outputs (B,C).
         images, labels: (N,3,H,W) in [0,1]; (N,).
         eps, norm: radius and norm ("Linf" or "L2") of the ball.
-        seed, ids: (N,); name each image's random stream.
         success: the rule that decides on the model's outputs.
         steps, step_size: number and size of the steps.
-        engine: further arguments of `ascend`.
+        loop: `seed` and `ids`, which name each image's random streams, and further arguments of `ascend`.
     """
     rule = SignedSteps(Ball(eps, norm), steps, step_size, random=True)
-    return _cross_entropy(model, images, labels, rule, "pgd", seed, ids, success, batch_size, engine)
+    return _cross_entropy(model, images, labels, rule, "pgd", success, loop)
 
 
 def fgsm(
@@ -59,30 +55,24 @@ def fgsm(
     labels: Tensor,
     *,
     eps: float,
-    seed: int,
-    ids: Tensor,
     norm: str = "Linf",
     success: Success = fooled,
-    batch_size: int | None = None,
-    **engine,
-) -> AttackResult:
+    **loop,
+) -> AttackedImages:
     """One step of size eps from the clean image. Args: see `pgd`; nothing is random, `seed` is not used."""
     rule = SignedSteps(Ball(eps, norm), 1, eps, random=False)
-    return _cross_entropy(model, images, labels, rule, "fgsm", seed, ids, success, batch_size, engine)
+    return _cross_entropy(model, images, labels, rule, "fgsm", success, loop)
 
 
-def _cross_entropy(model, images, labels, rule, tag, seed, ids, success, batch_size, engine) -> AttackResult:
+def _cross_entropy(model, images, labels, rule: SignedSteps, tag: str, success: Success, loop: dict) -> AttackedImages:
     return ascend(
         model,
         images,
         labels,
-        ids=ids,
-        seed=seed,
         tag=tag,
         success=success,
         objective=lambda out, y, target, variant: (ce(out, y),),
         rule=rule,
         where=next(model.parameters()).device,
-        batch_size=batch_size,
-        **engine,
+        **loop,
     )

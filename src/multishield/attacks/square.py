@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multishield.attacks.loop.loop import State, ascend
 from multishield.attacks.loop.random_streams import uniform
-from multishield.attacks.loop.result import AttackResult, Success, per_image
+from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.losses import margin
 from multishield.attacks.threat_model import Ball, fooled
 from multishield.models.classifier import Outputs
@@ -73,36 +73,31 @@ def square(
     labels: Tensor,
     *,
     eps: float,
-    seed: int,
-    ids: Tensor,
     success: Success = fooled,
     loss: Callable[[Outputs, Tensor], Tensor] = margin,
     queries: int = 5000,
     where: torch.device | None = None,
-    batch_size: int | None = None,
-    **engine,
-) -> AttackResult:
+    **loop,
+) -> AttackedImages:
     """Random search for a point of the ball at which the model's decision is wrong.
 
     Args:
-        model: pixels to outputs; a shield's `scores` together with `success=evaded_by(tau)` and
+        model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
             `loss=evasion_margin(tau)` attacks a model that abstains.
         images, labels: (N,3,H,W) in [0,1]; (N,).
-        eps: L-inf radius. seed, ids: (N,); name each image's random stream.
+        eps: L-inf radius.
         success: the rule that decides on the outputs. loss: outputs and labels to values (B,) that are raised.
         queries: forward passes per image.
+        where: the device. loop: `seed` and `ids`, and further arguments of `ascend`.
     """
     return ascend(
         model,
         images,
         labels,
-        ids=ids,
-        seed=seed,
         tag="square",
         success=success,
         objective=lambda out, y, target, variant: (loss(out, y),),
         rule=RandomSquares(Ball(eps), queries),
         where=where or next(model.parameters()).device,
-        batch_size=batch_size,
-        **engine,
+        **loop,
     )

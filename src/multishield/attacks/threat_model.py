@@ -7,7 +7,7 @@ from torch import Tensor
 
 from multishield.attacks.loop.random_streams import uniform
 from multishield.attacks.loop.result import Success, per_image
-from multishield.shield import shield_output
+from multishield.shield import MultiShield
 
 
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:
@@ -24,9 +24,9 @@ def evaded(outputs: Tensor, labels: Tensor) -> Tensor:
     return (decision != labels) & (decision != outputs.shape[1] - 1)
 
 
-def evaded_by(tolerance: float) -> Success:
-    """`evaded` for attacks that look at both scores: outputs are (z, c), as `MultiShield.scores` returns them."""
-    return lambda scores, labels: evaded(shield_output(*scores, tolerance), labels)
+def evades(shield: MultiShield) -> Success:
+    """`evaded` for attacks that look at both scores (z, c) of a shield, as its `scores` returns them."""
+    return lambda scores, labels: evaded(shield.outputs(scores), labels)
 
 
 @dataclass(frozen=True)

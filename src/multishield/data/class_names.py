@@ -24,11 +24,7 @@ CALTECH101 = {
     "windsor_chair": "Windsor chair",
     "yin_yang": "yin and yang symbol",
 }
-EUROSAT = {
-    "Industrial": "industrial buildings",
-    "Residential": "residential buildings",
-    "SeaLake": "sea or lake",
-}
+EUROSAT = {"Industrial": "industrial buildings", "Residential": "residential buildings", "SeaLake": "sea or lake"}
 # open_clip's curated names call two pairs of classes alike. These are WordNet's own words, its lemma and definition.
 IMAGENET = {
     "n04008634": "projectile",  # a weapon that is thrown and not self-propelled; n03773504 is the missile

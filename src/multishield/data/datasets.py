@@ -1,238 +1,27 @@
-"""Raw data sets: labels are known at once, images are read one by one, so only those that are drawn are ever read."""
+"""Data sets by name: the loaders that the package has, and functions of one's own."""
 
-import io
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-from torchvision import datasets
-
-from multishield.data import class_names, shapes
+from multishield.data import class_names, folders, published, shapes
+from multishield.data.roots import MEND, mend
+from multishield.data.source import Source
 from multishield.params import Dataset
-from multishield.params.extensions import load_factory
+from multishield.params.choices import ByParameter, load_factory
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# Of the split of data sets that have none: a property of the data set, so not the experiment's seed.
-SPLIT_SEED = 20241213
-TEST_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class Source:
-    """One raw split, "train" or "test".
-
-    Attributes:
-        labels: int64 (N,), in 0..K-1.
-        classes: K distinct names, as a prompt wants them.
-        read: index in 0..N-1 to an image of any size and mode: PIL, or uint8 (H,W,3).
-        captions: N sentences, where the data set has them.
-        ids: int64 (N,): what names each image for good; its index in the data set where this is None.
-    """
-
-    labels: torch.Tensor
-    classes: list[str]
-    read: Callable[[int], Image.Image | np.ndarray]
-    captions: list[str] | None = None
-    ids: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """One image file, in RGB.
-
-    Raises:
-        UserError: the file is missing or is not an image.
-    """
-    try:
-        return Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        reason = str(error).split("<")[0].strip() or type(error).__name__
-        raise UserError(f"{path} cannot be read as an image ({reason}); replace or remove it") from None
-
-
-def open_shapes(root: Path, split: str) -> Source:
-    """A rendered split (see `shapes.materialise`).
-
-    Raises:
-        UserError: files are missing or damaged.
-    """
-    try:
-        images, labels = (np.load(root / f"{split}_{part}.npy", allow_pickle=False) for part in ("images", "labels"))
-        captions = json.loads((root / f"{split}_captions.json").read_text())
-        if not len(images) == len(labels) == len(captions):
-            raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(captions)} captions")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"the shapes in {root} are missing or damaged ({error}); remove that folder and run "
-            "`multishield data`, which renders them anew"
-        ) from None
-    return Source(torch.from_numpy(labels).long(), list(shapes.CLASSES), images.__getitem__, captions)
-
-
-def _class_folders(root: Path, split: str) -> list[str]:
-    folder = root / split
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist; dataset.root must name a folder that holds train/<class>/* and "
-            "test/<class>/* images"
-        )
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(found) < 2:
-        raise UserError(f"{folder} holds {len(found)} class folders; at least 2 are needed, one folder per class")
-    return found
-
-
-def open_folder(root: Path, split: str) -> Source | None:
-    """`root/<split>/<class>/*` images; None where there is no folder `root/train`.
-
-    The images of all classes are ordered by file name, so that an export that numbers its files keeps its order.
-
-    Raises:
-        UserError: folders are missing or empty, train and test hold different classes.
-    """
-    if split == "train" and not (root / "train").is_dir():
-        return None
-    test = _class_folders(root, "test")
-    train = _class_folders(root, "train") if (root / "train").is_dir() else test
-    if train != test:
-        raise UserError(
-            f"{root} has different classes in train and test: only in train {sorted(set(train) - set(test))}, "
-            f"only in test {sorted(set(test) - set(train))}; both must have the same class folders"
-        )
-    files = [p for name in test for p in (root / split / name).iterdir() if p.suffix.lower() in SUFFIXES]
-    files.sort(key=lambda p: (p.name, p.parent.name))
-    empty = set(test) - {p.parent.name for p in files}
-    if empty:
-        raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
-    labels = torch.tensor([test.index(p.parent.name) for p in files])
-    return Source(labels, [class_names.plain(name) for name in test], lambda i: read_image(files[i]))
-
-
-class _Synsets(datasets.ImageFolder):
-    """An image folder by WordNet id. A label is the synset's place among all 1000, whichever folders are there."""
-
-    def find_classes(self, directory):
-        place = {wnid: i for i, wnid in enumerate(class_names.imagenet())}
-        found = sorted(p.name for p in Path(directory).iterdir() if p.is_dir() and not p.name.startswith("."))
-        strange = sorted(set(found) - set(place))
-        if strange or not found:
-            what = f"the folder {strange[0]}" if strange else "no folder"
-            raise UserError(
-                f"{directory} holds {what}; it must hold a folder per class, named by one of ImageNet's 1000 WordNet "
-                "ids, such as n01440764"
-            )
-        return found, {wnid: place[wnid] for wnid in found}
-
-
-def open_imagenet(root: Path, split: str) -> Source | None:
-    """`root/val/<WordNet id>/*` is the test split, `root/train/<WordNet id>/*`, if it is there, the training split."""
-    folder = root / ("train" if split == "train" else "val")
-    if split == "train" and not folder.is_dir():
-        return None
-    data = _Synsets(folder, loader=read_image)
-    return Source(torch.tensor(data.targets), list(class_names.imagenet().values()), lambda i: data[i][0])
-
-
-def open_cifar10(root: Path, split: str) -> Source:
-    """CIFAR-10: 50,000 training and 10,000 test images, 32x32."""
-    data = datasets.CIFAR10(root, train=split == "train")
-    return Source(torch.tensor(data.targets), data.classes, lambda i: data[i][0])
-
-
-def open_stl10(root: Path, split: str) -> Source:
-    """STL-10: 5,000 training and 8,000 test images, 96x96."""
-    data = datasets.STL10(root, split=split)
-    return Source(torch.from_numpy(data.labels).long(), data.classes, lambda i: data[i][0])
-
-
-def open_food101(root: Path, split: str) -> Source:
-    """Food-101: 75,750 training and 25,250 test photographs."""
-    data = datasets.Food101(root, split=split, loader=read_image)
-    return Source(torch.tensor(data._labels), [class_names.plain(c) for c in data.classes], lambda i: data[i][0])
-
-
-def open_pets(root: Path, split: str) -> Source:
-    """Oxford-IIIT Pets: 3,680 training (trainval) and 3,669 test photographs; breeds keep their capitals."""
-    data = datasets.OxfordIIITPet(root, split="trainval" if split == "train" else "test")
-    return Source(torch.tensor(data._labels), data.classes, lambda i: read_image(data._images[i]))
-
-
-def open_caltech101(root: Path, split: str) -> Source:
-    """Caltech-101: photographs of 101 classes, some grey; split 80/20 here, since the data set has no split."""
-    data = datasets.Caltech101(root)
-    folder = Path(data.root) / "101_ObjectCategories"
-
-    def read(i: int) -> Image.Image:
-        # What the class's own indexing opens; that also imports scipy, which only its contours need.
-        return read_image(folder / data.categories[data.y[i]] / f"image_{data.index[i]:04d}.jpg")
-
-    classes = [class_names.CALTECH101.get(c, class_names.plain(c)) for c in data.categories]
-    return _part(Source(torch.tensor(data.y), classes, read), split)
-
-
-def open_eurosat(root: Path, split: str) -> Source:
-    """EuroSAT: 27,000 satellite images, 64x64; split 80/20 here, since the data set has no split."""
-    data = datasets.EuroSAT(root, loader=read_image)
-    classes = [class_names.EUROSAT.get(c, class_names.spoken(c)) for c in data.classes]
-    return _part(Source(torch.tensor(data.targets), classes, lambda i: data[i][0]), split)
-
-
-def open_pathmnist(root: Path, split: str) -> Source:
-    """PathMNIST: tissue of the colon, 28x28; 100,000 training (its train, then its val) and 7,180 test images."""
-    # Imported here: it makes a folder in the user's home.
-    from medmnist import INFO, PathMNIST
-
-    parts = [PathMNIST(split=s, root=root) for s in (["train", "val"] if split == "train" else ["test"])]
-    labels = torch.cat([torch.from_numpy(p.labels).long().squeeze(1) for p in parts])
-    first = len(parts[0].labels)
-    classes = [
-        class_names.plain(label) for _, label in sorted(INFO["pathmnist"]["label"].items(), key=lambda x: int(x[0]))
-    ]
-    return Source(labels, classes, lambda i: parts[0].imgs[i] if i < first else parts[1].imgs[i - first])
-
-
-OPENERS: dict[str, Callable[[Path, str], Source | None]] = {
-    "shapes": open_shapes,
-    "folder": open_folder,
-    "cifar10": open_cifar10,
-    "imagenet": open_imagenet,
-    "stl10": open_stl10,
-    "caltech101": open_caltech101,
-    "food101": open_food101,
-    "pets": open_pets,
-    "eurosat": open_eurosat,
-    "pathmnist": open_pathmnist,
-}
-
-
-def fifth_of_each_class(labels: torch.Tensor) -> torch.Tensor:
-    """Which images of a data set without a split are its test split: a fifth of each class, drawn by `SPLIT_SEED`.
-
-    Returns:
-        bool (N,). Integers only, so the same on every machine.
-    """
-    rng = np.random.default_rng(SPLIT_SEED)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for k in labels.unique():
-        members = (labels == k).nonzero().squeeze(1)
-        count = max(1, round(TEST_SHARE * len(members)))
-        chosen[members[torch.from_numpy(rng.permutation(len(members)))[:count]]] = True
-    return chosen
-
-
-def _part(whole: Source, split: str) -> Source:
-    """The 80 % or the 20 % of a data set without a split; an id is the index in the whole."""
-    members = fifth_of_each_class(whole.labels)
-    ids = (members if split == "test" else ~members).nonzero().squeeze(1)
-    return Source(whole.labels[ids], whole.classes, lambda i: whole.read(int(ids[i])), ids=ids)
+OPENERS = ByParameter(
+    {
+        "shapes": folders.open_shapes,
+        "folder": folders.open_folder,
+        "cifar10": published.open_cifar10,
+        "imagenet": published.open_imagenet,
+        "stl10": published.open_stl10,
+        "caltech101": published.open_caltech101,
+        "food101": published.open_food101,
+        "pets": published.open_pets,
+        "eurosat": published.open_eurosat,
+        "pathmnist": published.open_pathmnist,
+    }
+)
 
 
 def open_source(params: Dataset, split: str) -> Source | None:
@@ -274,33 +63,3 @@ def _checked(source, name: str) -> Source:
             f"{len(source.classes)} classes they must lie in 0..{len(source.classes) - 1}"
         )
     return source
-
-
-MEND = {
-    "shapes": "run `multishield data`, which renders it into data/shapes",
-    "folder": "give the path of a folder that holds train/<class>/* and test/<class>/* images",
-    "imagenet": (
-        "register at image-net.org, get ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, and lay the images "
-        "out as val/<WordNet id>/*.JPEG in that folder, which torchvision.datasets.ImageNet(folder, 'val') does for "
-        "archives that lie in it"
-    ),
-}
-
-
-def mend(params: Dataset) -> str:
-    """What to do where the raw images are not there."""
-    if params.name in OPENERS:
-        return MEND.get(params.name, "run `multishield data`, which downloads it")
-    return f"give the path of the folder that {params.name} reads"
-
-
-def check_root(params: Dataset) -> None:
-    """See that the folder of the raw images is there.
-
-    Raises:
-        UserError: it is not; the message says how to get it.
-    """
-    needed = paths.resolve(params.root) / ("val" if params.name == "imagenet" else "")
-    if not needed.is_dir():
-        what = "a folder that holds val" if params.name == "imagenet" else "a folder"
-        raise UserError(f"dataset.root is {params.root!r}, which is not {what}; {mend(params)}")

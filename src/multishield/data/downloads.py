@@ -11,7 +11,7 @@ import requests
 import urllib3
 from torchvision import datasets
 
-from multishield.data.datasets import check_root
+from multishield.data.roots import check_root
 from multishield.params import Dataset
 from multishield.storage import paths
 from multishield.storage.errors import UserError

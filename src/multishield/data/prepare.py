@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 
-from multishield.data.datasets import Source, open_source
+from multishield.data.datasets import open_source
+from multishield.data.source import Source
 from multishield.data.splits import Split
 from multishield.params import Dataset
 from multishield.storage.errors import UserError
@@ -22,10 +22,18 @@ def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | No
     """
     image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     shorter = resize or size
+    if min(image.size) == max(image.size) == shorter == size:
+        return _tensor(image)
+    from torchvision.transforms import v2  # slow to import
+
     if min(image.size) != shorter:
         image = v2.functional.resize(image, [shorter], v2.InterpolationMode(interpolation), antialias=True)
     if image.size != (size, size):
         image = v2.functional.center_crop(image, [size, size])
+    return _tensor(image)
+
+
+def _tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from multishield.storage import paths
-from multishield.storage.files import load_tensors, read_json, save_tensors
+from multishield.storage.files import read_json
+from multishield.storage.tensors import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

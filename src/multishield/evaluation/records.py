@@ -7,9 +7,8 @@ Without a shield (baseline) there is no CLIP: its class is -1 and the gap is emp
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
+from scipy.stats import binomtest
 
 from multishield.storage.files import write_text
 
@@ -40,7 +39,7 @@ COLUMNS = (
 )
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a ratio (Wilson 1927), as fractions.
 
     Raises:
@@ -48,10 +47,8 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a ratio")
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 # Metric -> (name in tables, rows counted). All are ratios to all N evaluated images (method: a rejected clean image is
@@ -110,34 +107,6 @@ def metrics(records: pd.DataFrame, classes: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rows(
-    classifier: str,
-    scenario: str,
-    ids: torch.Tensor,
-    labels: torch.Tensor,
-    clean: dict,
-    attacked: dict,
-    linf: torch.Tensor,
-    attack: list[str],
-    forwards: torch.Tensor,
-    backwards: torch.Tensor,
-) -> pd.DataFrame:
-    """Assemble records. `clean` and `attacked` hold "decision", "clip" and "gap", each (N,)."""
-    return pd.DataFrame(
-        {
-            "classifier": classifier,
-            "scenario": scenario,
-            "image": ids.numpy(),
-            "label": labels.numpy(),
-            "clean_decision": clean["decision"].numpy(),
-            "attacked_decision": attacked["decision"].numpy(),
-            "clean_clip": clean["clip"].numpy(),
-            "attacked_clip": attacked["clip"].numpy(),
-            "gap_clean": clean["gap"].numpy(),
-            "gap_attacked": attacked["gap"].numpy(),
-            "linf": linf.numpy(),
-            "attack": attack,
-            "forwards": forwards.numpy(),
-            "backwards": backwards.numpy(),
-        }
-    )
+def cell(row: pd.Series, digits: int = 1) -> str:
+    """A ratio with its interval in per cent: `85.2 [78.0, 90.3]`."""
+    return f"{100 * row.value:.{digits}f} [{100 * row.low:.{digits}f}, {100 * row.high:.{digits}f}]"

@@ -10,72 +10,62 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks.apgd import apgd
-from multishield.attacks.autoattack import STANDARD, autoattack
+from multishield.attacks.autoattack import autoattack
 from multishield.attacks.joint import evasion_margin, joint
 from multishield.attacks.loop.checkpoint import attack_resumably
-from multishield.attacks.loop.result import AttackResult
+from multishield.attacks.loop.loop import Watch
+from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
 from multishield.attacks.square import square
-from multishield.attacks.threat_model import evaded, evaded_by, fooled
+from multishield.attacks.threat_model import evaded, evades, fooled
 from multishield.attacks.transfer import transfer
 from multishield.data.splits import Split
-from multishield.evaluation.verdicts import Attacked, records_of
+from multishield.evaluation.verdicts import records_of
 from multishield.models.classifier import load_classifier
-from multishield.models.zero_shot import load_alignment
 from multishield.params import Adaptive, Baseline
+from multishield.params.values import AA_STANDARD
 from multishield.shield import MultiShield
-from multishield.storage.checkpoints import in_chunks
+from multishield.storage.checkpoints import in_parts
 from multishield.storage.errors import UserError
 
 # An attack of the portfolio: shield, images, labels and the engine's keywords to a result.
-Attack = Callable[..., AttackResult]
+Attack = Callable[..., AttackedImages]
 # Large enough to make any image grey: what resists this radius is not robust but out of the attack's sight.
 LARGE = 0.5
 
 
 def load_shield(name: str, tolerance: float) -> MultiShield:
     """The shield of the pipeline's classifier `name` and its alignment, frozen, on the best device."""
+    from multishield.models.zero_shot import load_alignment  # open_clip is slow to import; scenario 1 does without
+
     return MultiShield(load_classifier(name), load_alignment(), tolerance).eval()
 
 
-def run_baseline(name: str, classifier: nn.Module, data: Split, params: Baseline, eps: float, seed: int) -> Attacked:
+def run_baseline(
+    name: str, classifier: nn.Module, data: Split, params: Baseline, eps: float, seed: int
+) -> AttackedImages:
     """Scenario 1: AutoAttack on the classifier alone. Resumes after the last complete batch.
 
     Raises:
         UserError: a batch does not fit into the memory of the device. It is not made smaller by itself, because
             AutoAttack's random numbers, and so its results, depend on the batch.
     """
-    attacks = STANDARD if params.attacks == "standard" else tuple(params.attacks)
+    attacks = AA_STANDARD if params.attacks == "standard" else tuple(params.attacks)
 
     def compute(part: slice) -> dict[str, Tensor]:
-        chunk = data[part]
+        c = data[part]
         try:
-            result, names = autoattack(
-                classifier, chunk.pixels, chunk.labels, eps=eps, seed=seed, ids=chunk.ids, attacks=attacks
-            )
+            return autoattack(classifier, c.pixels, c.labels, eps=eps, seed=seed, ids=c.ids, attacks=attacks).tensors()
         except torch.OutOfMemoryError:
             raise UserError(
                 f"baseline.batch_size is {params.batch_size}, and as many images at once do not fit into the memory of "
                 f"the device with {name}; lower it"
             ) from None
-        codes = torch.tensor([-1 if n == "clean" else attacks.index(n) if n else -2 for n in names])
-        return {"images": result.images, "code": codes, "forwards": result.forwards, "backwards": result.backwards}
 
-    t = in_chunks(
-        f"baseline {name}",
-        compute,
-        len(data),
-        params.batch_size,
-        classifier,
-        data.images,
-        data.labels,
-        attacks,
-        eps,
-        seed,
-    )
-    names = {-1: "clean", -2: "", **dict(enumerate(attacks))}
-    return Attacked(t["images"], [names[c] for c in t["code"].tolist()], t["forwards"], t["backwards"])
+    inputs = (classifier, data.images, data.labels, attacks, eps, seed)
+    parts = in_parts(f"baseline {name}", compute, len(data), params.batch_size, *inputs)
+    return AttackedImages.joined([AttackedImages.of_tensors(part) for part in parts])
 
 
 def portfolio(params: Adaptive) -> dict[str, Attack]:
@@ -87,7 +77,7 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
         return apgd(shield.alignment, x, y, loss=margin, tag="alignment", success=fooled, **options)
 
     def black_box(shield, x, y, **options):
-        rule, loss = evaded_by(shield.tolerance), evasion_margin(shield.tolerance)
+        rule, loss = evades(shield), evasion_margin(shield.tolerance)
         where = next(shield.parameters()).device
         return square(
             shield.scores, x, y, success=rule, loss=loss, where=where, **params.square.model_dump(), **options
@@ -103,24 +93,19 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
 
 def run_adaptive(
     name: str, attack: str, shield: MultiShield, data: Split, params: Adaptive, eps: float, seed: int
-) -> Attacked:
+) -> AttackedImages:
     """One attack of the portfolio on all images. Resumes; an image's result depends on the image alone."""
     function = portfolio(params)[attack]
 
-    def compute(part: Tensor, watch: Callable) -> AttackResult:
+    def compute(part: Tensor, watch: Watch) -> AttackedImages:
         c = data[part]
         return function(shield, c.pixels, c.labels, eps=eps, seed=seed, ids=c.ids, watch=watch)
 
     inputs = (attack, shield, shield.tolerance, data.images, data.labels, data.ids, params.model_dump(), eps, seed)
-    r = attack_resumably(f"{attack} attack on {name}", compute, len(data), *inputs)
-    untouched = (r.images == data.pixels).flatten(1).all(1)
-    names = [
-        ("clean" if u else attack) if s else "" for s, u in zip(r.success.tolist(), untouched.tolist(), strict=True)
-    ]
-    return Attacked(r.images, names, r.forwards, r.backwards)
+    return attack_resumably(f"{attack} attack on {name}", compute, len(data), *inputs)
 
 
-def worst_case(shield: MultiShield, data: Split, candidates: dict[str, Attacked]) -> Attacked:
+def worst_case(shield: MultiShield, data: Split, candidates: dict[str, AttackedImages]) -> AttackedImages:
     """Per image the first that the shield accepts as a wrong class: the clean image, then each candidate in turn.
 
     Args:
@@ -132,34 +117,29 @@ def worst_case(shield: MultiShield, data: Split, candidates: dict[str, Attacked]
     images, names = data.pixels.clone(), [""] * len(data)
     tried = {"clean": data.pixels, **{name: attacked.images for name, attacked in candidates.items()}}
     for name, pixels in tried.items():
-        wins = transfer(shield, data.pixels, data.labels, candidates=pixels, success=evaded).success
-        for i in wins.nonzero()[:, 0].tolist():
+        for i in transfer(shield, pixels, data.labels, success=evaded).nonzero()[:, 0].tolist():
             if not names[i]:
                 images[i], names[i] = pixels[i], name
-    return Attacked(
-        images,
-        names,
-        sum(c.forwards for c in candidates.values()),
-        sum(c.backwards for c in candidates.values()),
-    )
+    passes = (sum(getattr(c, kind) for c in candidates.values()) for kind in ("forwards", "backwards"))
+    return AttackedImages(images, names, *passes)
 
 
 def against_survivors(
-    name: str, shield: MultiShield, data: Split, worst: Attacked, params: Adaptive, eps: float, seed: int
-) -> Attacked:
+    name: str, shield: MultiShield, data: Split, worst: AttackedImages, params: Adaptive, eps: float, seed: int
+) -> AttackedImages:
     """The black-box attack on the images that no other attack has broken; all others are left as they are.
 
     One that it breaks is a finding: gradients did not show the way (see `sanity`).
     """
-    left = torch.tensor([not attack for attack in worst.attack])
-    images, names = worst.images.clone(), list(worst.attack)
-    forwards, backwards = worst.forwards.clone(), worst.backwards.clone()
-    if left.any():
-        found = run_adaptive(name, "square", shield, data[left], params, eps, seed)
-        images[left], forwards[left], backwards[left] = found.images, forwards[left] + found.forwards, backwards[left]
-        for i, attack in zip(left.nonzero()[:, 0].tolist(), found.attack, strict=True):
-            names[i] = attack
-    return Attacked(images, names, forwards, backwards)
+    left = (~worst.success).nonzero()[:, 0]
+    if not len(left):
+        return worst
+    found = run_adaptive(name, "square", shield, data[left], params, eps, seed)
+    images, names, forwards = worst.images.clone(), list(worst.broken_by), worst.forwards.clone()
+    images[left], forwards[left] = found.images, forwards[left] + found.forwards
+    for i, attack in zip(left.tolist(), found.broken_by, strict=True):
+        names[i] = attack
+    return AttackedImages(images, names, forwards, worst.backwards)
 
 
 def sanity_rows(name: str, shield: MultiShield, data: Split, params: Adaptive, eps: float, seed: int) -> pd.DataFrame:

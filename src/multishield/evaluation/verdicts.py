@@ -1,74 +1,53 @@
-"""Stored attacked images, and verdicts on them: the decision rule on what is stored, never an attack's own claim."""
+"""Verdicts on stored attacked images: the decision rule on what is stored, never an attack's own claim."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from multishield.attacks.loop.result import AttackedImages
 from multishield.data.splits import Split
 from multishield.evaluation import records
 from multishield.models.classifier import device, forward
-from multishield.shield import alignment_gap, shield_output
-from multishield.storage.files import load_tensors, save_tensors
+from multishield.shield import alignment_gap
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """Stored attacked images (N,3,H,W) float32, what broke each ("" for none), and the passes each cost."""
+class Verdicts:
+    """What a model decides on N images, and why; all on the CPU.
 
-    images: Tensor
-    attack: list[str]
-    forwards: Tensor
-    backwards: Tensor
+    Attributes:
+        decision: a class, or K for "reject", int64 (N,).
+        clip: the class that CLIP prefers, int64 (N,); -1 without a shield.
+        gap: the alignment gap (N,); NaN without a shield.
+        logits: z (N,K). cosines: c (N,K), None without a shield.
+    """
 
-    def save(self, path: Path) -> None:
-        names = sorted(set(self.attack))
-        codes = torch.tensor([names.index(a) for a in self.attack])
-        joined = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
-        save_tensors(
-            path,
-            {
-                "images": self.images,
-                "attack": codes,
-                "attack_names": joined,
-                "forwards": self.forwards,
-                "backwards": self.backwards,
-            },
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "Attacked":
-        t = load_tensors(path)
-        names = bytes(t["attack_names"].tolist()).decode().split("\n")
-        return cls(t["images"], [names[i] for i in t["attack"].tolist()], t["forwards"], t["backwards"])
+    decision: Tensor
+    clip: Tensor
+    gap: Tensor
+    logits: Tensor
+    cosines: Tensor | None
 
 
 @torch.no_grad()
-def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> dict[str, Tensor]:
-    """Decide on images: with a shield (a class, or K for reject), or by a classifier alone.
-
-    Returns:
-        "decision", "clip" (the class CLIP prefers), both int64 (N,), and "gap" (N,). Without a shield "clip" is -1 and
-        "gap" is NaN.
-    """
-    parts = []
-    for x in pixels.split(batch_size):
-        if hasattr(model, "scores"):
-            logits, cosines = (t.cpu() for t in forward(model.scores, x.to(device())))
-            decision = shield_output(logits, cosines, model.tolerance).argmax(1)
-            parts.append((decision, cosines.argmax(1), alignment_gap(logits, cosines)))
-        else:
-            decision = forward(model, x.to(device())).cpu().argmax(1)
-            parts.append((decision, torch.full_like(decision, -1), torch.full((len(x),), torch.nan)))
-    return {
-        name: torch.cat(column)
-        for name, column in zip(("decision", "clip", "gap"), zip(*parts, strict=True), strict=True)
-    }
+def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> Verdicts:
+    """Decide on images (N,3,H,W) in [0,1], with a `MultiShield` or by a classifier alone."""
+    batches = [x.to(device()) for x in pixels.split(batch_size)]
+    if not hasattr(model, "scores"):
+        logits = torch.cat([forward(model, x).cpu() for x in batches])
+        decision = logits.argmax(1)
+        return Verdicts(decision, torch.full_like(decision, -1), torch.full((len(pixels),), torch.nan), logits, None)
+    scores = [[t.cpu() for t in forward(model.scores, x)] for x in batches]
+    logits, cosines = (torch.cat(column) for column in zip(*scores, strict=True))
+    decision = model.outputs((logits, cosines)).argmax(1)
+    return Verdicts(decision, cosines.argmax(1), alignment_gap(logits, cosines), logits, cosines)
 
 
-def records_of(name: str, scenario: str, model: nn.Module, data: Split, attacked: Attacked, eps: float) -> pd.DataFrame:
+def records_of(
+    name: str, scenario: str, model: nn.Module, data: Split, attacked: AttackedImages, eps: float
+) -> pd.DataFrame:
     """Records of one scenario, from stored images: verdicts, and the L-inf distance actually used.
 
     An image that is not broken is the clean one: its attacked decision is then its clean decision.
@@ -86,15 +65,18 @@ def records_of(name: str, scenario: str, model: nn.Module, data: Split, attacked
             f"an attacked image of {name}/{scenario} is {linf.max():.6f} away (eps is {eps:.6f}) or leaves [0,1]"
         )
     clean, after = decide(model, data.pixels), decide(model, attacked.images)
-    return records.rows(
-        name,
-        scenario,
-        data.ids,
-        data.labels,
-        clean,
-        after,
-        linf,
-        attacked.attack,
-        attacked.forwards,
-        attacked.backwards,
-    )
+    columns = {
+        "image": data.ids,
+        "label": data.labels,
+        "clean_decision": clean.decision,
+        "attacked_decision": after.decision,
+        "clean_clip": clean.clip,
+        "attacked_clip": after.clip,
+        "gap_clean": clean.gap,
+        "gap_attacked": after.gap,
+        "linf": linf,
+    }
+    frame = pd.DataFrame({column: t.numpy() for column, t in columns.items()})
+    passes = {"forwards": attacked.forwards.numpy(), "backwards": attacked.backwards.numpy()}
+    frame = frame.assign(classifier=name, scenario=scenario, attack=attacked.broken_by, **passes)
+    return frame[list(records.COLUMNS)]

@@ -4,7 +4,6 @@ CIFAR ResNets: He et al. 2016, section 4.2, parameter-free shortcuts (option A).
 with a 3x3 stem and no max-pooling.
 """
 
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,6 +56,8 @@ class CifarResNet(nn.Module):
 def build_network(architecture: str, classes: int) -> nn.Module:
     """A network by name (see `params.ARCHITECTURES`) with random weights."""
     if architecture == "resnet18":
+        import torchvision  # slow to import: only this network needs it
+
         network = torchvision.models.resnet18(num_classes=classes)
         network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         network.maxpool = nn.Identity()

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from multishield.models import pretrained
 from multishield.models.cifar_resnet import build_network, load_exactly
 from multishield.storage import paths
-from multishield.storage.files import load_tensors, read_json, save_tensors, write_json
+from multishield.storage.files import read_json, write_json
+from multishield.storage.tensors import load_tensors, save_tensors
 
 # What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]

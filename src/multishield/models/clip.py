@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from multishield.models.cifar_resnet import load_exactly
 from multishield.models.image_tower import HUB, from_disk, replace_tower
 from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
-from multishield.params.extensions import load_factory
+from multishield.params.choices import ByParameter, load_factory
 from multishield.storage import paths
 from multishield.storage.errors import UserError
-from multishield.storage.files import load_tensors, read_json
+from multishield.storage.files import read_json
+from multishield.storage.tensors import load_tensors
 
 Tokenizer = Callable[[list[str]], Tensor]
 # Prefixes with which open_clip takes configuration and weights from elsewhere; local-dir: since open_clip 3.
@@ -60,7 +61,7 @@ def check(params: ClipTrained | ClipOpen | ClipFile | ClipFactory) -> None:
 
 def load_clip(params: ClipOpen | ClipFile | ClipFactory) -> Clip:
     """A CLIP that exists already, from where the parameters say."""
-    return {"open_clip": open_named_clip, "file": read_clip, "factory": made_clip}[params.source](params)
+    return LOADERS[params.source](params)
 
 
 def made_clip(params: ClipFactory) -> Clip:
@@ -215,3 +216,6 @@ def _tokenizer(name: str) -> Tokenizer:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+LOADERS = ByParameter({"open_clip": open_named_clip, "file": read_clip, "factory": made_clip})

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from multishield.models.cifar_resnet import load_exactly
 from multishield.storage import paths
 from multishield.storage.errors import UserError
-from multishield.storage.files import load_tensors, read_json
+from multishield.storage.files import read_json
+from multishield.storage.tensors import load_tensors
 
 HUB = "hf-hub:"
 WEIGHTS = (

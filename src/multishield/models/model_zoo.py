@@ -4,10 +4,10 @@ Figures of RobustBench are those of its `model_info` files (https://github.com/R
 paper of each model; preprocessing is that of its model zoo.
 """
 
-import difflib
 from dataclasses import dataclass
 
-from multishield.storage.errors import UserError
+from multishield.params.choices import ByParameter
+from multishield.storage.errors import UserError, closest
 
 CLASSES = {"cifar10": 10, "imagenet": 1000}
 CIFAR, IMAGENET = ("cifar10", 8 / 255), ("imagenet", 4 / 255)
@@ -46,31 +46,58 @@ class Entry:
         return CLASSES[self.dataset]
 
 
-_SINGH = "https://arxiv.org/abs/2303.01870"
-_ROBUSTBENCH = [
-    ("Standard", CIFAR, 94.78, 0.00, PIXELS, "https://github.com/RobustBench/robustbench"),
-    ("Carmon2019Unlabeled", CIFAR, 89.69, 59.53, PIXELS, "https://arxiv.org/abs/1905.13736"),
-    ("Gowal2021Improving_70_16_ddpm_100m", CIFAR, 88.74, 66.11, PIXELS, "https://arxiv.org/abs/2110.09468"),
-    # An ensemble of three, which returns the mean of their probabilities: its logits lie in [0,1].
-    ("Chen2020Adversarial", CIFAR, 86.04, 51.56, PIXELS, "https://arxiv.org/abs/2003.12862"),
-    ("Xu2023Exploring_WRN-28-10", CIFAR, 93.69, 63.89, PIXELS, "https://arxiv.org/abs/2302.03015"),
-    ("Addepalli2022Efficient_RN18", CIFAR, 85.71, 52.48, PIXELS, "https://arxiv.org/abs/2210.15318"),
-    ("Debenedetti2022Light_XCiT-S12", IMAGENET, 72.34, 41.78, WHOLE, "https://arxiv.org/abs/2209.07399"),
-    ("Singh2023Revisiting_ConvNeXt-L-ConvStem", IMAGENET, 77.00, 57.70, CROPPED, _SINGH),
-    ("Singh2023Revisiting_ViT-B-ConvStem", IMAGENET, 76.30, 54.66, CROPPED, _SINGH),
-    ("Singh2023Revisiting_ConvNeXt-B-ConvStem", IMAGENET, 75.90, 56.14, CROPPED, _SINGH),
-    # The leaderboard's figures; another version of its model_info file (commit a4e51d9) has 75.34 and 54.16.
-    ("Liu2023Comprehensive_Swin-B", IMAGENET, 76.16, 56.16, CROPPED, "https://arxiv.org/abs/2302.14301"),
-]
-_PACKAGED = [
-    # The network that AutoAttack's authors ship with their examples: trained plainly, pixels in [0,1] as they are.
-    ("AutoAttack-ResNet18", CIFAR, 94.0, 0.00, PIXELS, "https://github.com/fra31/auto-attack"),
-]
-CATALOGUE = {
-    name: Entry(name, source, *rest)
-    for source, entries in (("robustbench", _ROBUSTBENCH), ("pyautoattack", _PACKAGED))
-    for name, *rest in entries
-}
+ROBUSTBENCH, PACKAGED = "robustbench", "pyautoattack"
+# Name to: source, setting, clean accuracy, AutoAttack accuracy, preprocessing, reference.
+ROWS = ByParameter(
+    {
+        "Standard": (ROBUSTBENCH, CIFAR, 94.78, 0.00, PIXELS, "github.com/RobustBench/robustbench"),
+        "Carmon2019Unlabeled": (ROBUSTBENCH, CIFAR, 89.69, 59.53, PIXELS, "arxiv.org/abs/1905.13736"),
+        "Gowal2021Improving_70_16_ddpm_100m": (ROBUSTBENCH, CIFAR, 88.74, 66.11, PIXELS, "arxiv.org/abs/2110.09468"),
+        # An ensemble of three, which returns the mean of their probabilities: its logits lie in [0,1].
+        "Chen2020Adversarial": (ROBUSTBENCH, CIFAR, 86.04, 51.56, PIXELS, "arxiv.org/abs/2003.12862"),
+        "Xu2023Exploring_WRN-28-10": (ROBUSTBENCH, CIFAR, 93.69, 63.89, PIXELS, "arxiv.org/abs/2302.03015"),
+        "Addepalli2022Efficient_RN18": (ROBUSTBENCH, CIFAR, 85.71, 52.48, PIXELS, "arxiv.org/abs/2210.15318"),
+        "Debenedetti2022Light_XCiT-S12": (ROBUSTBENCH, IMAGENET, 72.34, 41.78, WHOLE, "arxiv.org/abs/2209.07399"),
+        "Singh2023Revisiting_ConvNeXt-L-ConvStem": (
+            ROBUSTBENCH,
+            IMAGENET,
+            77.00,
+            57.70,
+            CROPPED,
+            "arxiv.org/abs/2303.01870",
+        ),
+        "Singh2023Revisiting_ViT-B-ConvStem": (
+            ROBUSTBENCH,
+            IMAGENET,
+            76.30,
+            54.66,
+            CROPPED,
+            "arxiv.org/abs/2303.01870",
+        ),
+        "Singh2023Revisiting_ConvNeXt-B-ConvStem": (
+            ROBUSTBENCH,
+            IMAGENET,
+            75.90,
+            56.14,
+            CROPPED,
+            "arxiv.org/abs/2303.01870",
+        ),
+        # The leaderboard's figures; another version of its model_info file (commit a4e51d9) has 75.34 and 54.16.
+        "Liu2023Comprehensive_Swin-B": (ROBUSTBENCH, IMAGENET, 76.16, 56.16, CROPPED, "arxiv.org/abs/2302.14301"),
+        # The network that AutoAttack's authors ship with their examples: trained plainly, pixels in [0,1] as they are.
+        "AutoAttack-ResNet18": (PACKAGED, CIFAR, 94.00, 0.00, PIXELS, "github.com/fra31/auto-attack"),
+    }
+)
+
+
+def entry(name: str) -> Entry:
+    """The entry of a name that is in `ROWS`."""
+    source, setting, clean, autoattack, preprocessing, reference = ROWS[name]
+    return Entry(name, source, setting, clean, autoattack, preprocessing, f"https://{reference}")
+
+
+CATALOGUE = {name: entry(name) for name in ROWS}
+
 
 # What the paper reports of the classifiers that it fine-tunes, by model and data set: clean accuracy alone.
 _PAPER = "https://arxiv.org/abs/2412.10353"
@@ -86,22 +113,16 @@ FINETUNED = {
 UNBALANCED = {"caltech101", "pathmnist"}
 
 
-def closest(name: str, known, listing: str) -> str:
-    """The end of a sentence about an unknown name: close matches, or else `listing`, which says where names are."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else listing
-
-
 def find(key: str, name: str) -> Entry:
     """The entry of a name; `key` is the key of params.yaml that holds it.
 
     Raises:
         UserError: there is no such entry.
     """
-    if name not in CATALOGUE:
-        ending = closest(name, CATALOGUE, f"accepted are {', '.join(CATALOGUE)}")
+    if name not in ROWS:
+        ending = closest(name, ROWS, f"accepted are {', '.join(ROWS)}")
         raise UserError(f"{key} is {name!r}, which is not in the catalogue; {ending}")
-    return CATALOGUE[name]
+    return entry(name)
 
 
 def own_images(dataset: str) -> bool:

@@ -10,17 +10,16 @@ from pathlib import Path
 import torch
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as image_ops
+from torch.nn import functional as F
 
 from multishield.models.cifar_resnet import load_exactly
 from multishield.models.classifier import device, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
 from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
 from multishield.storage import paths
-from multishield.storage.files import fingerprint, load_tensors, read_json, save_tensors, write_json
-from multishield.storage.progress import progress
+from multishield.storage.checkpoints import in_parts
+from multishield.storage.files import read_json, write_json
+from multishield.storage.tensors import load_tensors, save_tensors
 
 # Classes whose text embeddings are computed, and kept, at once: a killed run loses at most one block.
 BLOCK = 20
@@ -42,19 +41,22 @@ class Preprocess(nn.Module):
         super().__init__()
         self.size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
         # open_clip, too, evaluates with bicubic where training had a random choice.
-        self.interpolation = InterpolationMode("bilinear" if config.interpolation == "bilinear" else "bicubic")
+        self.interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
         self.resize_mode, self.fill = config.resize_mode, config.fill_color / 255
         self.antialias, self.saturate = antialias, saturate
-        self.normalise = v2.Normalize(list(config.mean), list(config.std))
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(self.crop_or_pad(self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode))))
+        x = self.crop_or_pad(self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode)))
+        return (x - self.mean) / self.std
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Images (B,3,H,W) at another size; with `saturate` one axis after the other, cut off after each, as in PIL."""
         passes = [(x.shape[-2], size[1]), size] if self.saturate else [size]
         for step in passes:
-            x = image_ops.resize(x, list(step), self.interpolation, antialias=self.antialias)
+            if tuple(x.shape[-2:]) != tuple(step):
+                x = F.interpolate(x, list(step), mode=self.interpolation, antialias=self.antialias)
             if self.saturate:
                 # Half a level more, which PIL rounds away: at [0,1] itself rounding errors of float arithmetic would
                 # cut the gradient of white and black areas.
@@ -63,11 +65,11 @@ class Preprocess(nn.Module):
 
     def crop_or_pad(self, x: Tensor) -> Tensor:
         """The centre of the resized images, filled up where they are too small."""
-        height, width = (max(0, want - have) for want, have in zip(self.size, x.shape[-2:], strict=True))
-        if height or width:
-            sides = [width // 2, height // 2, (width + 1) // 2, (height + 1) // 2]
-            x = image_ops.pad(x, sides, fill=self.fill)
-        return image_ops.center_crop(x, list(self.size))
+        height, width = (want - have for want, have in zip(self.size, x.shape[-2:], strict=True))
+        left, top = max(0, width) // 2, max(0, height) // 2
+        x = F.pad(x, (left, max(0, width) - left, top, max(0, height) - top), value=self.fill)
+        top, left = (round((have - want) / 2) for want, have in zip(self.size, x.shape[-2:], strict=True))
+        return x[..., top : top + self.size[0], left : left + self.size[1]]
 
 
 def resized(have: tuple[int, int], want: tuple[int, int], mode: str) -> tuple[int, int]:
@@ -107,7 +109,7 @@ class ZeroShotClassifier(nn.Module):
         embedding = self.image_tower(self.preprocess(x))
         if isinstance(embedding, tuple):  # CoCa's tower returns its tokens too
             embedding = embedding[0]
-        return nn.functional.normalize(embedding, dim=-1) @ self.text.T
+        return F.normalize(embedding, dim=-1) @ self.text.T
 
 
 def align(clip: Clip, text: Tensor) -> ZeroShotClassifier:
@@ -134,25 +136,23 @@ def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
     Returns:
         (K,D), each row of length 1.
     """
-    return nn.functional.normalize(_means(clip, _tokens(clip, classes, prompts)), dim=-1)
+    return F.normalize(_means(clip, _tokens(clip, classes, prompts)), dim=-1)
 
 
 def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
-    """As `embed_prompts`, the same bytes, but what was computed once is kept in `.multishield/text`.
+    """As `embed_prompts`, the same bytes, in blocks of classes: a killed run goes on after the last one.
 
-    It is kept in blocks of classes, named by a fingerprint of all it depends on (the text tower, its device, and the
-    tokens of every prompt): a killed run goes on, and another experiment with the same prompts reads it back.
+    What was kept is found again by all that it depends on: the text tower, its device, and the tokens of every prompt.
     """
     tokens = _tokens(clip, classes, prompts)
     where = next(clip.model.parameters()).device.type
-    folder = paths.state("text", fingerprint(_text_side(clip.model), _structure(clip.model), where, *tokens))
-    parts = []
-    for start in progress(range(0, len(tokens), BLOCK), "embedding prompts", "block"):
-        path = folder / f"{start:06d}.safetensors"
-        if not path.exists():
-            save_tensors(path, {"means": _means(clip, tokens[start : start + BLOCK])})
-        parts.append(load_tensors(path)["means"])
-    return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+    def compute(part: slice) -> dict[str, Tensor]:
+        return {"means": _means(clip, tokens[part])}
+
+    inputs = (_text_side(clip.model), _structure(clip.model), where, *tokens)
+    parts = in_parts("embedding prompts", compute, len(tokens), BLOCK, *inputs, unit="block")
+    return F.normalize(torch.cat([part["means"] for part in parts]), dim=-1)
 
 
 def _tokens(clip: Clip, classes: list[str], prompts: list[str]) -> list[Tensor]:
@@ -181,11 +181,7 @@ def _structure(model: nn.Module) -> str:
 
 
 def save_alignment(
-    clip: Clip,
-    params: ClipTrained | ClipOpen | ClipFile | ClipFactory,
-    config: dict | None,
-    text: Tensor,
-    folder: Path,
+    clip: Clip, params: ClipTrained | ClipOpen | ClipFile | ClipFactory, config: dict | None, text: Tensor, folder: Path
 ) -> None:
     """Write what `load_alignment` needs: `clip.json`, the text embeddings, and the weights where they are ours.
 

@@ -7,18 +7,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 AA_ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-DATASETS = (
-    "shapes",
-    "folder",
-    "cifar10",
-    "imagenet",
-    "stl10",
-    "caltech101",
-    "food101",
-    "pets",
-    "eurosat",
-    "pathmnist",
-)
+# AutoAttack's version of that name.
+AA_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+DATASETS = ("shapes", "folder", "cifar10", "imagenet", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist")
 ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 
 

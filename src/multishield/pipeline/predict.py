@@ -8,38 +8,37 @@ from torch import Tensor, nn
 
 from multishield.data import datasets, prepare, splits
 from multishield.evaluation.scenarios import load_shield
+from multishield.evaluation.verdicts import decide
 from multishield.params import Params
-from multishield.shield import alignment_gap, shield_output
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 
 REJECTED = "rejected"
 
 
-@torch.no_grad()
-def decide(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
+def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
     """What the shield says to each image, and why.
 
     Args:
-        shield: a `MultiShield` of K classes. pixels: (B,3,H,W) in [0,1], on its device.
+        shield: a `MultiShield` of K classes. pixels: (B,3,H,W) in [0,1].
         classes: K names.
 
     Returns:
         Per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
         "classifier" and "clip": both models' scores by class name, the best first (softmax of z; cosines c).
     """
-    z, c = (t.cpu() for t in shield.scores(pixels))
-    names = [*classes, REJECTED]
-    decisions = shield_output(z, c, shield.tolerance).argmax(1).tolist()
+    v, names = decide(shield, pixels, batch_size=32), [*classes, REJECTED]
     return [
         {
             "decision": names[decision],
             "gap": float(gap),
             "tolerance": shield.tolerance,
-            "classifier": _ranked(p, classes),
+            "classifier": _ranked(probabilities, classes),
             "clip": _ranked(cosines, classes),
         }
-        for decision, gap, p, cosines in zip(decisions, alignment_gap(z, c), z.softmax(1), c, strict=True)
+        for decision, gap, probabilities, cosines in zip(
+            v.decision.tolist(), v.gap, v.logits.softmax(1), v.cosines, strict=True
+        )
     ]
 
 
@@ -47,7 +46,7 @@ def _ranked(scores: Tensor, classes: list[str]) -> dict[str, float]:
     return {classes[k]: float(scores[k]) for k in scores.argsort(descending=True, stable=True).tolist()}
 
 
-def predict(images: list[Path], classifier: str | None = None, batch_size: int = 32) -> list[dict]:
+def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
     """Decide on image files with the shield of this project's pipeline.
 
     Args:
@@ -55,7 +54,7 @@ def predict(images: list[Path], classifier: str | None = None, batch_size: int =
         classifier: one of `classifiers` in params.yaml; the first unless given.
 
     Returns:
-        Per image what `decide` returns, and "image", the path as given.
+        Per image what `explained` returns, and "image", the path as given.
 
     Raises:
         UserError: no such file, not an image, no such classifier, or the pipeline has not run yet.
@@ -73,8 +72,7 @@ def predict(images: list[Path], classifier: str | None = None, batch_size: int =
     ]
     pixels = torch.stack(fitted).float() / 255
     shield, classes = load_shield(name, params.multishield.tolerance), splits.load_classes()
-    where = next(shield.parameters()).device
-    found = [d for x in pixels.split(batch_size) for d in decide(shield, x.to(where), classes)]
+    found = explained(shield, pixels, classes)
     return [{"image": str(path), **d} for path, d in zip(images, found, strict=True)]
 
 

@@ -1,85 +1,25 @@
 """Run one stage: its notebook, by papermill, as DVC calls it.
 
-python -m multishield.run check
-python -m multishield.run training standard
+python -m multishield.pipeline.run check
+python -m multishield.pipeline.run training standard
 """
 
 import contextlib
 import os
 import re
 import resource
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
-import papermill
-from papermill.exceptions import PapermillExecutionError
-
-from multishield.data.datasets import check_root
-from multishield.models import clip, model_zoo, pretrained
-from multishield.params import Params
-from multishield.reporting import pages
+from multishield.pipeline.notebooks import read_notebook, read_source, run_name, source_notebook, write_notebook
 from multishield.storage import paths
-from multishield.storage.checkpoints import RUN, forget
 from multishield.storage.errors import UserError
 from multishield.storage.files import write_atomically, write_text
 from multishield.storage.progress import PROGRESS_FILE
-
-STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "report")
-
-
-def source_notebook(stage: str) -> str:
-    """The file name of a stage's notebook, such as `04_baseline.ipynb`."""
-    return f"{STAGES.index(stage) + 1:02d}_{stage}.ipynb"
-
-
-def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A notebook without what opening or running it changes: outputs, counts, random ids, metadata but for tags."""
-    for i, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{i}"
-        cell["metadata"] = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = nbformat.NotebookNode(kernelspec=kernel, language_info={"name": "python"})
-    return notebook
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook.
-
-    Raises:
-        UserError: the file is missing or is not a notebook.
-    """
-    try:
-        return nbformat.read(path, as_version=4)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; restore it with `git checkout -- notebooks`") from None
-    except nbformat.reader.NotJSONError:
-        raise UserError(f"{path} is not a notebook; restore it with `git checkout -- notebooks`") from None
-
-
-def _write(notebook: nbformat.NotebookNode, path: Path) -> Path:
-    return write_text(path, nbformat.writes(notebook) + "\n")
-
-
-def check() -> None:
-    """The first stage: params.yaml is valid, what it names exists, and notebooks are brought to canonical form.
-
-    The other stages depend on the canonical copies: opening and running a notebook makes nothing stale.
-    """
-    params = Params.load()
-    check_root(params.dataset)
-    model_zoo.check(params)
-    clip.check(params.alignment)
-    for name in params.classifiers:
-        pretrained.check(params.training[name], f"training.{name}")
-    for stage in STAGES:
-        name = source_notebook(stage)
-        _write(canonical(read_notebook(paths.root() / "notebooks" / name)), paths.artifacts("check", name))
 
 
 @contextlib.contextmanager
@@ -118,7 +58,7 @@ def _one_line(text: str) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
 
 
-def _cell_number(notebook: nbformat.NotebookNode) -> int:
+def _cell_number(notebook) -> int:
     """Which code cell failed, counted from 1 as Jupyter's [1], [2], ..."""
     for cell in notebook.cells:
         if cell.cell_type == "code" and any(o.output_type == "error" for o in cell.outputs):
@@ -127,7 +67,7 @@ def _cell_number(notebook: nbformat.NotebookNode) -> int:
 
 
 def execute(stage: str, classifier: str | None = None) -> Path:
-    """Execute a stage's canonical notebook; write the executed copy and its page to reports/.
+    """Execute a stage's notebook; write the executed copy to artifacts/notebooks/.
 
     Returns:
         The executed notebook.
@@ -135,11 +75,13 @@ def execute(stage: str, classifier: str | None = None) -> Path:
     Raises:
         UserError: the notebook failed: which one, which cell, which error, and where the executed copy is.
     """
-    name = source_notebook(stage).removesuffix(".ipynb") + (f"_{classifier}" if classifier else "")
-    running = paths.state("running", f"{name}.ipynb")
-    running.parent.mkdir(parents=True, exist_ok=True)
-    source = paths.artifacts("check", source_notebook(stage))
-    os.environ[RUN] = name
+    import papermill  # slow to import; `multishield check` and the first stage do without
+    from papermill.exceptions import PapermillExecutionError
+
+    name = run_name(stage, classifier)
+    source, running = (paths.state("running", f"{name}.{kind}.ipynb") for kind in ("source", "executed"))
+    write_notebook(read_source(stage), source)
+    os.environ[paths.RUN] = name
     try:
         with _forwarded_progress(name):
             papermill.execute_notebook(
@@ -155,7 +97,7 @@ def execute(stage: str, classifier: str | None = None) -> Path:
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except PapermillExecutionError as error:
-        failed = paths.state("failed", running.name)
+        failed = paths.state("failed", f"{name}.ipynb")
         write_atomically(failed, lambda p: p.write_bytes(running.read_bytes()))
         what = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
         cell = _cell_number(read_notebook(running))
@@ -169,11 +111,11 @@ def execute(stage: str, classifier: str | None = None) -> Path:
         cell["id"] = f"cell-{i}"
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
-    pages.write_notebook_page(executed, paths.reports(f"{name}.html"))
-    report = _write(executed, paths.reports(f"{name}.ipynb"))
-    running.unlink()
-    forget(name)
-    return report
+    written = write_notebook(executed, paths.artifacts("notebooks", f"{name}.ipynb"))
+    for file in (source, running):
+        file.unlink()
+    shutil.rmtree(paths.state("resume", name), ignore_errors=True)
+    return written
 
 
 def _log_cost(stage: str, classifier: str | None, seconds: float) -> None:
@@ -186,16 +128,26 @@ def _log_cost(stage: str, classifier: str | None, seconds: float) -> None:
         stream.write(f"{stage},{classifier or ''},{seconds:.1f},{peak:.2f}\n")
 
 
+def run_stage(stage: str, classifier: str | None = None) -> None:
+    """Run a stage: the two around the notebooks in this process, every other one as its notebook."""
+    if stage == "check":
+        from multishield.pipeline.check import check
+
+        check()
+    elif stage == "publish":
+        from multishield.pipeline.publish import publish
+
+        publish()
+    else:
+        execute(stage, classifier)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point: `STAGE [CLASSIFIER]`. Returns the exit code."""
     stage, *rest = sys.argv[1:] if arguments is None else arguments
     started = time.monotonic()
     try:
-        if stage == "check":
-            check()
-            return 0
-        Params.load()  # fail before a kernel starts
-        execute(stage, rest[0] if rest else None)
+        run_stage(stage, *rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -133,7 +133,7 @@ def _shown(scores: dict[str, pd.DataFrame], label: int, count: int = 12) -> list
     return sorted(highest.nlargest(count).index)
 
 
-def examples(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
+def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
     """One image through the scenarios, each with both models' scores.
 
     Args:

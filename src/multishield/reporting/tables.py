@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from multishield.evaluation.records import METRICS, SCENARIOS
+from multishield.evaluation.records import METRICS, SCENARIOS, cell
 
 # No robust accuracy without clean accuracy and clean rejection beside it: a shield that rejects everything is "robust".
 SHOWN = (
@@ -13,11 +13,6 @@ SHOWN = (
     "rejection_under_attack",
     "attack_success",
 )
-
-
-def cell(row: pd.Series, digits: int = 1) -> str:
-    """A ratio with its interval in per cent: `85.2 [78.0, 90.3]`."""
-    return f"{100 * row.value:.{digits}f} [{100 * row.low:.{digits}f}, {100 * row.high:.{digits}f}]"
 
 
 def results(metrics: pd.DataFrame, shown: tuple[str, ...] = SHOWN) -> pd.DataFrame:
@@ -74,3 +69,8 @@ def nested(metrics: pd.DataFrame) -> dict:
         scenario = out.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
         scenario[row.metric] = round(row.value, 6)
     return out
+
+
+def findings(frame: pd.DataFrame) -> str:
+    """The sanity rules' findings as an HTML table."""
+    return to_html(frame.assign(holds=frame.holds.map({True: "holds", False: "VIOLATED"})), words=True)

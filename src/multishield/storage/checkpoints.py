@@ -1,5 +1,11 @@
-"""State of long computations: a killed run goes on where it was and ends with the same bytes (on a CPU)."""
+"""Checkpoints of long computations: a killed run goes on where it was and ends with the same bytes (on a CPU).
 
+The one mechanism of resume: training keeps its last epoch here, attacks the images that are finished, the baseline its
+batches, text embeddings their blocks.
+"""
+
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,53 +15,80 @@ from pathlib import Path
 import torch
 
 from multishield.storage import paths
-from multishield.storage.files import fingerprint, load_tensors, save_tensors
+from multishield.storage.files import write_atomically
 from multishield.storage.progress import progress
+from multishield.storage.tensors import fingerprint
 
-# The runner names the stage here, for the kernel that executes its notebook.
-RUN = "MULTISHIELD_RUN"
+
+class Checkpoint:
+    """What one computation has finished: values by name, each a file with a checksum.
+
+    A value is what `torch.load(weights_only=True)` reads: tensors, numbers, texts, lists and dicts of them. A file that
+    is damaged counts as missing, and is computed again.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def put(self, name: str, value) -> None:
+        """Keep a value; it replaces one of the same name."""
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        payload = buffer.getvalue()
+        write_atomically(self.folder / name, lambda p: p.write_bytes(hashlib.sha256(payload).digest() + payload))
+
+    def get(self, name: str):
+        """The value of a name, or None."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            path.unlink()
+            return None
+        return torch.load(io.BytesIO(content[32:]), weights_only=True)
+
+    def values(self) -> list:
+        """All values, in the order of their names."""
+        found = (self.get(path.name) for path in sorted(self.folder.iterdir()) if not path.name.startswith("."))
+        return [value for value in found if value is not None]
 
 
 @contextmanager
-def resume_folder(task: str, *inputs) -> Iterator[Path]:
-    """A folder under `.multishield/` named by the task and a fingerprint of all its inputs.
+def checkpoint(task: str, *inputs) -> Iterator[Checkpoint]:
+    """The checkpoint of a task, in a folder under `.multishield/` named by a fingerprint of all its inputs.
 
     It survives a kill or an error. It is removed when the stage that it belongs to ends well (by the runner, which
     names the stage in RUN; without a runner when the block ends), so that `dvc repro --force` computes everything anew
     instead of reading back what it is meant to check.
     """
-    stage = os.environ.get(RUN)
+    stage = os.environ.get(paths.RUN)
     folder = paths.state("resume", *([stage] if stage else []), f"{task}-{fingerprint(*inputs)}")
     folder.mkdir(parents=True, exist_ok=True)
-    yield folder
+    yield Checkpoint(folder)
     if not stage:
         shutil.rmtree(folder)
 
 
-def forget(stage: str) -> None:
-    """Remove what a stage has kept."""
-    shutil.rmtree(paths.state("resume", stage), ignore_errors=True)
-
-
-def in_chunks(
-    task: str, compute: Callable[[slice], dict[str, torch.Tensor]], total: int, size: int, *inputs
-) -> dict[str, torch.Tensor]:
-    """Compute `total` rows in chunks of `size`, each kept on disk as soon as it is there, and join them.
+def in_parts(
+    task: str, compute: Callable[[slice], dict[str, torch.Tensor]], total: int, size: int, *inputs, unit: str = "batch"
+) -> list[dict[str, torch.Tensor]]:
+    """Compute `total` rows in parts of `size`, each kept on disk as soon as it is there.
 
     Args:
         task: a name for the progress line and the folder.
-        compute: gets the slice of a chunk, returns named tensors whose first axis is the chunk's rows.
+        compute: gets the slice of a part, returns its named tensors.
         inputs: everything the result depends on (see `fingerprint`).
-
-    Returns:
-        The named tensors, joined over all rows.
+        unit: what a part is called in the progress line.
     """
     slices = [slice(start, min(start + size, total)) for start in range(0, total, size)]
     parts = []
-    with resume_folder(task, total, size, *inputs) as folder:
-        for part in progress(slices, task, "batch"):
-            path = folder / f"{part.start:06d}.safetensors"
-            if not path.exists():
-                save_tensors(path, compute(part))
-            parts.append(load_tensors(path))
-        return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    with checkpoint(task, total, size, *inputs) as kept:
+        for part in progress(slices, task, unit):
+            name = f"{part.start:08d}"
+            value = kept.get(name)
+            if value is None:
+                value = compute(part)
+                kept.put(name, value)
+            parts.append(value)
+    return parts

@@ -1,14 +1,9 @@
-"""Files that are never half-written, and fingerprints of what a computation depends on."""
+"""Files that are never half-written."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from multishield.storage.errors import UserError
 
@@ -19,6 +14,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())  # or a power cut may keep the new name and lose what it holds
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,52 +44,3 @@ def read_json(path: Path):
         raise UserError(f"{path} does not exist; give the path of a JSON file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); give the path of a JSON file") from None
-
-
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """Write named tensors as safetensors, atomically."""
-    own, seen = {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        # Safetensors takes no views and no shared memory; a copy only of those, because splits are large.
-        whole = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        own[name] = tensor if whole else tensor.clone()
-    return write_atomically(path, lambda p: save_file(own, p))
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file. Pickles are refused: loading one can run any code.
-
-    Raises:
-        UserError: the file is missing or is not safetensors.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give the path of a .safetensors file")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} is not a safetensors file ({error}); pickled checkpoints (.pt, .pth) are not accepted because "
-            "loading one can run any code: convert it once with safetensors.torch.save_file(state_dict, path)"
-        ) from None
-
-
-def fingerprint(*parts) -> str:
-    """SHA-256 over tensors, modules (their state), and JSON values: 16 hex digits that name a computation."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, torch.nn.Module):
-            part = dict(sorted(part.state_dict().items()))
-        if isinstance(part, dict) and all(isinstance(v, torch.Tensor) for v in part.values()):
-            for name, tensor in part.items():
-                digest.update(name.encode())
-                digest.update(fingerprint(tensor).encode())
-        elif isinstance(part, torch.Tensor):
-            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            # A view, not a copy: splits on disk are larger than memory.
-            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from multishield.storage.errors import UserError
 
+# The runner names the stage here, for the kernel that executes its notebook.
+RUN = "MULTISHIELD_RUN"
+
 
 def root() -> Path:
     """The project's root: the nearest folder upwards that holds `params.yaml` and `dvc.yaml`.

@@ -12,12 +12,7 @@ PROGRESS_FILE = "MULTISHIELD_PROGRESS"
 
 
 def progress(
-    items: Iterable | None,
-    description: str,
-    unit: str,
-    total: int | None = None,
-    done: int = 0,
-    scaled: bool = False,
+    items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0, scaled: bool = False
 ) -> tqdm:
     """Iterate over `items` and show how far it is.
 

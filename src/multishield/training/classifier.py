@@ -4,7 +4,7 @@ Wong et al. 2020 (fast), Madry et al. 2018 (PGD), Zhang et al. 2019 (TRADES). Th
 on the validation split, against robust overfitting (Rice et al. 2020).
 """
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -19,10 +19,8 @@ from multishield.models.cifar_resnet import build_network
 from multishield.models.classifier import Classifier, accuracy, device, freeze, outputs, read_classifier, wrap
 from multishield.params import Checkpoint, Classifiers, FineTuned, Trained
 from multishield.storage import paths
-from multishield.storage.checkpoints import resume_folder
 from multishield.storage.errors import UserError
-from multishield.storage.files import write_atomically
-from multishield.storage.progress import progress
+from multishield.training.epochs import run_epochs
 
 
 def _perturb(model: nn.Module, x: Tensor, loss_of, start: Tensor, eps: float, step: float, steps: int) -> Tensor:
@@ -92,7 +90,7 @@ def _radius(params: Trained | FineTuned, epoch: float) -> float:
 
 
 def _one_epoch(
-    model, split: Split, params: Trained | FineTuned, epoch: int, optimiser, schedule, generator, bar
+    model, split: Split, params: Trained | FineTuned, epoch: int, optimiser, schedule, generator, tick
 ) -> float:
     """Train one epoch; returns the mean loss."""
     model.train()
@@ -108,7 +106,7 @@ def _one_epoch(
         optimiser.step()
         schedule.step()
         total += loss.item() * len(batch)
-        bar.update()
+        tick()
     return total / len(split)
 
 
@@ -155,46 +153,31 @@ def train(
     """
     torch.manual_seed(seed)
     batches = -(-len(data) // params.batch_size)
-    steps = params.epochs * batches
-    model, optimiser, schedule = _start(params, classes, f"training.{name}", steps)
+    model, optimiser, schedule = _start(params, classes, f"training.{name}", params.epochs * batches)
     adversarial = params.source == "train" and params.method != "standard"
     criterion = "pgd_accuracy" if adversarial else "clean_accuracy"
-    rows, best = [], {}
+
+    def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
+        loss = _one_epoch(model, data, params, epoch, optimiser, schedule, generator, tick)
+        return {"loss": loss, **_validate(model, validation, params, seed)}
+
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
-    with resume_folder(f"training-{name}", *inputs) as folder:
-        state_file = folder / "state.pt"
-        if state_file.exists():
-            state = torch.load(state_file, weights_only=True)
-            model.load_state_dict(state["model"])
-            optimiser.load_state_dict(state["optimiser"])
-            schedule.load_state_dict(state["schedule"])
-            rows, best = state["rows"], state["best"]
-        bar = progress(None, f"training {name}", "batch", steps, len(rows) * batches)
-        for epoch in range(len(rows), params.epochs):
-            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
-            loss = _one_epoch(model, data, params, epoch, optimiser, schedule, generator, bar)
-            rows.append({"epoch": epoch + 1, "loss": loss, **_validate(model, validation, params, seed)})
-            if rows[-1][criterion] >= max(r[criterion] for r in rows):
-                best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-            _keep(state_file, model, optimiser, schedule, rows, best)
-            bar.set_postfix_str(f"epoch {epoch + 1}, validation {rows[-1][criterion]:.0%}")
-        bar.close()
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    history, best = run_epochs(
+        f"training {name}",
+        parts,
+        one_epoch,
+        *inputs,
+        epochs=params.epochs,
+        batches=batches,
+        criterion=criterion,
+        model=model,
+    )
     model.load_state_dict(best)
-    history = pd.DataFrame(rows)
     top = history[criterion].max()
     history["chosen"] = history.index == history.index[history[criterion] == top][-1]
     return freeze(model), history
-
-
-def _keep(path: Path, model, optimiser, schedule, rows, best) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-        "rows": rows,
-        "best": best,
-    }
-    write_atomically(path, lambda p: torch.save(state, p))
 
 
 def train_or_load(

@@ -1,6 +1,7 @@
 """Training of the demo's small CLIP on image-caption pairs (Radford et al. 2021): open_clip's model and loss."""
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -12,9 +13,7 @@ from multishield.models.classifier import accuracy, device, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
 from multishield.models.zero_shot import Preprocess, align, embed_prompts, keep_embeddings
 from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
-from multishield.storage.checkpoints import resume_folder
-from multishield.storage.files import write_atomically
-from multishield.storage.progress import progress
+from multishield.training.epochs import run_epochs
 
 # ImageNet-free constants: the demo's images are their own domain.
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
@@ -43,10 +42,10 @@ def zero_shot(clip: Clip, split: Split, text: Tensor) -> float:
 
 
 def _one_epoch(
-    clip: Clip, data: Split, tokens: Tensor, params: ClipTrained, epoch: int, optimiser, schedule, seed: int, bar
+    clip: Clip, data: Split, tokens: Tensor, params: ClipTrained, epoch: int, optimiser, schedule, seed: int, tick
 ) -> float:
     clip.model.train()
-    preprocess, loss_of = Preprocess(clip.preprocessing, clip.antialias), ClipLoss()
+    preprocess, loss_of = Preprocess(clip.preprocessing, clip.antialias).to(device()), ClipLoss()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     batches = [b for b in order.split(params.batch_size) if len(b) == min(params.batch_size, len(data))]
     total = 0.0
@@ -60,7 +59,7 @@ def _one_epoch(
         with torch.no_grad():
             clip.model.logit_scale.clamp_(0, math.log(100))  # as CLIP: a temperature of at most 100
         total += loss.item() / len(batches)
-        bar.update()
+        tick()
     return total
 
 
@@ -85,30 +84,30 @@ def train_clip(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, params.learning_rate, total_steps=steps + 1, pct_start=0.2
     )
-    tokens, rows = clip.tokenizer(captions), []
-    with resume_folder("alignment", params.model_dump(), data.images, captions, seed) as folder:
-        state_file = folder / "state.pt"
-        if state_file.exists():
-            state = torch.load(state_file, weights_only=True)
-            for part, name in ((clip.model, "model"), (optimiser, "optimiser"), (schedule, "schedule")):
-                part.load_state_dict(state[name])
-            rows = state["rows"]
-        bar = progress(None, "training CLIP", "batch", steps, len(rows) * (steps // params.epochs))
-        for epoch in range(len(rows), params.epochs):
-            loss = _one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, bar)
-            score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))
-            rows.append({"epoch": epoch + 1, "loss": loss, "zero_shot_accuracy": score})
-            state = {
-                "model": clip.model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "rows": rows,
-            }
-            write_atomically(state_file, lambda p, state=state: torch.save(state, p))
-            bar.set_postfix_str(f"epoch {epoch + 1}, zero-shot {rows[-1]['zero_shot_accuracy']:.0%}")
-        bar.close()
+    tokens = clip.tokenizer(captions)
+
+    def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
+        loss = _one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, tick)
+        return {
+            "loss": loss,
+            "zero_shot_accuracy": zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts)),
+        }
+
+    inputs = (params.model_dump(), data.images, captions, seed)
+    parts = {"model": clip.model, "optimiser": optimiser, "schedule": schedule}
+    # The last epoch is kept: nothing overfits here, and zero-shot accuracy on few images is noise.
+    history, _ = run_epochs(
+        "training CLIP",
+        parts,
+        one_epoch,
+        *inputs,
+        epochs=params.epochs,
+        batches=steps // params.epochs,
+        criterion="zero_shot_accuracy",
+        model=clip.model,
+    )
     freeze(clip.model)
-    return clip, config, pd.DataFrame(rows)
+    return clip, config, history
 
 
 def train_or_load(

@@ -2,61 +2,59 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from multishield.attacks.loop.result import AttackResult
-from multishield.storage.checkpoints import resume_folder
-from multishield.storage.files import load_tensors, save_tensors
+from multishield.attacks.loop.result import AttackedImages
+from multishield.storage.checkpoints import Checkpoint, checkpoint
 from multishield.storage.progress import progress
 
 
 def attack_resumably(
     task: str, attack: Callable[[torch.Tensor, Callable], object], total: int, *inputs, every: float = 20.0
-) -> AttackResult:
+) -> AttackedImages:
     """Attack `total` images; those that are finished are kept on disk every `every` seconds.
 
     A killed run goes on with the images that are left. Because an image's result depends on the image alone (on a CPU
-    bit for bit, see `classifiers.forward`), it ends with the same bytes.
+    bit for bit, see `classifier.forward`), it ends with the same bytes.
 
     Args:
         task: a name for the progress line and the folder.
-        attack: gets indices (B,) of images and a `watch`, which it hands to `attacks.engine.ascend`.
+        attack: gets indices (B,) of images and a `watch`, which it hands to `attacks.loop.ascend`.
         inputs: everything the result depends on (see `fingerprint`).
     """
-    with resume_folder(task, total, *inputs) as folder:
-        done = _kept(folder)
+    with checkpoint(task, total, *inputs) as kept:
+        index, found = _finished(kept)
         left = torch.ones(total, dtype=torch.bool)
-        left[done.get("index", slice(0))] = False
-        watch = _Watch(task, folder, left.nonzero()[:, 0], total, int(sum(done.get("success", []))), every)
+        left[index] = False
+        watch = _Watch(task, kept, left.nonzero()[:, 0], total, sum(int(p.success.sum()) for p in found), every)
         if left.any():
             attack(watch.left, watch)
         watch.close()
-        whole = _kept(folder)
-    order = whole["index"].argsort()
-    forwards, backwards = whole["passes"][order].T
-    return AttackResult(whole["images"][order], whole["success"][order], forwards, backwards)
+        index, found = _finished(kept)
+    return AttackedImages.joined(found)[index.argsort()]
 
 
-def _kept(folder: Path) -> dict[str, torch.Tensor]:
-    parts = [load_tensors(path) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}
+def _finished(kept: Checkpoint) -> tuple[torch.Tensor, list[AttackedImages]]:
+    """Indices of the images that are finished, and what became of them, in the same order."""
+    parts = kept.values()
+    indices = [p["index"] for p in parts]
+    return torch.cat([torch.empty(0, dtype=torch.long), *indices]), [AttackedImages.of_tensors(p) for p in parts]
 
 
 class _Watch:
-    """Called by the engine after every step: keeps what is finished, and shows one line of progress."""
+    """Called by the loop after every step: keeps what is finished, and shows one line of progress."""
 
-    def __init__(self, task: str, folder: Path, left: torch.Tensor, total: int, broken: int, every: float):
-        self.folder, self.left, self.total, self.every = folder, left, total, every
+    def __init__(self, task: str, kept: Checkpoint, left: torch.Tensor, total: int, broken: int, every: float):
+        self.kept, self.left, self.total, self.every = kept, left, total, every
         self.finished, self.broken, self.waiting = total - len(left), broken, []
         self.written, self.bar = time.monotonic(), progress(None, task, "step")
 
-    def __call__(self, indices, images, success, passes, steps_left: int) -> None:
+    def __call__(self, indices: torch.Tensor, found: AttackedImages, steps_left: int) -> None:
         if len(indices):
             self.finished += len(indices)
-            self.broken += int(success.sum())
-            self.waiting.append({"index": self.left[indices], "images": images, "success": success, "passes": passes})
+            self.broken += int(found.success.sum())
+            self.waiting.append((self.left[indices], found))
         self._show(steps_left)
         if self.waiting and time.monotonic() - self.written > self.every:
             self._keep()
@@ -77,7 +75,7 @@ class _Watch:
         )
 
     def _keep(self) -> None:
-        part = {name: torch.cat([w[name] for w in self.waiting]) for name in self.waiting[0]}
-        number = len(list(self.folder.glob("*.safetensors")))
-        save_tensors(self.folder / f"{number:06d}.safetensors", part)
+        indices, found = zip(*self.waiting, strict=True)
+        part = AttackedImages.joined(list(found)).tensors() | {"index": torch.cat(indices)}
+        self.kept.put(f"{self.finished:08d}", part)  # how many are finished by now: a name of its own each time
         self.waiting, self.written = [], time.monotonic()

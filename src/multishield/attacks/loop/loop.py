@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from multishield.attacks.loop.batch_size import affordable
 from multishield.attacks.loop.folding import folded
 from multishield.attacks.loop.random_streams import keys, uniform
-from multishield.attacks.loop.result import AttackResult, Success
+from multishield.attacks.loop.result import AttackedImages, Success
 from multishield.models.classifier import SMALLEST, Outputs, forward
 from multishield.storage.errors import UserError
 
 State = dict[str, Tensor]
 # Outputs, labels, targets and variants of the slots to losses, each (B,), which the attack raises.
 Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+# Called after every step with the indices of the images that it has finished (often none), what became of them, and
+# the number of steps that are still to do, at most.
+Watch = Callable[[Tensor, AttackedImages, int], None]
 
 
 class Rule(Protocol):
@@ -45,90 +48,30 @@ def has_bf16(where: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def _some(shape: torch.Size, where: torch.device) -> Tensor:
-    """Images of this shape: what is learnt from them must not depend on which images are attacked."""
-    return uniform(torch.arange(SMALLEST), shape.numel()).view(-1, *shape).to(where)
+class Mover:
+    """The model twice: a fast twin that moves are computed from, and the model itself, which alone decides."""
 
+    def __init__(self, model: Callable[[Tensor], Outputs], shape: torch.Size, where: torch.device, fast: bool):
+        self.model, self.where, self.fast = model, where, fast and has_bf16(where)
+        # What is learnt from these few images must not depend on which images are attacked.
+        self.sample = uniform(torch.arange(SMALLEST), shape.numel()).view(-1, *shape).to(where)
+        self.twin = folded(model, self.sample)
+        self.exact = self.twin is model and not self.fast
 
-def _cast_once(twin: Callable) -> None:
-    """Weights in bf16 that autocast would cast at every call; new ones, because the model shares those of its twin."""
-    for module in getattr(twin, "__self__", twin).modules():
-        if type(module) in (nn.Conv2d, nn.Linear):
-            for name, weight in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
+    def cast_once(self) -> None:
+        """Weights in bf16 that autocast would cast at every call; new ones, because the model shares its twin's."""
+        if not self.fast or self.twin is self.model:
+            return
+        for module in getattr(self.twin, "__self__", self.twin).modules():
+            if type(module) in (nn.Conv2d, nn.Linear):
+                for name, weight in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
 
-
-class _Run:
-    """One attack on a set of images: the queue, the slots, and the results so far."""
-
-    def __init__(self, model, images, labels, ids, success, fast, where, batch_size):
-        self.model, self.success, self.where = model, success, where
-        self.fast = fast and has_bf16(where)
-        self.images, self.labels, self.ids = images, labels, ids
-        sample = _some(images[0].shape, where)
-        self.moving = folded(model, sample)
-        self.exact = self.moving is model and not self.fast
-        self.batch_size = batch_size or affordable(self.moving, sample, where)
-        if self.fast and self.moving is not model:
-            _cast_once(self.moving)
-        self.result, self.done = images.clone(), torch.zeros(len(images), dtype=torch.bool)
-        self.passes = torch.zeros(2, len(images), dtype=torch.long)
-
-    def resized(self, compute: Callable[[], object]):
-        """`compute`, or None where memory did not suffice: the batch is halved then."""
-        try:
-            return compute()
-        except torch.OutOfMemoryError:
-            if self.batch_size <= SMALLEST:
-                raise UserError(
-                    f"{SMALLEST} images at once, the fewest, do not fit into the memory of the device; use a smaller "
-                    "model, or the CPU (CUDA_VISIBLE_DEVICES= in front of the command)"
-                ) from None
-            self.batch_size //= 2
-            return None
-
-    @torch.no_grad()
-    def clean(self, plan) -> Tensor | None:
-        """Decide on the clean images; those that are wrong already are done. Returns the targets (N,V)."""
-        parts, at = [], 0
-        while at < len(self.images):
-            part = slice(at, at + self.batch_size)
-            x, y = self.images[part].to(self.where), self.labels[part].to(self.where)
-            out = self.resized(lambda x=x: forward(self.model, x))
-            if out is None:
-                continue
-            self.done[part] = self.success(out, y).cpu()
-            parts.append(plan(out, y).cpu() if plan else None)
-            at = part.stop
-        self.passes[0] = 1
-        return torch.cat(parts) if plan else None
-
-    def step(self, x: Tensor) -> Outputs:
-        """Outputs of the folded twin, float32, that moves are computed from; inside in bf16 where that is wanted."""
+    def __call__(self, x: Tensor) -> Outputs:
+        """Outputs of the twin, float32; inside in bf16 where that is wanted."""
         with torch.autocast(self.where.type, torch.bfloat16, enabled=self.fast):
-            out = forward(self.moving, x)
+            out = forward(self.twin, x)
         return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
-
-    @torch.no_grad()
-    def verdict(self, s: State, out: Outputs, last: Tensor, height: Tensor | None) -> Tensor:
-        """Which slots are broken, by the model itself in full precision. What the twin calls broken is looked at again,
-        and so is the last image of every try.
-
-        A random search keeps only what raises its loss, the `height`: where its moves are in bf16 and the model has
-        said no, the twin must climb higher before it is asked again. An image on the edge would otherwise cost a second
-        pass at every query.
-        """
-        claimed = self.success(out, s["label"])
-        if self.exact:
-            return claimed
-        climbing = self.fast and height is not None
-        asked = last | (claimed & (height > s["refuted"]) if climbing else claimed)
-        broken, i = torch.zeros_like(claimed), asked.nonzero()[:, 0]
-        if len(i):
-            broken[i] = self.success(forward(self.model, s["x"][i]), s["label"][i])
-        if climbing:
-            s["refuted"] = torch.where(asked & ~broken, height, s["refuted"])
-        return broken
 
 
 def ascend(
@@ -147,117 +90,194 @@ def ascend(
     plan: Callable[[Outputs, Tensor], Tensor] | None = None,
     fast: bool = False,
     batch_size: int | None = None,
-    watch: Callable[..., None] | None = None,
-) -> AttackResult:
+    watch: Watch | None = None,
+) -> AttackedImages:
     """Attack each image until it is broken or all its tries have failed.
 
     Args:
         model: pixels to outputs. images, labels: (N,3,H,W) in [0,1]; (N,).
-        ids, seed, tag: name the random stream of each image and try.
+        ids, seed, tag: name the random stream of each image and try. The tag is the attack's name, too.
         success: the rule that decides on the model's outputs, images that are wrong when clean included.
         objective: the losses to be raised. rule: how to move.
         where: the device.
         plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
-        fast: compute moves in bf16 where the device has it. In any case they are made with batch norms folded (see
-            `folding`), and verdicts are the model's own, in full precision.
+        fast: compute moves in bf16 where the device has it. NOT used by any stage: benchmarks alone ask for it, and on
+            one machine it left more images robust (benchmarks/README.md). In any case moves are made with batch norms
+            folded (see `folding`), and verdicts are the model's own, in full precision.
         batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
             for. It has no influence on results.
-        watch: called after every step as watch(indices, images, success, passes, left) with the images that it has
-            finished, often none, and `left`, the tries times steps that are still to do, at most.
+        watch: see `Watch`.
     """
     if not len(images):
         none = torch.zeros(0, dtype=torch.long)
-        return AttackResult(images.clone(), none.bool(), none, none)
-    run = _Run(model, images, labels, ids, success, fast, where, batch_size)
-    targets = run.clean(plan)
-    variants = variants if targets is None else targets.shape[1]
-    queue = deque((int(i), 0) for i in (~run.done).nonzero()[:, 0])
-    streams = torch.stack([keys(seed, f"{tag}/{v}", ids) for v in range(variants)], 1)
-    budget = torch.where(run.done, 0, variants * (rule.steps + 1))
-    if watch and run.done.any():
-        _report(watch, run, run.done.nonzero()[:, 0], budget)
-    slots: State = {}
-    while queue or len(slots.get("image", ())):
-        slots = _fill(slots, queue, run, rule, streams, targets)
-        evaluated = run.resized(lambda s=slots: _evaluate(run, rule, objective, s))
-        if evaluated is None:
-            queue.extendleft((int(i), int(v)) for i, v in zip(slots["image"], slots["variant"], strict=True))
-            slots = {}
-            continue
-        slots = _advance(slots, queue, run, rule, variants, budget, watch, *evaluated)
-    return AttackResult(run.result, run.done, run.passes[0], run.passes[1])
+        return AttackedImages(images.clone(), [], none, none)
+    return _Attack(
+        Mover(model, images[0].shape, where, fast), images, labels, success, rule, tag, watch, batch_size
+    ).run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
 
 
-def _fill(slots: State, queue: deque, run: _Run, rule: Rule, streams: Tensor, targets: Tensor | None) -> State:
-    """New tries from the queue into the free slots. The last few come in beyond them: left for later they would keep
-    the hardware for as long as a full batch."""
-    few = run.batch_size > SMALLEST and len(queue) <= run.batch_size // 2  # where memory is short, never
-    free = len(queue) if few else run.batch_size - len(slots.get("image", ()))
-    tries = [queue.popleft() for _ in range(min(free, len(queue)))]
-    if not tries:
-        return slots
-    image, variant = (torch.tensor(column) for column in zip(*tries, strict=True))
-    clean = run.images[image].to(run.where)
-    new = {
-        "image": image,
-        "variant": variant,
-        "label": run.labels[image],
-        "target": targets[image, variant] if targets is not None else torch.full_like(image, -1),
-        "step": torch.zeros_like(image),
-        "refuted": torch.full(image.shape, -torch.inf),
-    }
-    new = {name: t.to(run.where) for name, t in new.items()}
-    new |= {"clean": clean, **rule.start(clean, streams[image, variant].to(run.where))}
-    return {name: torch.cat([slots[name], t]) for name, t in new.items()} if slots else new
+class _Attack:
+    """One attack on a set of images: the queue of tries, the slots that are worked on, and the results so far.
 
+    A slot is a row of every tensor in `slots`: "image" and "variant" name the try, "label", "target", "clean", "x" and
+    "step" say where it stands, and the rule adds its own state.
+    """
 
-def _evaluate(run: _Run, rule: Rule, objective: Objective, s: State):
-    """One forward: losses, their gradients where the rule wants them, and the verdict."""
-    x = s["x"].detach().requires_grad_(rule.needs_gradient)
-    with torch.set_grad_enabled(rule.needs_gradient):
-        out = run.step(x)
-        losses = objective(out, s["label"], s["target"], s["variant"])
-    gradients = ()
-    if rule.needs_gradient and bool((s["step"] < rule.steps).any()):
-        last = len(losses) - 1
-        gradients = tuple(torch.autograd.grad(loss.sum(), x, retain_graph=i < last)[0] for i, loss in enumerate(losses))
-    losses = tuple(loss.detach() for loss in losses)
-    height = None if rule.needs_gradient else losses[0]
-    return run.verdict(s, out, s["step"] >= rule.steps, height), losses, gradients
+    def __init__(self, mover: Mover, images, labels, success: Success, rule: Rule, name: str, watch, batch_size):
+        self.mover, self.success, self.rule, self.name, self.watch = mover, success, rule, name, watch
+        self.images, self.labels = images, labels
+        self.batch_size = batch_size or affordable(mover.twin, mover.sample, mover.where)
+        mover.cast_once()
+        self.result, self.broken_by = images.clone(), [""] * len(images)
+        self.passes = torch.ones(2, len(images), dtype=torch.long)
+        self.passes[1] = 0
+        self.queue: deque[tuple[int, int]] = deque()
+        self.slots: State = {}
 
+    def run(self, objective: Objective, plan, variants: int, stream: Callable[[int], Tensor]) -> AttackedImages:
+        """Work until no try is left. Args: see `ascend`; `stream` gives each image's key for a variant."""
+        self.targets = self._decide_on_clean(plan)
+        self.variants = variants if self.targets is None else self.targets.shape[1]
+        standing = torch.tensor([not name for name in self.broken_by])
+        self.queue.extend((int(i), 0) for i in standing.nonzero()[:, 0])
+        self.streams = torch.stack([stream(v) for v in range(self.variants)], 1)
+        self.steps_left = torch.where(standing, self.variants * (self.rule.steps + 1), 0)
+        if not standing.all():
+            self._report((~standing).nonzero()[:, 0])
+        while self.queue or self.slots:
+            self._fill()
+            evaluated = self._within_memory(lambda: self._evaluate(objective))
+            if evaluated is None:
+                self._requeue(self.slots["image"], self.slots["variant"])
+                self.slots = {}
+            else:
+                self._advance(*evaluated)
+        return AttackedImages(self.result, self.broken_by, *self.passes)
 
-def _advance(slots, queue, run, rule, variants, budget, watch, broken, losses, gradients) -> State:
-    """Take verdicts in, move what goes on, and let broken and used up tries leave."""
-    at, ended = slots["image"].cpu(), slots["step"] >= rule.steps
-    run.passes[0, at] += 1
-    if rule.needs_gradient:
-        run.passes[1, at] += (~ended).long().cpu()  # none for the last look at a try
-    budget[at] -= 1
-    leaving, finished = broken | ended, at[:0]
-    if leaving.any():
-        finished = _leave(slots, queue, run, variants, budget, broken, ended)
-        slots = {name: t[~leaving] for name, t in slots.items()}
-        losses, gradients = tuple(t[~leaving] for t in losses), tuple(t[~leaving] for t in gradients)
-    if watch:
-        _report(watch, run, finished, budget)
-    if not len(slots["image"]):
-        return {}
-    slots["x"] = rule.move(slots, losses, gradients)
-    slots["step"] = slots["step"] + 1
-    return slots
+    def _within_memory(self, compute: Callable[[], object]):
+        """`compute`, or None where memory did not suffice: the batch is halved then."""
+        try:
+            return compute()
+        except torch.OutOfMemoryError:
+            if self.batch_size <= SMALLEST:
+                raise UserError(
+                    f"{SMALLEST} images at once, the fewest, do not fit into the memory of the device; use a smaller "
+                    "model, or the CPU (CUDA_VISIBLE_DEVICES= in front of the command)"
+                ) from None
+            self.batch_size //= 2
+            return None
 
+    @torch.no_grad()
+    def _decide_on_clean(self, plan) -> Tensor | None:
+        """Decide on the clean images; those that are wrong already are done. Returns the targets (N,V)."""
+        parts, at = [], 0
+        while at < len(self.images):
+            part = slice(at, at + self.batch_size)
+            x, y = self.images[part].to(self.mover.where), self.labels[part].to(self.mover.where)
+            out = self._within_memory(lambda x=x: forward(self.mover.model, x))
+            if out is None:
+                continue
+            for i in self.success(out, y).nonzero()[:, 0].tolist():
+                self.broken_by[at + i] = "clean"
+            parts.append(plan(out, y).cpu() if plan else None)
+            at = part.stop
+        return torch.cat(parts) if plan else None
 
-def _leave(slots, queue, run, variants, budget, broken, ended) -> Tensor:
-    """Keep what broken tries have found, and queue the next try of images that resisted one. Returns the images that
-    are finished."""
-    at, lost = slots["image"].cpu(), ended & ~broken
-    won = at[broken.cpu()]
-    run.result[won], run.done[won], budget[won] = slots["x"][broken].cpu(), True, 0
-    again = lost & (slots["variant"] + 1 < variants)
-    queue.extendleft((int(i), int(v) + 1) for i, v in zip(slots["image"][again], slots["variant"][again], strict=True))
-    return at[(broken | (lost & ~again)).cpu()]
+    def _fill(self) -> None:
+        """New tries from the queue into the free slots. The last few come in beyond them: left for later they would
+        keep the hardware for as long as a full batch."""
+        few = self.batch_size > SMALLEST and len(self.queue) <= self.batch_size // 2  # where memory is short, never
+        free = len(self.queue) if few else self.batch_size - len(self.slots.get("image", ()))
+        tries = [self.queue.popleft() for _ in range(min(free, len(self.queue)))]
+        if not tries:
+            return
+        image, variant = (torch.tensor(column) for column in zip(*tries, strict=True))
+        clean = self.images[image].to(self.mover.where)
+        new = {
+            "image": image,
+            "variant": variant,
+            "label": self.labels[image],
+            "target": self.targets[image, variant] if self.targets is not None else torch.full_like(image, -1),
+            "step": torch.zeros_like(image),
+            "denied_at": torch.full(image.shape, -torch.inf),
+        }
+        new = {name: t.to(self.mover.where) for name, t in new.items()}
+        new |= {"clean": clean, **self.rule.start(clean, self.streams[image, variant].to(self.mover.where))}
+        self.slots = {name: torch.cat([self.slots[name], t]) for name, t in new.items()} if self.slots else new
 
+    def _evaluate(self, objective: Objective):
+        """One forward: which slots are broken, the losses, and their gradients where the rule wants them."""
+        s, needs = self.slots, self.rule.needs_gradient
+        x = s["x"].detach().requires_grad_(needs)
+        with torch.set_grad_enabled(needs):
+            out = self.mover(x)
+            losses = objective(out, s["label"], s["target"], s["variant"])
+        gradients = ()
+        if needs and bool((s["step"] < self.rule.steps).any()):
+            last = len(losses) - 1
+            gradients = tuple(
+                torch.autograd.grad(loss.sum(), x, retain_graph=i < last)[0] for i, loss in enumerate(losses)
+            )
+        losses = tuple(loss.detach() for loss in losses)
+        return self._verdict(out, None if needs else losses[0]), losses, gradients
 
-def _report(watch, run: _Run, indices: Tensor, budget: Tensor) -> None:
-    watch(indices, run.result[indices], run.done[indices], run.passes[:, indices].T, int(budget.sum()))
+    @torch.no_grad()
+    def _verdict(self, out: Outputs, searched: Tensor | None) -> Tensor:
+        """Which slots are broken, by the model itself in full precision: it looks again at what the twin calls broken,
+        and at the last image of every try.
+
+        A random search keeps only what raises its loss (`searched`): where its moves are in bf16 and the model has
+        denied a break, the loss must rise above where that was before the model is asked again. An image on the edge
+        would otherwise cost a second pass at every query.
+        """
+        s, twin_says = self.slots, self.success(out, self.slots["label"])
+        if self.mover.exact:
+            return twin_says
+        patient = self.mover.fast and searched is not None
+        asked = (s["step"] >= self.rule.steps) | (twin_says & (searched > s["denied_at"]) if patient else twin_says)
+        broken, i = torch.zeros_like(twin_says), asked.nonzero()[:, 0]
+        if len(i):
+            broken[i] = self.success(forward(self.mover.model, s["x"][i]), s["label"][i])
+        if patient:
+            s["denied_at"] = torch.where(asked & ~broken, searched, s["denied_at"])
+        return broken
+
+    def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
+        """Take verdicts in, let broken and used up tries leave, and move what goes on."""
+        at, ended = self.slots["image"].cpu(), self.slots["step"] >= self.rule.steps
+        self.passes[0, at] += 1
+        if self.rule.needs_gradient:
+            self.passes[1, at] += (~ended).long().cpu()  # none for the last look at a try
+        self.steps_left[at] -= 1
+        leaving, finished = broken | ended, at[:0]
+        if leaving.any():
+            finished = self._leave(broken, ended)
+            self.slots = {name: t[~leaving] for name, t in self.slots.items()} if not leaving.all() else {}
+            losses, gradients = tuple(t[~leaving] for t in losses), tuple(t[~leaving] for t in gradients)
+        self._report(finished)
+        if self.slots:
+            self.slots["x"] = self.rule.move(self.slots, losses, gradients)
+            self.slots["step"] = self.slots["step"] + 1
+
+    def _leave(self, broken: Tensor, ended: Tensor) -> Tensor:
+        """Keep what broken tries have found, and queue the next try of images that resisted one. Returns the images
+        that are finished."""
+        s, lost = self.slots, ended & ~broken
+        at = s["image"].cpu()
+        won = at[broken.cpu()]
+        self.result[won], self.steps_left[won] = s["x"][broken].cpu(), 0
+        for i in won.tolist():
+            self.broken_by[i] = self.name
+        again = lost & (s["variant"] + 1 < self.variants)
+        self._requeue(s["image"][again], s["variant"][again] + 1)
+        return at[(broken | (lost & ~again)).cpu()]
+
+    def _requeue(self, images: Tensor, variants: Tensor) -> None:
+        self.queue.extendleft((int(i), int(v)) for i, v in zip(images, variants, strict=True))
+
+    def _report(self, finished: Tensor) -> None:
+        if self.watch:
+            names = [self.broken_by[i] for i in finished.tolist()]
+            found = AttackedImages(self.result[finished], names, *self.passes[:, finished])
+            self.watch(finished, found, int(self.steps_left.sum()))

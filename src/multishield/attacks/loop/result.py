@@ -2,26 +2,75 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from multishield.models.classifier import Outputs
+from multishield.storage.tensors import load_tensors, save_tensors
 
 # Outputs and labels (B,) to success (B,) of the attacker.
 Success = Callable[[Outputs, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class AttackResult:
-    """Attacked images (B,3,H,W); success (B,) bool; passes through the model that each image cost, int64 (B,).
+class AttackedImages:
+    """Images after an attack, and what it did to each.
 
-    Where the attack failed the image is the clean one.
+    Attributes:
+        images: (N,3,H,W) float32 in [0,1]. Where the attack failed it is the clean image.
+        broken_by: per image the attack that broke it, "clean" where it was wrong before, "" where nothing broke it.
+        forwards, backwards: passes through the model that each image cost, int64 (N,).
     """
 
     images: Tensor
-    success: Tensor
+    broken_by: list[str]
     forwards: Tensor
     backwards: Tensor
+
+    @property
+    def success(self) -> Tensor:
+        """Which images are broken, bool (N,)."""
+        return torch.tensor([bool(name) for name in self.broken_by], dtype=torch.bool)
+
+    def __getitem__(self, index: Tensor) -> "AttackedImages":
+        """The images of int64 indices."""
+        names = [self.broken_by[i] for i in index.tolist()]
+        return AttackedImages(self.images[index], names, self.forwards[index], self.backwards[index])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As named tensors: names are numbered, and their text is a row of bytes."""
+        names = sorted(set(self.broken_by))
+        return {
+            "images": self.images,
+            "attack": torch.tensor([names.index(name) for name in self.broken_by], dtype=torch.long),
+            "attack_names": torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8),
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+        }
+
+    @classmethod
+    def of_tensors(cls, t: dict[str, Tensor]) -> "AttackedImages":
+        """From what `tensors` returned."""
+        names = bytes(t["attack_names"].tolist()).decode().split("\n")
+        return cls(t["images"], [names[i] for i in t["attack"].tolist()], t["forwards"], t["backwards"])
+
+    @classmethod
+    def joined(cls, parts: list["AttackedImages"]) -> "AttackedImages":
+        """One after the other."""
+        columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("images", "forwards", "backwards"))
+        images, forwards, backwards = columns
+        return cls(images, [name for p in parts for name in p.broken_by], forwards, backwards)
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_tensors(path, self.tensors())
+
+    @classmethod
+    def load(cls, path: Path) -> "AttackedImages":
+        """Read what `save` has written."""
+        return cls.of_tensors(load_tensors(path))
 
 
 def per_image(values: Tensor) -> Tensor:

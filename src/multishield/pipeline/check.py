@@ -1,0 +1,35 @@
+"""The one check: params.yaml is valid, what it names exists; and what each stage's numbers depend on is written down.
+
+`multishield check` is what the first stage runs. Nothing is built, loaded or downloaded.
+"""
+
+from multishield.data.roots import check_root
+from multishield.models import model_zoo, pretrained
+from multishield.params import Params
+from multishield.pipeline.fingerprints import Code, fingerprint_of
+from multishield.pipeline.notebooks import read_source, runs
+from multishield.storage import paths
+from multishield.storage.files import write_json
+
+
+def check() -> Params:
+    """Say before the first stage what would fail after hours, and write artifacts/check/.
+
+    Raises:
+        UserError: a sentence per mistake.
+    """
+    params = Params.load()
+    check_root(params.dataset)
+    model_zoo.check(params)
+    if params.alignment.source != "train":
+        from multishield.models import clip  # open_clip is slow to import
+
+        clip.check(params.alignment)
+    for name in params.classifiers:
+        pretrained.check(params.training[name], f"training.{name}")
+    code, notebooks = Code(), {}
+    for stage, classifier in runs(params.classifiers):
+        notebook = notebooks.setdefault(stage, read_source(stage))
+        name = f"{stage}_{classifier}" if classifier else stage
+        write_json(paths.artifacts("check", f"{name}.json"), fingerprint_of(code, stage, classifier, notebook, params))
+    return params

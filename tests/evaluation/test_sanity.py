@@ -1,0 +1,114 @@
+"""Sanity rules: silent on a sound evaluation, and a defence that masks gradients is flagged."""
+
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT
+from multishield.attacks.loop.result import AttackedImages
+from multishield.data.splits import Split
+from multishield.evaluation import records, sanity, scenarios
+from multishield.evaluation.verdicts import records_of
+from multishield.params import Params, read_yaml
+from multishield.shield import MultiShield
+
+EPS = 8 / 255
+
+
+class Linear(torch.nn.Module):
+    def __init__(self, scale, seed=0):
+        super().__init__()
+        weight = scale * torch.randn(4, 3 * 8 * 8, generator=torch.Generator().manual_seed(seed))
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x):
+        return (x.flatten(1) - 0.5) @ self.weight.T
+
+
+class Masked(torch.nn.Module):
+    """A linear model behind coarse rounding: as fragile as before, and its gradient is zero everywhere."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.weight = model, model.weight
+
+    def forward(self, x):
+        return self.model((x * 64).round() / 64 + 0 * x)
+
+
+def evaluate(shield):
+    """Scenario 3 as notebook 06 runs it, on 40 images."""
+    params = Params.parse(read_yaml(ROOT / "profiles" / "demo.yaml")).adaptive
+    images = (255 * (0.2 + 0.6 * torch.rand(40, 3, 8, 8))).to(torch.uint8)
+    labels = shield.classifier(images.float() / 255).argmax(1)
+    data = Split(images, labels, torch.arange(40))
+    options = (shield, data, params, EPS, 0)
+    stored = {name: scenarios.run_adaptive("test", name, *options) for name in ("paper", "joint", "alignment")}
+    worst = scenarios.worst_case(shield, data, stored)
+    stored["adaptive"] = scenarios.against_survivors("test", shield, data, worst, *options[2:])
+    none = torch.zeros(40, dtype=torch.long)
+    unaware = AttackedImages(data.pixels, [""] * 40, none, none)
+    rows = [records_of("test", s, shield, data, a, EPS) for s, a in {"multishield": unaware, **stored}.items()]
+    runs = scenarios.sanity_rows("test", *options)
+    return sanity.check(pd.concat(rows, ignore_index=True), runs, 4).set_index("rule")
+
+
+def test_a_sound_evaluation_violates_nothing(project_root):
+    v = Linear(0.02, 1)
+    v.weight += 0.01 * Linear(1.0, 2).weight
+    findings = evaluate(MultiShield(Linear(1.0, 2), v, 0.001))
+    assert findings.holds.all(), findings.finding.tolist()
+    assert set(findings.index) == set(sanity.RULES)
+
+
+def test_masked_gradients_are_flagged(project_root):
+    v = Linear(0.02, 1)
+    v.weight += 0.01 * Linear(1.0, 2).weight
+    findings = evaluate(MultiShield(Masked(Linear(1.0, 2)), Masked(v), 0.001))
+    assert not findings.holds["white box beats black box"]
+    assert not findings.holds["large radius, none robust"]
+
+
+def rows(scenario, broken, attack="joint", count=4):
+    """Records of `count` images of class 0, the first `broken` of them accepted as class 1."""
+    frame = {name: [0] * count for name in records.COLUMNS}
+    frame |= {"classifier": "c", "scenario": scenario, "image": range(count), "attack": attack}
+    frame["attacked_decision"] = [1] * broken + [0] * (count - broken)
+    return pd.DataFrame(frame)
+
+
+SOUND = {"multishield": 0, "paper": 1, "joint": 2, "alignment": 0, "adaptive": 2}
+RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({}, None),
+        ({"paper": 3, "adaptive": 3}, "stronger than the paper's"),
+        ({"adaptive": 1}, "worst case is worst"),
+        ({"eps x 0.5": 3}, "larger radius, fewer robust"),
+        ({"large eps": 3}, "large radius, none robust"),
+        ({"half the steps": 3}, "more steps do not hurt"),
+    ],
+)
+def test_each_rule_by_hand(change, rule):
+    counts = {**SOUND, **RUNS, **change}
+    findings = sanity.check(
+        pd.concat([rows(s, counts[s]) for s in SOUND]), pd.concat([rows(s, counts[s]) for s in RUNS]), 10
+    )
+    assert findings[~findings.holds].rule.tolist() == ([rule] if rule else [])
+
+
+def test_what_only_the_black_box_broke_is_a_violation():
+    scenarios = [rows(s, n) for s, n in SOUND.items()]
+    scenarios[-1].loc[0, "attack"] = "square"
+    findings = sanity.check(pd.concat(scenarios), pd.concat([rows(s, n) for s, n in RUNS.items()]), 10)
+    assert findings[~findings.holds].rule.tolist() == ["white box beats black box"]
+
+
+def test_every_rule_has_its_page():
+    page = (ROOT / "docs" / "sanity.md").read_text()
+    for rule in sanity.RULES:
+        section = page.split(f"## {rule}\n")[1].split("\n## ")[0]
+        assert all(word in section for word in ("**Raised if**", "**What it means**", "**What to do**"))

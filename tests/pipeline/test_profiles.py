@@ -1,0 +1,118 @@
+"""The presets: complete, their names known, and ImageNet's thousand classes through the whole pipeline."""
+
+import json
+import os
+
+import open_clip
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from conftest import CHEAP, ROOT, copy_project, edit_params, run, run_notebooks
+from multishield.data.datasets import OPENERS
+from multishield.models import model_zoo
+from multishield.params import ClipOpen, Params, read_yaml
+from multishield.storage.files import write_json
+from multishield.training.clip import small_config
+
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") if n and not n.startswith("#")]
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_a_profile_names_what_exists(path):
+    params = Params.parse(read_yaml(path), path.name)
+    assert params.dataset.name in OPENERS
+    model_zoo.check(params)
+    for name in params.classifiers:
+        described = params.training[name]
+        if described.source == "finetune":
+            torchvision.models.get_model_weights(described.model)[described.weights]
+    if isinstance(params.alignment, ClipOpen) and not params.alignment.model.startswith("hf-hub:"):
+        tags = open_clip.list_pretrained_tags_by_model(params.alignment.model)
+        assert params.alignment.pretrained in tags
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_a_profile_says_if_it_needs_robustbench(path):
+    params = Params.parse(read_yaml(path), path.name)
+    named = [c.name for c in params.training.values() if c.source == "catalogue"]
+    needed = any(model_zoo.CATALOGUE[name].source == "robustbench" for name in named)
+    assert ("# needs: robustbench" in path.read_text()) == needed, "make installs it where the profile says so"
+
+
+def test_the_papers_list_has_its_six_data_sets_and_two_domains():
+    assert PAPER == ["cifar10", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist", "imagenet"]
+    for name in PAPER:
+        params = Params.parse(read_yaml(ROOT / "profiles" / f"{name}.yaml"))
+        assert params.baseline.attacks == "standard"
+        assert params.threat_model.eps == pytest.approx((4 if name == "imagenet" else 8) / 255)
+
+
+# `make reproduce PROFILE=paper` with a fake inner make, which only fails or writes what a run would write.
+INNER = """#!/bin/sh
+echo "$2" >> ran
+[ "$2" = "PROFILE=$FAIL" ] && exit 1
+mkdir -p reports && echo "$2 <a href=\\"01_own.html\\">" > reports/index.html
+touch reports/01_own.html
+"""
+
+
+def test_presets_in_turn_go_on_where_they_failed(tmp_path):
+    copy_project(tmp_path)
+    inner = tmp_path / "inner"
+    inner.write_text(INNER)
+    inner.chmod(0o755)
+    command = ("make", "reproduce", "PROFILE=paper", f"MAKE={inner}")
+    assert run(tmp_path, *command, FAIL=PAPER[2]).returncode != 0
+    assert (tmp_path / "ran").read_text().split() == [f"PROFILE={n}" for n in PAPER[:3]]
+    done = run(tmp_path, *command, FAIL="none")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ran").read_text().split()[3:] == [f"PROFILE={n}" for n in PAPER[2:]]
+    kept = tmp_path / "results" / "food101"
+    assert (kept / "index.html").read_text().startswith("PROFILE=food101 ")
+    assert (kept / "01_own.html").exists()
+
+
+@pytest.mark.imagenet
+@pytest.mark.timeout(900)
+def test_a_thousand_classes_on_real_photographs(tmp_path):
+    """ImageNet's own folders, a torchvision network of 1000 classes, no training and no validation images.
+
+    Weights are random: what is shown is that every stage takes 1000 classes, not how good anything is.
+    """
+    copy_project(tmp_path)
+    torch.manual_seed(0)
+    save_file(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.safetensors")
+    config = small_config("test_resnet", 64)
+    model = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
+    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, tmp_path / "clip.safetensors")
+    write_json(tmp_path / "clip.json", config)
+    edit_params(
+        tmp_path,
+        CHEAP
+        | {
+            "classifiers": ["resnet18"],
+            "dataset.name": "imagenet",
+            "dataset.root": os.environ["MULTISHIELD_IMAGENET"],
+            "dataset.image_size": 64,
+            "dataset.resize": 72,
+            "dataset.train": 0,
+            "dataset.validation": 0,
+            "dataset.evaluate": 16,
+            "training": {"resnet18": {"source": "torchvision", "model": "resnet18", "weights": "resnet18.safetensors"}},
+            "alignment": {
+                "source": "file",
+                "prompts": ["photo of a {}"],
+                "config": "clip.json",
+                "weights": "clip.safetensors",
+            },
+            "baseline.attacks": ["apgd-t"],
+        },
+    )
+    run_notebooks(tmp_path)
+    assert len(json.loads((tmp_path / "artifacts" / "dataset" / "classes.json").read_text())) == 1000
+    metrics = json.loads((tmp_path / "artifacts" / "report" / "metrics.json").read_text())["resnet18"]
+    assert metrics["baseline"]["robust_accuracy"] <= 0.1
+    assert metrics["adaptive"]["robust_accuracy"] <= metrics["multishield"]["robust_accuracy"]

@@ -1,0 +1,73 @@
+"""open_clip's real architectures in the pipeline, with random weights from a file: two images, the smallest budgets."""
+
+import json
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+
+from conftest import CHEAP, copy_project, edit_params, run_notebooks
+from multishield.data import shapes
+
+TINY = CHEAP | {
+    "classifiers": ["standard"],
+    "dataset.name": "folder",
+    "dataset.root": "data/two",
+    "dataset.train": 40,
+    "dataset.validation": 4,
+    "dataset.evaluate": 2,
+    "training.standard.epochs": 1,
+    "training.standard.batch_size": 20,
+    "training.standard.validation_steps": 1,
+    "baseline.batch_size": 2,
+    "adaptive.joint.steps": 2,
+    "adaptive.joint.targets": 1,
+    "adaptive.square.queries": 2,
+    "adaptive.sanity.images": 1,
+}
+
+
+def project_with(model: str, folder):
+    """A copy of the project with two classes of rendered images and that model's random weights in a file."""
+    copy_project(folder)
+    for split, count in (("train", 25), ("test", 3)):
+        for name in ("circle", "star"):
+            place = folder / "data" / "two" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                image, _ = shapes.render(shapes.CLASSES.index(name), np.random.default_rng([len(split), i]))
+                Image.fromarray(image).save(place / f"{i}.png")
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(model).state_dict(), folder / "weights.safetensors")
+    edit_params(folder, TINY)
+    yaml, path = YAML(), folder / "params.yaml"
+    values = yaml.load(path.read_text())
+    values["alignment"] = {
+        "source": "open_clip",
+        "prompts": ["a photo of a {}"],
+        "model": model,
+        "pretrained": "weights.safetensors",
+    }
+    yaml.dump(values, path)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("model", ["ViT-B-32", "ViT-L-14"])
+def test_the_whole_pipeline(model, tmp_path):
+    project = project_with(model, tmp_path)
+    run_notebooks(project)
+    report = project / "artifacts" / "report"
+    records = pd.read_csv(report / "records.csv")
+    assert len(records) == 6 * 2
+    assert records.gap_attacked[records.scenario != "baseline"].notna().all()
+    metrics = json.loads((report / "metrics.json").read_text())["standard"]
+    assert metrics["adaptive"]["robust_accuracy"] <= metrics["joint"]["robust_accuracy"]
+    clip = json.loads((project / "artifacts" / "alignment" / "clip.json").read_text())
+    assert clip["preprocessing"]["size"] == [224, 224]
