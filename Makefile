@@ -52,8 +52,8 @@ TESTS := OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadscope
 test: lint
 	$(RUN) $(TESTS) -m "not long"
 
-test-all: lint
-	$(RUN) $(TESTS)
+test-all: test
+	$(RUN) $(TESTS) -m long
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

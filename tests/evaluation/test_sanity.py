@@ -43,7 +43,7 @@ def evaluate(shield):
     labels = shield.classifier(images.float() / 255).argmax(1)
     data = Split(images, labels, torch.arange(40))
     options = (shield, data, params, EPS, 0)
-    stored = {name: scenarios.run_adaptive("test", name, *options) for name in ("paper", "joint", "alignment")}
+    stored = {name: scenarios.run_adaptive("test", name, *options) for name in ("paper", "joint", "clip-only")}
     worst = scenarios.worst_case(shield, data, stored)
     stored["adaptive"] = scenarios.against_survivors("test", shield, data, worst, *options[2:])
     none = torch.zeros(40, dtype=torch.long)
@@ -77,7 +77,7 @@ def rows(scenario, broken, attack="joint", count=4):
     return pd.DataFrame(frame)
 
 
-SOUND = {"multishield": 0, "paper": 1, "joint": 2, "alignment": 0, "adaptive": 2}
+SOUND = {"multishield": 0, "paper": 1, "joint": 2, "clip-only": 0, "adaptive": 2}
 RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2}
 
 

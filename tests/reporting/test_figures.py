@@ -27,12 +27,12 @@ def test_an_example_of_a_thousand_classes_shows_the_true_one_and_the_likeliest()
     scores = pd.DataFrame({"classifier": np.zeros(1000), "CLIP": np.zeros(1000)})
     scores.loc[990, "CLIP"] = scores.loc[20, "classifier"] = 0.5
     names = [f"class {k}" for k in range(1000)]
-    figure = figures.examples({"clean": np.zeros((8, 8, 3))}, {"clean": scores}, names, label=500)
+    figure = figures.example({"clean": np.zeros((8, 8, 3))}, {"clean": scores}, names, label=500)
     labels = figure.axes[1].get_yticklabels()
     shown = [t.get_text() for t in labels]
     assert len(shown) == 12
     assert {"class 20", "class 500", "class 990"} <= set(shown)
     assert shown == sorted(shown, key=names.index)
     assert [t.get_text() for t in labels if t.get_fontweight() == "bold"] == ["class 500"]
-    few = figures.examples({"clean": np.zeros((8, 8, 3))}, {"clean": scores[:10]}, names[:10], label=3)
+    few = figures.example({"clean": np.zeros((8, 8, 3))}, {"clean": scores[:10]}, names[:10], label=3)
     assert [t.get_text() for t in few.axes[1].get_yticklabels()] == names[:10]

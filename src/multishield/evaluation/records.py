@@ -18,7 +18,7 @@ SCENARIOS = {
     "multishield": "shield, attacker unaware of it",
     "paper": "shield, the paper's adaptive attack",
     "joint": "shield, joint targeted attack",
-    "alignment": "shield, attack on CLIP alone",
+    "clip-only": "shield, attack on CLIP alone",
     "adaptive": "shield, worst case of all attacks",
 }
 COLUMNS = (

@@ -43,7 +43,7 @@ def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> pd.DataFra
 
 
 def _findings(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> list[tuple[str, bool, str]]:
-    of = {s: _broken(records, s, classes) for s in ("multishield", "paper", "joint", "alignment", "adaptive")}
+    of = {s: _broken(records, s, classes) for s in ("multishield", "paper", "joint", "clip-only", "adaptive")}
     run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
     run["eps x 1"] = of["joint"] & set(runs.image)
     n, few = (records.scenario == "joint").sum(), (runs.scenario == "large eps").sum()

@@ -71,10 +71,10 @@ def run_baseline(
 def portfolio(params: Adaptive) -> dict[str, Attack]:
     """The attacks of scenario 3 by name, with their parameters."""
 
-    def alignment(shield, x, y, **options):
+    def clip_only(shield, x, y, **options):
         """CLIP alone is led astray, whatever the classifier does: mostly the shield rejects, which denies service."""
         options |= params.alignment.model_dump()
-        return apgd(shield.alignment, x, y, loss=margin, tag="alignment", success=fooled, **options)
+        return apgd(shield.alignment, x, y, loss=margin, tag="clip-only", success=fooled, **options)
 
     def black_box(shield, x, y, **options):
         rule, loss = evades(shield), evasion_margin(shield.tolerance)
@@ -86,7 +86,7 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
     return {
         "paper": lambda shield, x, y, **options: paper(shield, x, y, **params.paper.model_dump(), **options),
         "joint": lambda shield, x, y, **options: joint(shield, x, y, **params.joint.model_dump(), **options),
-        "alignment": alignment,
+        "clip-only": clip_only,
         "square": black_box,
     }
 

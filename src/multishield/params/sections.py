@@ -75,7 +75,7 @@ class Checkpoint(Section):
 
 
 class Catalogued(Section):
-    """A published classifier, by its name in `catalogue.CATALOGUE`."""
+    """A published classifier, by its name in `model_zoo.CATALOGUE`."""
 
     source: Literal["catalogue"]
     name: Annotated[str, Field(min_length=1)]

@@ -42,19 +42,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def to_latex(frame: pd.DataFrame) -> str:
-    """A booktabs table."""
-
-    def escape(text) -> str:
-        return str(text).replace("%", r"\%").replace("_", r"\_")
-
-    lines = [
-        r"\begin{tabular}{ll" + "r" * (len(frame.columns) - 2) + "}",
-        r"\toprule",
-        " & ".join(map(escape, frame.columns)) + r" \\",
-        r"\midrule",
-    ]
-    lines += [" & ".join(escape(v) for v in row) + r" \\" for row in frame.itertuples(index=False)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    """A booktabs table, first two columns to the left, numbers to the right."""
+    return frame.to_latex(index=False, escape=True, column_format="ll" + "r" * (len(frame.columns) - 2))
 
 
 def to_html(frame: pd.DataFrame, words: bool = False) -> str:

@@ -50,8 +50,11 @@ def _one_epoch(
     batches = [b for b in order.split(params.batch_size) if len(b) == min(params.batch_size, len(data))]
     total = 0.0
     for batch in batches:
-        image, text, scale = clip.model(preprocess(data[batch].pixels.to(device())), tokens[batch].to(device()))
-        loss = loss_of(image, text, scale)
+        image = clip.model.encode_image(preprocess(data[batch].pixels.to(device())), normalize=True)
+        # Captions repeat within a batch: each goes through the text tower once.
+        different, which = tokens[batch].unique(dim=0, return_inverse=True)
+        text = clip.model.encode_text(different.to(device()), normalize=True)[which.to(device())]
+        loss = loss_of(image, text, clip.model.logit_scale.exp())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
