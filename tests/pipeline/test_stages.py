@@ -181,7 +181,7 @@ TELLING = {
         ("data/folders.py", "images.__getitem__, captions", "images[::-1].__getitem__, captions"),
         {"dataset"},
     ),
-    "CLIP's training": (("training/clip.py", "pct_start=0.2", "pct_start=0.3"), {"alignment"}),
+    "CLIP's training": (("training/clip.py", "pct_start=0.3", "pct_start=0.2"), {"alignment"}),
     "adversarial training": (
         ("training/classifier.py", "x + eps * (2 * noise - 1)", "x + eps * noise"),
         {"training_standard", "training_robust"},

@@ -25,6 +25,8 @@ class Section(BaseModel):
 
 
 class ThreatModel(Section):
+    """Linf alone: the attacks of `attacks/` know L2, too, and no stage asks for it."""
+
     norm: Literal["Linf"]
     eps: Eps
 

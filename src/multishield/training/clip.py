@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 from open_clip.loss import ClipLoss
-from torch import Tensor
+from torch import Tensor, nn
 
 from multishield.data.splits import Split
 from multishield.models.classifier import accuracy, device, freeze
@@ -17,6 +17,7 @@ from multishield.training.epochs import run_epochs
 
 # ImageNet-free constants: the demo's images are their own domain.
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+MAX_NORM = 0.5  # of the gradient
 
 
 def small_config(tower: str, image_size: int) -> dict:
@@ -57,6 +58,8 @@ def _one_epoch(
         loss = loss_of(image, text, clip.model.logit_scale.exp())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        # It steadies the first epochs: without it, runs that should have been alike learned in some and not in others.
+        nn.utils.clip_grad_norm_(clip.model.parameters(), MAX_NORM)
         optimiser.step()
         schedule.step()
         with torch.no_grad():
@@ -82,11 +85,10 @@ def train_clip(
     config = small_config(params.tower, data.images.shape[-1])
     clip = build_clip(config, antialias=True)
     clip.model.to(device(), memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(clip.model.parameters(), params.learning_rate, weight_decay=0.05, fused=True)
+    rate = params.learning_rate
+    optimiser = torch.optim.AdamW(clip.model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     steps = params.epochs * (len(data) // min(params.batch_size, len(data)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, params.learning_rate, total_steps=steps + 1, pct_start=0.2
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
     tokens = clip.tokenizer(captions)
 
     def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
