@@ -19,7 +19,8 @@ from multishield.data import splits
 from multishield.evaluation.records import wilson
 from multishield.evaluation.scenarios import load_shield, portfolio
 from multishield.evaluation.verdicts import decide
-from multishield.params import Params, SquareAttack
+from multishield.params import Params
+from multishield.params.sections import SquareAttack
 from multishield.storage.paths import artifacts
 
 

@@ -60,13 +60,12 @@ CHEAP = {
     "report.examples": 1,
 }
 SMALL = CHEAP | {
+    "classifiers": ["robust"],
     "dataset.train": 600,
     "dataset.validation": 60,
     "dataset.evaluate": 20,
-    "training.standard.epochs": 1,
     "training.robust.epochs": 1,
     "training.robust.validation_steps": 2,
-    "training.standard.validation_steps": 2,
     "alignment.epochs": 1,
     "baseline.batch_size": 10,
 }

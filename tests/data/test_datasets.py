@@ -151,7 +151,7 @@ def test_imagenet_labels_count_all_1000_classes(imagenet):
 def test_imagenet_without_training_images(imagenet, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(
-        UserError, match=r"train is None and splits.validation is 0, but imagenet has no training split"
+        UserError, match=r"train is None and dataset.validation is 0, but imagenet has no training split"
     ):
         prepare.prepare(options("imagenet", imagenet), 0, out)
     with pytest.raises(UserError, match=r"no training split .*set both to 0"):

@@ -175,6 +175,7 @@ def test_kept_text_embeddings_are_the_same_bytes_and_computed_once(clip, monkeyp
 
 
 def test_what_text_embeddings_depend_on(clip, monkeypatch):
+    monkeypatch.setenv(paths.RUN, "03_alignment")
     zero_shot.keep_embeddings(clip, CLASSES, PROMPTS)
     sizes = counted(clip, monkeypatch)
 

@@ -75,6 +75,7 @@ def test_presets_in_turn_go_on_where_they_failed(tmp_path):
     assert (kept / "01_own.html").exists()
 
 
+@pytest.mark.long
 @pytest.mark.imagenet
 @pytest.mark.timeout(900)
 def test_a_thousand_classes_on_real_photographs(tmp_path):

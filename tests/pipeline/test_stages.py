@@ -156,8 +156,8 @@ def test_a_new_entry_of_the_model_zoo_makes_nothing_stale(package, before):
     replace(
         package,
         "models/model_zoo.py",
-        '"Standard": Entry(',
-        '"New": Entry("New", "x", CIFAR, 1.0, 0.0, PIXELS, ""), "Standard": Entry(',
+        '"Standard": (',
+        '"New": (ROBUSTBENCH, CIFAR, 1.0, 0.0, PIXELS, ""), "Standard": (',
     )
     assert stale(package, demo(), before) == set()
 

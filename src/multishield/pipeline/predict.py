@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multishield.data import datasets, prepare, splits
+from multishield.data import prepare, source, splits
 from multishield.evaluation.scenarios import load_shield
 from multishield.evaluation.verdicts import decide
 from multishield.params import Params
@@ -68,7 +68,7 @@ def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
             raise UserError(f"there is no {'/'.join(stage)} under artifacts yet; run `make reproduce` first")
     d = params.dataset
     fitted = [
-        prepare.resize_and_crop(datasets.read_image(path), d.image_size, d.resize, d.interpolation) for path in images
+        prepare.resize_and_crop(source.read_image(path), d.image_size, d.resize, d.interpolation) for path in images
     ]
     pixels = torch.stack(fitted).float() / 255
     shield, classes = load_shield(name, params.multishield.tolerance), splits.load_classes()

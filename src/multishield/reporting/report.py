@@ -99,7 +99,7 @@ class Picture:
     """
 
     def __init__(self, figure: Figure, name: str, text: str):
-        self.text, self.file = html.escape(text), f"figures/{name}.png"
+        self.text, self.file = html.escape(" ".join(text.split())), f"figures/{name}.png"
         self.path = figures.save(figure, paths.artifacts("report", self.file))
         plt.close(figure)
 
