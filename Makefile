@@ -53,7 +53,7 @@ test: lint
 	$(RUN) $(TESTS) -m "not long"
 
 test-all: test
-	$(RUN) $(TESTS) -m long
+	$(RUN) $(TESTS) --dist worksteal -m long
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .
