@@ -53,7 +53,7 @@ test: lint
 	$(RUN) $(TESTS) -m "not long"
 
 test-all: test
-	$(RUN) $(TESTS) --dist worksteal -m long
+	$(RUN) pytest -m long
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .
