@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 import raw
 from multishield.data import class_names, datasets, downloads, folders, prepare, published, roots
 from multishield.data.source import Source
+from multishield.data.splits import Split
 from multishield.params import Dataset
 from multishield.params.values import DATASETS
 from multishield.storage.errors import UserError
@@ -164,7 +165,7 @@ def test_imagenet_without_training_images(imagenet, tmp_path):
         "evaluation": (6, 3, 24, 24),
     }
     assert splits["evaluation"].labels.unique().tolist() == [0, 489, 999]
-    assert len(splits.Split.load(out / "train.safetensors")) == 0
+    assert len(Split.load(out / "train.safetensors")) == 0
 
 
 def test_imagenet_training_folders_are_used_where_they_are(imagenet):

@@ -66,7 +66,7 @@ def no_layer_stays_random() -> None:
     torch.save(computed, file)
     load(SWIN)
     torch.save({k: v for k, v in computed.items() if not k.startswith(MISSING)}, file)
-    with pytest.raises(UserError, match="the file does not wrap the network: 13 keys differ"):
+    with pytest.raises(UserError, match="the file does not fit the network: 13 keys differ"):
         load(SWIN)
     file.unlink()
 

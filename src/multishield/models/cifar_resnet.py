@@ -77,13 +77,13 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
     extra = sorted(weights.keys() - own.keys())
     if missing or extra:
         raise UserError(
-            f"{source} does not wrap the architecture: {len(missing)} keys are missing (such as "
+            f"{source} does not fit the architecture: {len(missing)} keys are missing (such as "
             f"{missing[:2]}), {len(extra)} are extra (such as {extra[:2]}); name the architecture it was made for"
         )
     for key in sorted(own.keys() & weights.keys()):
         if own[key].shape != weights[key].shape:
             raise UserError(
-                f"{source} does not wrap: {key} has shape {tuple(weights[key].shape)}, expected "
+                f"{source} does not fit: {key} has shape {tuple(weights[key].shape)}, expected "
                 f"{tuple(own[key].shape)}; the architecture or the number of classes differs"
             )
     module.load_state_dict(weights, strict=False)
