@@ -29,7 +29,7 @@ from multishield.shield import MultiShield
 from multishield.storage.checkpoints import in_parts
 from multishield.storage.errors import UserError
 
-# An attack of the portfolio: shield, images, labels and the engine's keywords to a result.
+# An attack of the portfolio: shield, images, labels and the loop's keywords to a result.
 Attack = Callable[..., AttackedImages]
 # Large enough to make any image grey: what resists this radius is not robust but out of the attack's sight.
 LARGE = 0.5

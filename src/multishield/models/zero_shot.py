@@ -29,7 +29,7 @@ class Preprocess(nn.Module):
     """CLIP's preprocessing as tensor operations that gradients pass through.
 
     The same steps, from the same configuration, as open_clip's transform for PIL images, without its rounding of
-    resized pixels to 8 bits: tests/test_preprocessing.py measures what that makes on real images.
+    resized pixels to 8 bits: tests/models/test_preprocessing.py measures what that makes on real images.
 
     Args:
         config: open_clip's: size, mean, std, interpolation, and resize mode "squash", "shortest" (then cropped) or

@@ -1,7 +1,7 @@
 """A faster twin of a model for an attack's moves: batch norms folded into the convolutions before them.
 
 In a frozen network conv -> batch norm is one affine map, and one pass over memory is saved in each direction. Sums are
-rounded differently, so that the twin never decides: verdicts come from the model itself (see `engine`).
+rounded differently, so that the twin never decides: verdicts come from the model itself (see `loop`).
 """
 
 import copy
