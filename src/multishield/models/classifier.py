@@ -16,8 +16,8 @@ from multishield.storage.tensors import load_tensors, save_tensors
 # What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]
 # Fewer than 16 images are summed in another order by CPU kernels, unless their number is a multiple of four: the last
-# bits of a result would depend on how many images are in the batch (tests/attacks/test_loop.py). Such batches are filled up
-# with repeats.
+# bits of a result would depend on how many images are in the batch (tests/attacks/test_loop.py). Such batches are
+# filled up with repeats.
 SMALLEST, UNFILLED = 4, 16
 
 
