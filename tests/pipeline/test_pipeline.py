@@ -106,6 +106,7 @@ class TestTheWholePipeline:
             outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
             assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], path.name
             assert str(project) not in path.read_text(), "no paths of this machine"
+            assert not re.search(r" at 0x[0-9a-f]+>", path.read_text()), "no addresses in memory: other bytes each run"
         for path in (project / "reports").glob("*.html"):
             text = path.read_text()
             assert "<script" not in text

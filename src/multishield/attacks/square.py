@@ -3,6 +3,7 @@
 The black-box attack of the portfolio. What it breaks and no white-box attack does is a sign of masked gradients.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -44,8 +45,8 @@ class RandomSquares:
     def side(self, step: Tensor, height: int, width: int) -> Tensor:
         """Side of the squares at a query, (B,) int64."""
         halvings = sum((step > n).long() for n in HALVED_AFTER)
-        side = (self.p * 0.5**halvings * height * width).sqrt().round().long()
-        return side.clamp(1, min(height, width))
+        sides = [round(math.sqrt(self.p * 0.5**n * height * width)) for n in range(len(HALVED_AFTER) + 1)]
+        return torch.tensor(sides, device=step.device).clamp(1, min(height, width))[halvings]
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         better = losses[0] > state["best"]

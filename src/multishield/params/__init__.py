@@ -1,6 +1,6 @@
 """params.yaml: values, sections, the experiment, and one clear sentence for each mistake."""
 
-from multishield.params.experiment import Params, read_yaml
+from multishield.params.experiment import Params, parse_yaml, read_yaml
 from multishield.params.sections import (
     Adaptive,
     Baseline,
@@ -38,5 +38,6 @@ __all__ = [
     "Torchvision",
     "Trained",
     "parse_eps",
+    "parse_yaml",
     "read_yaml",
 ]

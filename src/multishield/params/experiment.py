@@ -1,7 +1,7 @@
 """`params.yaml` as a whole, read once, typed and checked."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -29,6 +29,7 @@ class Params(Section):
     """Everything that an experiment depends on: one attribute per section of params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    arithmetic: Literal["portable", "native"]
     classifiers: Annotated[list[Name], Field(min_length=1)]
     threat_model: ThreatModel
     dataset: Dataset
@@ -93,8 +94,20 @@ def read_yaml(path: Path):
         UserError: the file is missing or is not YAML.
     """
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text())
+        return parse_yaml(path.read_text(encoding="utf-8"), path.name)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; copy a preset there, for example profiles/demo.yaml") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8") from None
+
+
+def parse_yaml(text: str, name: str):
+    """The values of a YAML 1.2 text that was read from a file of that name.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None

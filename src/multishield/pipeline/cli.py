@@ -36,12 +36,10 @@ def materialise_data() -> None:
 
 
 def show_results() -> None:
-    """Print the result table and where the report is."""
-    table = paths.reports("tables", "results.md")
-    if not table.exists():
-        raise UserError("there is no result table yet; run `make reproduce`")
-    print(table.read_text(encoding="utf-8"))
-    print(f"The report: {paths.reports('index.html')}")
+    """Print the result table, where the report is, and how the table stands to the committed one."""
+    from multishield.pipeline import results
+
+    results.show()
 
 
 def show_cost() -> None:
@@ -57,6 +55,10 @@ def show_cost() -> None:
 
 def show_predictions(images: list[Path], classifier: str | None, json: bool) -> None:
     """Print what the shield says to images."""
+    from multishield.params import Params
+    from multishield.pipeline import arithmetic
+
+    arithmetic.choose(Params.load().arithmetic)
     from multishield.pipeline import predict
 
     found = predict.predict(images, classifier)

@@ -243,5 +243,5 @@ def fingerprint_of(code: Code, stage: str, classifier: str | None, notebook, par
         "code": code.reached(cells, strings, left_out),
         "own": _own_code(strings),
         "packages": {name: importlib.metadata.version(name) for name in ARITHMETIC},
-        "values": {name: values[name] for name in SECTIONS[stage]},
+        "values": {name: values[name] for name in ("arithmetic", *SECTIONS[stage])},
     }

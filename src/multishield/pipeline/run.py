@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from multishield.params import Params
+from multishield.pipeline import arithmetic
 from multishield.pipeline.notebooks import read_notebook, read_source, run_name, source_notebook, write_notebook
 from multishield.storage import paths
 from multishield.storage.errors import UserError
@@ -82,6 +84,7 @@ def execute(stage: str, classifier: str | None = None) -> Path:
     source, running = (paths.state("running", f"{name}.{kind}.ipynb") for kind in ("source", "executed"))
     write_notebook(read_source(stage), source)
     os.environ[paths.RUN] = name
+    arithmetic.choose(Params.load().arithmetic)
     try:
         with _forwarded_progress(name):
             papermill.execute_notebook(

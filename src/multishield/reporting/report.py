@@ -103,6 +103,9 @@ class Picture:
         self.path = figures.save(figure, paths.artifacts("report", self.file))
         plt.close(figure)
 
+    def __repr__(self) -> str:
+        return f"<Picture {self.file}>"  # without an address in memory, which every run would change
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data = base64.b64encode(self.path.read_bytes()).decode()
         return {"image/png": data}, {"image/png": {"alt": self.text, "file": self.file}}
