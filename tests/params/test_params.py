@@ -12,7 +12,7 @@ DEMO = ROOT / "profiles" / "demo.yaml"
 
 
 def test_the_committed_params_are_the_demo_profile():
-    shown = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = subprocess.run(["git", "show", ":params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout == DEMO.read_text()
 
 
