@@ -21,7 +21,15 @@ def shield_output(logits: Tensor, cosines: Tensor, tolerance: float) -> Tensor:
 
     Args:
         logits: z (B,K). cosines: c (B,K). tolerance: tau >= 0, in units of cosine.
+
+    Raises:
+        ValueError: the two do not have one score per class each, of as many classes.
     """
+    if logits.ndim != 2 or logits.shape != cosines.shape:
+        raise ValueError(
+            f"the classifier's scores have the shape {tuple(logits.shape)}, CLIP's {tuple(cosines.shape)}; both must "
+            "be (B,K): the same classes in the same order"
+        )
     top = logits.max(1).values
     excess = alignment_gap(logits, cosines) - tolerance
     reject = top + excess
@@ -33,6 +41,8 @@ def shield_output(logits: Tensor, cosines: Tensor, tolerance: float) -> Tensor:
 
 class MultiShield(nn.Module):
     """One differentiable module from pixels in [0,1] (B,3,H,W) to K+1 outputs (B,K+1); column K is "reject".
+
+    Both models are put into evaluation mode.
 
     Args:
         classifier: pixels to logits (B,K).
@@ -49,6 +59,7 @@ class MultiShield(nn.Module):
         if not 0 <= tolerance < float("inf"):
             raise ValueError(f"tolerance is {tolerance}; it must be a finite number >= 0")
         self.classifier, self.alignment, self.tolerance = classifier, alignment, tolerance
+        self.eval()  # a batch norm in training mode would let an image's neighbours decide, and learn from them
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits z (B,K) and cosines c (B,K)."""

@@ -1,5 +1,6 @@
 """Sanity rules: silent on a sound evaluation, and a defence that masks gradients is flagged."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -49,8 +50,9 @@ def evaluate(shield):
     none = torch.zeros(40, dtype=torch.long)
     unaware = AttackedImages(data.pixels, [""] * 40, none, none)
     rows = [records_of("test", s, shield, data, a, EPS) for s, a in {"multishield": unaware, **stored}.items()]
+    rows.append(records_of("test", "baseline", shield.classifier, data, unaware, EPS))
     runs = scenarios.sanity_rows("test", *options)
-    return sanity.check(pd.concat(rows, ignore_index=True), runs, 4).set_index("rule")
+    return sanity.check(pd.concat(rows, ignore_index=True), runs, 4, np.eye(4)).set_index("rule")
 
 
 def test_a_sound_evaluation_violates_nothing(project_root):
@@ -77,7 +79,7 @@ def rows(scenario, broken, attack="joint", count=4):
     return pd.DataFrame(frame)
 
 
-SOUND = {"multishield": 0, "paper": 1, "joint": 2, "clip-only": 0, "adaptive": 2}
+SOUND = {"baseline": 4, "multishield": 0, "paper": 1, "joint": 2, "clip-only": 0, "adaptive": 2}
 RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2}
 
 
@@ -95,7 +97,7 @@ RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2}
 def test_each_rule_by_hand(change, rule):
     counts = {**SOUND, **RUNS, **change}
     findings = sanity.check(
-        pd.concat([rows(s, counts[s]) for s in SOUND]), pd.concat([rows(s, counts[s]) for s in RUNS]), 10
+        pd.concat([rows(s, counts[s]) for s in SOUND]), pd.concat([rows(s, counts[s]) for s in RUNS]), 10, np.eye(10)
     )
     assert findings[~findings.holds].rule.tolist() == ([rule] if rule else [])
 
@@ -103,8 +105,30 @@ def test_each_rule_by_hand(change, rule):
 def test_what_only_the_black_box_broke_is_a_violation():
     scenarios = [rows(s, n) for s, n in SOUND.items()]
     scenarios[-1].loc[0, "attack"] = "square"
-    findings = sanity.check(pd.concat(scenarios), pd.concat([rows(s, n) for s, n in RUNS.items()]), 10)
+    findings = sanity.check(pd.concat(scenarios), pd.concat([rows(s, n) for s, n in RUNS.items()]), 10, np.eye(10))
     assert findings[~findings.holds].rule.tolist() == ["white box beats black box"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "column", "value"),
+    [
+        ("same again", "change", 0.01),
+        ("finite", "gap_attacked", float("nan")),
+        ("better than chance", "clean_decision", 3),
+    ],
+)
+def test_what_the_models_themselves_break_is_a_violation(rule, column, value):
+    frame = pd.concat([rows(s, n) for s, n in SOUND.items()]).reset_index(drop=True).astype({column: float})
+    frame.loc[frame.scenario == ("baseline" if column == "clean_decision" else "paper"), column] = value
+    findings = sanity.check(frame, pd.concat([rows(s, n) for s, n in RUNS.items()]), 10, np.eye(10))
+    assert findings[~findings.holds].rule.tolist() == [rule]
+
+
+def test_two_classes_with_one_embedding_are_a_violation():
+    text = np.eye(10)[[0, 0, *range(2, 10)]]
+    runs = pd.concat([rows(s, n) for s, n in RUNS.items()])
+    findings = sanity.check(pd.concat([rows(s, n) for s, n in SOUND.items()]), runs, 10, text @ text.T)
+    assert findings[~findings.holds].rule.tolist() == ["own embeddings"]
 
 
 def test_every_rule_has_its_page():

@@ -128,3 +128,39 @@ def test_open_clip_names_and_downloads_that_fail(model, pretrained, words, monke
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     with pytest.raises(UserError, match=words):
         clips.open_named_clip(ClipOpen(source="open_clip", prompts=PROMPTS, model=model, pretrained=pretrained))
+
+
+def test_a_prompt_that_is_cut_off_is_refused(clip):
+    long = "this is a very long description of what can be seen on the photo, namely one {}"
+    with pytest.raises(UserError, match="the class 'star' is longer than the 16 tokens that this CLIP reads"):
+        zero_shot.embed_prompts(clip, ["star", "ring"], [long])
+    name = "northern giant pouched rat of the eastern islands and of one more"  # it alone is cut
+    with pytest.raises(UserError, match="longer than the 16 tokens"):
+        zero_shot.embed_prompts(
+            clip, ["star", "northern giant pouched rat of the eastern islands"], ["a photo of a {}"]
+        )
+    fits = "one two three four five six seven eight nine ten eleven twelve thirteen {}"
+    zero_shot.embed_prompts(clip, ["star", "ring"], [fits])  # 14 words and two marks are 16 tokens
+
+
+def test_names_that_are_the_same_tokens_are_refused(clip):
+    with pytest.raises(UserError, match=r"the same tokens for the classes .* which CLIP cannot tell apart"):
+        zero_shot.embed_prompts(clip, ["caf\u00e9", "cafe\u0301"], PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resize_mode": "zoom"}, "resize_mode is 'zoom'; accepted are squash, shortest, longest"),
+        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
+        ({"mean": [125.0, 125.0, 125.0]}, r"mean is \[125.0.* pixels in \[0,1\], not in 0..255"),
+        ({"std": [0.2, 0.0, 0.2]}, "std is"),
+        ({"colour": 1}, "is not a CLIP configuration"),
+    ],
+)
+def test_a_configuration_that_nothing_can_be_done_with_is_refused(changes, words):
+    config = small_config("test_resnet", 32)
+    with pytest.raises(UserError, match=words):
+        clips.build_clip(config | {"preprocess_cfg": config["preprocess_cfg"] | changes}, antialias=True)
+    with pytest.raises(UserError, match="is not a CLIP configuration"):
+        clips.build_clip({"embed_dim": 8, "vision_cfg": "x", "text_cfg": []}, antialias=True)

@@ -6,6 +6,7 @@ import pytest
 
 from conftest import ROOT, edit_params
 from multishield.params import Params, parse_eps, read_yaml
+from multishield.params.values import check_attacks
 from multishield.storage.errors import UserError
 
 DEMO = ROOT / "profiles" / "demo.yaml"
@@ -32,37 +33,50 @@ MISTAKES = {
         (0, "strictly between 0 and 1"),
         ("8/0", "fraction"),
         (True, "fraction"),
+        ("1e-99999999", "strictly between 0 and 1"),
     ],
     "threat_model.nrom": [("Linf", "not a known key")],
     "nonsense": [(1, "not a known key")],
-    "multishield.tolerance": [("much", "valid number"), (-0.1, "greater than or equal to 0"), (float("nan"), "finite")],
+    "multishield.tolerance": [("much", "a number"), (-0.1, "greater than or equal to 0"), (float("nan"), "finite")],
     "dataset.name": [("cifar11", "shapes, folder, cifar10"), ("mine:", "module:function")],
     "dataset.resize": [
         (31, "dataset.image_size = 32 must fit into it; use 32 or more"),
         (4, "greater than or equal to 8"),
-        ("x", "integer"),
+        ("x", "whole number"),
     ],
     "dataset.interpolation": [("nearest", "'bilinear' or 'bicubic'")],
-    "dataset.evaluate": [(0, "greater than or equal to 1"), ("all", "valid integer"), (2.5, "valid integer")],
+    "dataset.evaluate": [(0, "greater than or equal to 1"), ("all", "whole number"), (2.5, "whole number")],
     "classifiers": [
         (["resnet"], "not described under training"),
-        ([], "at least 1"),
+        ([], "at least 1 entries"),
         (["standard", "standard"], "twice"),
+        ("standard", "a list, such as [a, b]"),
+        (None, "a list, such as [a, b]"),
     ],
     "training.standard.architecture": [("vgg", "'resnet8'")],
     "training.standard.method": [("magic", "'standard', 'fgsm', 'pgd' or 'trades'")],
     "training.standard.epohcs": [(3, "not a known key")],
-    "training.standard.std": [([0.2, 0.0, 0.2], "greater than 0"), ([0.2], "at least 3")],
-    "training.standard.source": [("internet", "'train', 'checkpoint'")],
+    "training.standard.std": [
+        ([0.2, 0.0, 0.2], "greater than 0"),
+        ([0.2], "at least 3"),
+        ([60.0, 60.0, 60.0], "less than or equal to 1"),
+    ],
+    "training.standard.mean": [([125, 125, 125], "less than or equal to 1"), ([float("nan"), 0.5, 0.5], "finite")],
+    "training.standard.weight_decay": [(float("inf"), "finite")],
+    "training.standard.learning_rate": [(1e30, "less than or equal to 1000"), (float("nan"), "finite")],
+    "training.standard.source": [("internet", "source is 'internet'; accepted are 'train', 'checkpoint'")],
+    "alignment.source": [(None, "accepted are 'train', 'open_clip'")],
+    "training.robust": [(None, "a section of keys")],
+    "arithmetic": [("fast", "'portable' or 'native'")],
     "alignment.prompts": [
         (["a photo"], "placeholder {}"),
         (["a {label}"], "placeholder {}"),
         (["{} and {}"], "placeholder {}"),
         ([], "at least 1"),
     ],
-    "baseline.attacks": [(["pgd"], "'apgd-ce'"), ("strongest", "standard")],
+    "baseline.attacks": [(["pgd"], "'apgd-ce'"), ("strongest", "'standard' or a list")],
     "adaptive.joint.targets": [(0, "greater than or equal to 1")],
-    "seed": [(-1, "greater than or equal to 0"), ("zero", "valid integer")],
+    "seed": [(-1, "greater than or equal to 0"), ("zero", "whole number")],
 }
 CASES = [(key, value, words) for key, cases in MISTAKES.items() for value, words in cases]
 
@@ -111,3 +125,26 @@ def test_a_trained_alignment_needs_captions(tmp_path):
     edit_params(tmp_path, {"dataset.name": "folder"})
     with pytest.raises(UserError, match="captions"):
         Params.load(tmp_path / "params.yaml")
+
+
+def test_one_mistake_is_one_sentence(tmp_path):
+    (tmp_path / "params.yaml").write_text(DEMO.read_text())
+    edit_params(tmp_path, {"baseline.attacks": "strongest"})
+    with pytest.raises(UserError) as caught:
+        Params.load(tmp_path / "params.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"null\n", b"- a\n", b"a: [1\n", b"seed: caf\xe9\n"])
+def test_a_file_of_another_form_is_one_sentence(tmp_path, content):
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"params.yaml (must hold the sections|is not)"):
+        Params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(("classes", "attack"), [(2, "apgd-dlr"), (2, "apgd-t"), (3, "apgd-t")])
+def test_attacks_that_need_more_classes_are_refused(classes, attack):
+    with pytest.raises(UserError, match=f"holds {attack}, whose loss needs"):
+        check_attacks((attack,), classes)
+    check_attacks(("apgd-ce", "fab", "square"), classes)
+    check_attacks((attack,), 4)

@@ -186,7 +186,7 @@ TELLING = {
         ("training/classifier.py", "x + eps * (2 * noise - 1)", "x + eps * noise"),
         {"training_standard", "training_robust"},
     ),
-    "a default": (("params/sections.py", "beta: Annotated[float, Field(ge=0)] = 6.0", "beta: float = 5.0"), set()),
+    "a default": (("params/sections.py", "beta: Weight = 6.0", "beta: Weight = 5.0"), set()),
 }
 
 

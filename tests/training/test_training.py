@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from killing import Killed, data, kill_after
 from multishield.params import ClipTrained, Trained
+from multishield.storage.errors import UserError
 from multishield.training import classifier, clip
 
 
@@ -121,3 +122,10 @@ def test_augmentation_moves_but_does_not_invent():
     assert (moved.mean((1, 2, 3)) <= x.mean((1, 2, 3)) + 0.05).all()
     assert set(moved[0].flatten().tolist()) <= {0.0, *x[0].flatten().tolist()}
     assert not torch.equal(moved, x)
+
+
+def test_a_training_that_diverges_is_an_error(project_root):
+    with pytest.raises(UserError, match=r"the training has diverged|not finite"):
+        classifier.train(
+            "mine", options(learning_rate=1000.0, method="standard", epochs=20), data(), data(30, 1), 3, seed=0
+        )

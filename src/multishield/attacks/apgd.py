@@ -15,6 +15,7 @@ from multishield.attacks import losses
 from multishield.attacks.loop.loop import State, ascend
 from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.threat_model import Ball, fooled
+from multishield.models.classifier import device_of
 
 # Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
 Combine = Callable[[State, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
@@ -149,7 +150,7 @@ def apgd(
         success=success,
         objective=objective,
         rule=AutoSteps(Ball(eps, norm), steps),
-        where=next(model.parameters()).device,
+        where=device_of(model),
         plan=(lambda out, y: likeliest(out, y, targets)) if targeted else None,
         **loop,
     )

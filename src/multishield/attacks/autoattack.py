@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import fooled
-from multishield.params.values import AA_STANDARD
+from multishield.models.classifier import device_of
+from multishield.params.values import AA_STANDARD, check_attacks
 
 
 class _Counter(nn.Module):
@@ -51,14 +52,18 @@ def autoattack(
 
     Returns:
         The images, each broken by an attack of that name.
+
+    Raises:
+        UserError: an attack needs more classes than there are.
     """
     from pyautoattack import AutoAttack  # slow to import: only the baseline needs it
 
-    where = next(iter(classifier.parameters())).device
+    where = device_of(classifier)
     x, y = images.to(where), labels.to(where)
     with torch.no_grad():
         logits = classifier(x)
     done, classes = fooled(logits, y).cpu(), logits.shape[1]
+    check_attacks(attacks, classes)
     names = ["clean" if wrong else "" for wrong in done.tolist()]
     result, passes = images.clone(), torch.zeros(2, len(images), dtype=torch.long)
     passes[0] = 1

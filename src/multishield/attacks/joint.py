@@ -15,6 +15,7 @@ from multishield.attacks.loop.loop import State, ascend
 from multishield.attacks.loop.result import AttackedImages, per_image
 from multishield.attacks.losses import at, rival
 from multishield.attacks.threat_model import Ball, evades
+from multishield.models.classifier import device_of
 
 
 def targets_in_turn(scores: tuple[Tensor, Tensor], labels: Tensor, count: int) -> Tensor:
@@ -100,7 +101,7 @@ def joint(
         success=evades(shield),
         objective=lambda scores, y, target, variant: target_margins(scores, target, shield.tolerance),
         rule=StepTowardsWeakerModel(Ball(eps, norm), steps),
-        where=next(shield.parameters()).device,
+        where=device_of(shield),
         plan=plan,
         **loop,
     )

@@ -12,6 +12,7 @@ from multishield.attacks.apgd import AutoSteps
 from multishield.attacks.loop.loop import ascend
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball, evaded
+from multishield.models.classifier import device_of
 
 
 def _reject(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def paper(
         success=evaded,
         objective=objective,
         rule=AutoSteps(Ball(eps, norm), steps),
-        where=next(shield.parameters()).device,
+        where=device_of(shield),
         variants=2,
         **loop,
     )

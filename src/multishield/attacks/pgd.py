@@ -6,6 +6,7 @@ from multishield.attacks.loop.loop import State, ascend
 from multishield.attacks.loop.result import AttackedImages, Success
 from multishield.attacks.losses import ce
 from multishield.attacks.threat_model import Ball, fooled
+from multishield.models.classifier import device_of
 
 
 class SignedSteps:
@@ -73,6 +74,6 @@ def _cross_entropy(model, images, labels, rule: SignedSteps, tag: str, success: 
         success=success,
         objective=lambda out, y, target, variant: (ce(out, y),),
         rule=rule,
-        where=next(model.parameters()).device,
+        where=device_of(model),
         **loop,
     )

@@ -14,7 +14,7 @@ from multishield.attacks.loop.random_streams import uniform
 from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.losses import margin
 from multishield.attacks.threat_model import Ball, fooled
-from multishield.models.classifier import Outputs
+from multishield.models.classifier import Outputs, device_of
 
 # Share of the image that a square covers, by query: p is halved after each of these (the paper's schedule for 10,000
 # queries, which AutoAttack does not rescale to its 5,000).
@@ -99,6 +99,6 @@ def square(
         success=success,
         objective=lambda out, y, target, variant: (loss(out, y),),
         rule=RandomSquares(Ball(eps), queries),
-        where=where or next(model.parameters()).device,
+        where=where or device_of(model),
         **loop,
     )

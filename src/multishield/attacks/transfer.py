@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from multishield.attacks.loop.result import Success
 from multishield.attacks.threat_model import fooled
-from multishield.models.classifier import forward
+from multishield.models.classifier import device_of, forward
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def transfer(
         candidates: (N,3,H,W) in [0,1], each an image of the threat model's ball. labels: (N,).
         success: the rule that decides on the model's outputs.
     """
-    where, broken = next(model.parameters()).device, []
+    where, broken = device_of(model), []
     for x, y in zip(candidates.split(batch_size), labels.split(batch_size), strict=True):
         broken.append(success(forward(model, x.to(where)), y.to(where)).cpu())
     return torch.cat(broken)

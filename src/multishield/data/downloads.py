@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,11 +257,12 @@ def _unpack(download: Download, files: list[Path], root: Path) -> None:
     for file in files:
         (below / file.name).symlink_to(file.resolve())
     try:
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # nothing outside, no devices
         download.extract(unfinished)
         for file in files:
             (below / file.name).unlink(missing_ok=True)
         os.replace(unfinished / download.tree, root / download.tree)
-    except OSError as error:
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{files[0]} cannot be unpacked into {root} ({error}); make room there, or make it writable"
         ) from None

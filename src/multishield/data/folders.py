@@ -1,6 +1,7 @@
 """Data sets of one's own disk: the rendered shapes, and folders of images."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,12 @@ from multishield.data import class_names, shapes
 from multishield.data.source import Source, read_image
 from multishield.storage.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
+
+
+def natural(name: str) -> list:
+    """A key that sorts names as people count: 2 before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def open_shapes(root: Path, split: str) -> Source:
@@ -21,9 +27,11 @@ def open_shapes(root: Path, split: str) -> Source:
     """
     try:
         images, labels = (np.load(root / f"{split}_{part}.npy", allow_pickle=False) for part in ("images", "labels"))
-        captions = json.loads((root / f"{split}_captions.json").read_text())
+        captions = json.loads((root / f"{split}_captions.json").read_text(encoding="utf-8"))
         if not len(images) == len(labels) == len(captions):
             raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(captions)} captions")
+        if len(images) == shapes.SPLITS[split] and shapes.digest(root, split) != shapes.RENDERED[split]:
+            raise ValueError("they are other bytes than those that are rendered")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"the shapes in {root} are missing or damaged ({error}); remove that folder and run "
@@ -32,14 +40,23 @@ def open_shapes(root: Path, split: str) -> Source:
     return Source(torch.from_numpy(labels).long(), list(shapes.CLASSES), images.__getitem__, captions)
 
 
-def _class_folders(root: Path, split: str) -> list[str]:
+def class_folders(root: Path, split: str) -> list[str]:
+    """The names of a split's class folders, in natural order.
+
+    Raises:
+        UserError: there are fewer than two, or a name is no text.
+    """
     folder = root / split
     if not folder.is_dir():
         raise UserError(
             f"{folder} does not exist; dataset.root must name a folder that holds train/<class>/* and "
             "test/<class>/* images"
         )
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = sorted(names, key=natural)
+    foreign = [name for name in found if not name.isprintable()]
+    if foreign:
+        raise UserError(f"{folder} holds a folder whose name is no UTF-8 text: {foreign[0]!r}; rename it")
     if len(found) < 2:
         raise UserError(f"{folder} holds {len(found)} class folders; at least 2 are needed, one folder per class")
     return found
@@ -48,24 +65,37 @@ def _class_folders(root: Path, split: str) -> list[str]:
 def open_folder(root: Path, split: str) -> Source | None:
     """`root/<split>/<class>/*` images; None where there is no folder `root/train`.
 
-    The images of all classes are ordered by file name, so that an export that numbers its files keeps its order.
+    Classes are in natural order (2 before 10), and so are the images of all classes by their file names: an export that
+    numbers its files keeps its order.
 
     Raises:
         UserError: folders are missing or empty, train and test hold different classes.
     """
     if split == "train" and not (root / "train").is_dir():
         return None
-    test = _class_folders(root, "test")
-    train = _class_folders(root, "train") if (root / "train").is_dir() else test
+    test = class_folders(root, "test")
+    train = class_folders(root, "train") if (root / "train").is_dir() else test
     if train != test:
         raise UserError(
             f"{root} has different classes in train and test: only in train {sorted(set(train) - set(test))}, "
             f"only in test {sorted(set(test) - set(train))}; both must have the same class folders"
         )
-    files = [p for name in test for p in (root / split / name).iterdir() if p.suffix.lower() in SUFFIXES]
-    files.sort(key=lambda p: (p.name, p.parent.name))
+    inside = [p for name in test for p in (root / split / name).iterdir() if not p.name.startswith(".")]
+    files = [p for p in inside if p.suffix.lower() in SUFFIXES and p.is_file()]
+    files.sort(key=lambda p: (natural(p.name), natural(p.parent.name)))
     empty = set(test) - {p.parent.name for p in files}
     if empty:
         raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
     labels = torch.tensor([test.index(p.parent.name) for p in files])
-    return Source(labels, [class_names.plain(name) for name in test], lambda i: read_image(files[i]))
+    classes = [class_names.plain(name) for name in test]
+    return Source(labels, classes, lambda i: read_image(files[i]), left_out=_left_out(root / split, inside, files))
+
+
+def _left_out(folder: Path, inside: list[Path], taken: list[Path]) -> str:
+    """What lies in the class folders and was not taken, in a sentence."""
+    others = sorted(set(inside) - set(taken))
+    deeper = sum(p.is_dir() for p in others)
+    kinds = sorted({p.suffix or p.name for p in others if not p.is_dir()})
+    words = [f"{len(others) - deeper} files that are no images ({', '.join(kinds[:5])})"] if kinds else []
+    words += [f"{deeper} folders within class folders"] if deeper else []
+    return f"{folder}: not taken were {' and '.join(words)}" if words else ""

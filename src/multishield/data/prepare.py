@@ -127,6 +127,7 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Split]:
     """Draw images by their labels, read those, and write the splits `train`, `validation` and `evaluation` to `out`.
 
     `validation` is held out of the training images: it chooses epochs, so test images never do. Splits may be empty.
+    Beside them are the captions, the class names, and how images were brought to their size (`images.json`).
 
     Raises:
         UserError: the data are damaged, more images are asked for than there are, or training images of a data set
@@ -144,9 +145,13 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Split]:
     }
     how = (params.image_size, params.resize, params.interpolation)
     splits = {k: read_split(source, rows, *how, f"{k} images") for k, (source, rows) in drawn.items()}
+    for source in (train, test):
+        if source and source.left_out:
+            print(source.left_out)
     for name, split in splits.items():
         split.save(out / f"{name}.safetensors")
     captions = [train.captions[i] for i in chosen] if train and train.captions else None
     write_json(out / "captions.json", captions)
     write_json(out / "classes.json", test.classes)
+    write_json(out / "images.json", dict(zip(("size", "resize", "interpolation"), how, strict=True)))
     return splits

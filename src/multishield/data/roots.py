@@ -1,5 +1,7 @@
 """Where raw images are, and what to do where they are not."""
 
+from pathlib import Path
+
 from multishield.params import Dataset
 from multishield.params.values import DATASETS
 from multishield.storage import paths
@@ -29,6 +31,8 @@ def check_root(params: Dataset) -> None:
     Raises:
         UserError: it is not; the message says how to get it.
     """
+    if params.root.startswith("~"):  # DVC reads this path, too, and knows no home folder
+        raise UserError(f"dataset.root is {params.root!r}; write the whole path, {Path(params.root).expanduser()}")
     needed = paths.resolve(params.root) / ("val" if params.name == "imagenet" else "")
     if not needed.is_dir():
         what = "a folder that holds val" if params.name == "imagenet" else "a folder"

@@ -4,6 +4,7 @@ A stand-in for CIFAR-10 that any machine can make in seconds: 32x32 RGB, one sha
 varied colour, size, rotation, position, clutter and noise. It is a demonstration, not evidence about real images.
 """
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -18,6 +19,20 @@ CLASSES = ("arrow", "bar", "circle", "crescent", "cross", "heart", "ring", "squa
 CONTRAST = (0.4, 0.7)  # RGB distance of shape and background
 TEXTURE, NOISE = 0.06, 0.04  # standard deviations of the low-frequency texture and of the pixel noise
 SPLITS = {"train": 12_000, "test": 2_000}
+FILES = ("{}_images.npy", "{}_labels.npy", "{}_captions.json")
+# SHA-256 of a whole split's files, one after the other: any machine renders these bytes.
+RENDERED = {
+    "train": "6a6d8b1242c44f6f701ae88d00fe83893c259479cab75a86b4a32673743a5394",
+    "test": "143bd12d957881d57b7ea4d640eb0d51865c71ff142c2431e6fc7bfceaa8aa3c",
+}
+
+
+def digest(folder: Path, split: str) -> str:
+    """SHA-256 of a split's files."""
+    found = hashlib.sha256()
+    for name in FILES:
+        found.update((folder / name.format(split)).read_bytes())
+    return found.hexdigest()
 
 
 def _polygon(u: np.ndarray, v: np.ndarray, corners: int, inradius: float) -> np.ndarray:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from multishield.storage import paths
-from multishield.storage.files import read_json
+from multishield.storage.errors import UserError
+from multishield.storage.files import mend, read_json
 from multishield.storage.tensors import load_tensors, save_tensors
 
 
@@ -48,7 +49,11 @@ def load_split(name: str) -> Split:
 
 def load_classes() -> list[str]:
     """The class names, in the order of the labels."""
-    return read_json(paths.artifacts("dataset", "classes.json"))
+    file = paths.artifacts("dataset", "classes.json")
+    names = read_json(file)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file} is no list of names; {mend(file, '')}")
+    return names
 
 
 def load_captions() -> list[str] | None:

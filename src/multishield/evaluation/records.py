@@ -33,6 +33,7 @@ COLUMNS = (
     "gap_clean",
     "gap_attacked",
     "linf",
+    "change",
     "attack",
     "forwards",
     "backwards",

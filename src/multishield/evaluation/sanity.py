@@ -4,9 +4,11 @@ A violated rule is a result: it is printed with the others, and says not to trus
 each rule means and what to do is in docs/sanity.md (after Carlini et al. 2019 and Tramer et al. 2020).
 """
 
+import numpy as np
 import pandas as pd
 
-from multishield.evaluation.records import METRICS
+from multishield.evaluation.records import METRICS, wilson
+from multishield.models.answers import REPEATABLE
 
 # Rule -> what must hold.
 RULES = {
@@ -16,6 +18,10 @@ RULES = {
     "larger radius, fewer robust": "robust accuracy under the joint attack does not rise with the radius",
     "large radius, none robust": "at radius 0.5, where any image can be made grey, no image is classified correctly",
     "more steps do not hurt": "the joint attack breaks at least as many images as with half its steps",
+    "same again": "an image decided twice gets the same scores, alone and among others",
+    "finite": "all scores are finite",
+    "better than chance": "the classifier is better than chance on clean images",
+    "own embeddings": "every class has a text embedding of its own",
 }
 
 
@@ -24,11 +30,16 @@ def _broken(records: pd.DataFrame, scenario: str, classes: int) -> set:
     return set(rows.image[METRICS["attack_success"][1](rows, classes)])
 
 
-def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> pd.DataFrame:
+# A cosine of two prompts above which they are one: float32 keeps seven digits.
+ALIKE = 1 - 1e-6
+
+
+def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray) -> pd.DataFrame:
     """Evaluate every rule for every classifier.
 
     Args:
         records: the records of all scenarios. runs: those of `adaptive.sanity_rows`. classes: K.
+        similarity: cosines of the classes' text embeddings (K,K).
 
     Returns:
         A row per classifier and rule: classifier, rule, holds (bool), finding (a sentence with the counts).
@@ -37,12 +48,14 @@ def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> pd.DataFra
         [
             {"classifier": name, "rule": rule, "holds": holds, "finding": finding}
             for name, group in records.groupby("classifier", sort=False)
-            for rule, holds, finding in _findings(group, runs[runs.classifier == name], classes)
+            for rule, holds, finding in _findings(group, runs[runs.classifier == name], classes, similarity)
         ]
     )
 
 
-def _findings(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> list[tuple[str, bool, str]]:
+def _findings(
+    records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray
+) -> list[tuple[str, bool, str]]:
     of = {s: _broken(records, s, classes) for s in ("multishield", "paper", "joint", "clip-only", "adaptive")}
     run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
     run["eps x 1"] = of["joint"] & set(runs.image)
@@ -77,4 +90,26 @@ def _findings(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> list[t
             len(run["eps x 1"]) >= len(run["half the steps"]),
             f"broken of {few} images with all steps {len(run['eps x 1'])}, with half {len(run['half the steps'])}",
         ),
+        *zip(rules[6:], *zip(*_of_scores(records, similarity), strict=True), strict=True),
+    ]
+
+
+def _of_scores(records: pd.DataFrame, similarity: np.ndarray) -> list[tuple[bool, str]]:
+    """The rules about the models themselves: whether each holds, and the finding."""
+    both, alone = (records[(records.scenario == "baseline") == b] for b in (False, True))
+    scores = [records.change, records.linf, both.gap_clean, both.gap_attacked]
+    lost = sum(int((~np.isfinite(s)).sum()) for s in scores)
+    hits, n = int((alone.clean_decision == alone.label).sum()), len(alone)
+    others = similarity[~np.eye(len(similarity), dtype=bool)]
+    return [
+        (
+            bool(records.change.max() <= REPEATABLE),
+            f"decided again, scores change by at most {100 * records.change.max():.4f} % of the largest",
+        ),
+        (lost == 0, f"{lost} of {sum(map(len, scores))} gaps, changes and distances are not finite"),
+        (
+            n > 0 and wilson(hits, n)[0] > 1 / len(similarity),
+            f"{hits} of {n} clean images are right, by chance {n / len(similarity):.0f} would be",
+        ),
+        (bool(others.max() < ALIKE), f"the two most similar prompts have a cosine of {others.max():.4f}"),
     ]

@@ -22,7 +22,7 @@ from multishield.attacks.threat_model import evaded, evades, fooled
 from multishield.attacks.transfer import transfer
 from multishield.data.splits import Split
 from multishield.evaluation.verdicts import records_of
-from multishield.models.classifier import load_classifier
+from multishield.models.classifier import device_of, load_classifier
 from multishield.params import Adaptive, Baseline
 from multishield.params.values import AA_STANDARD
 from multishield.shield import MultiShield
@@ -78,7 +78,7 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
 
     def black_box(shield, x, y, **options):
         rule, loss = evades(shield), evasion_margin(shield.tolerance)
-        where = next(shield.parameters()).device
+        where = device_of(shield)
         return square(
             shield.scores, x, y, success=rule, loss=loss, where=where, **params.square.model_dump(), **options
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from multishield.attacks.loop.result import AttackedImages
 from multishield.data.splits import Split
 from multishield.evaluation import records
-from multishield.models.classifier import device, forward
+from multishield.models.answers import ask_twice
 from multishield.shield import alignment_gap
 
 
@@ -22,6 +22,8 @@ class Verdicts:
         clip: the class that CLIP prefers, int64 (N,); -1 without a shield.
         gap: the alignment gap (N,); NaN without a shield.
         logits: z (N,K). cosines: c (N,K), None without a shield.
+        change: by how much a score changed when the image was decided again in other company, as a part of the largest
+            score of all images (N,).
     """
 
     decision: Tensor
@@ -29,20 +31,27 @@ class Verdicts:
     gap: Tensor
     logits: Tensor
     cosines: Tensor | None
+    change: Tensor
 
 
 @torch.no_grad()
-def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> Verdicts:
-    """Decide on images (N,3,H,W) in [0,1], with a `MultiShield` or by a classifier alone."""
-    batches = [x.to(device()) for x in pixels.split(batch_size)]
-    if not hasattr(model, "scores"):
-        logits = torch.cat([forward(model, x).cpu() for x in batches])
+def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128, names: list | None = None) -> Verdicts:
+    """Decide on images (N,3,H,W) in [0,1], with a `MultiShield` or by a classifier alone: each image twice.
+
+    Args:
+        names: what the images are called in a message; their numbers unless given.
+
+    Raises:
+        UserError: see `ask_twice`.
+    """
+    scores, change = ask_twice(model, pixels, names=names, batch_size=batch_size)
+    logits, cosines = scores if len(scores) == 2 else (scores[0], None)
+    if cosines is None:
         decision = logits.argmax(1)
-        return Verdicts(decision, torch.full_like(decision, -1), torch.full((len(pixels),), torch.nan), logits, None)
-    scores = [[t.cpu() for t in forward(model.scores, x)] for x in batches]
-    logits, cosines = (torch.cat(column) for column in zip(*scores, strict=True))
+        none = torch.full((len(pixels),), torch.nan)
+        return Verdicts(decision, torch.full_like(decision, -1), none, logits, None, change)
     decision = model.outputs((logits, cosines)).argmax(1)
-    return Verdicts(decision, cosines.argmax(1), alignment_gap(logits, cosines), logits, cosines)
+    return Verdicts(decision, cosines.argmax(1), alignment_gap(logits, cosines), logits, cosines, change)
 
 
 def records_of(
@@ -58,13 +67,15 @@ def records_of(
 
     Raises:
         RuntimeError: a stored image leaves the ball or [0,1]; no number is printed for such images.
+        UserError: see `decide`.
     """
     linf = (attacked.images - data.pixels).abs().amax(dim=(1, 2, 3))
-    if linf.max() > eps + 1e-6 or attacked.images.min() < 0 or attacked.images.max() > 1:
+    if not linf.max() <= eps + 1e-6 or attacked.images.min() < 0 or attacked.images.max() > 1:
         raise RuntimeError(
             f"an attacked image of {name}/{scenario} is {linf.max():.6f} away (eps is {eps:.6f}) or leaves [0,1]"
         )
-    clean, after = decide(model, data.pixels), decide(model, attacked.images)
+    ids = data.ids.tolist()
+    clean, after = (decide(model, pixels, names=ids) for pixels in (data.pixels, attacked.images))
     columns = {
         "image": data.ids,
         "label": data.labels,
@@ -75,6 +86,7 @@ def records_of(
         "gap_clean": clean.gap,
         "gap_attacked": after.gap,
         "linf": linf,
+        "change": torch.maximum(clean.change, after.change),
     }
     frame = pd.DataFrame({column: t.numpy() for column, t in columns.items()})
     passes = {"forwards": attacked.forwards.numpy(), "backwards": attacked.backwards.numpy()}

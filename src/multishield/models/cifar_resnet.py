@@ -65,13 +65,26 @@ def build_network(architecture: str, classes: int) -> nn.Module:
     return CifarResNet(int(architecture.removeprefix("resnet")), classes)
 
 
+def finite(weights: dict[str, Tensor], source: str) -> None:
+    """See that no weight is NaN or infinite.
+
+    Raises:
+        UserError: one is; naming it.
+    """
+    for key, weight in weights.items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")
+
+
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load a state dict whose keys and shapes must match exactly: nothing is left at random.
 
     Raises:
-        UserError: naming what is missing, extra or of another shape.
+        UserError: naming what is missing, extra, of another shape or not finite.
     """
     own = module.state_dict()
+    if weights and all(key.startswith("module.") for key in weights):  # saved from DataParallel
+        weights = {key.removeprefix("module."): weight for key, weight in weights.items()}
     # Counters of batch norm that old checkpoints lack: they have no influence on inference.
     missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
     extra = sorted(weights.keys() - own.keys())
@@ -86,4 +99,5 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
                 f"{source} does not fit: {key} has shape {tuple(weights[key].shape)}, expected "
                 f"{tuple(own[key].shape)}; the architecture or the number of classes differs"
             )
+    finite(weights, source)
     module.load_state_dict(weights, strict=False)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from multishield.models import pretrained
 from multishield.models.cifar_resnet import build_network, load_exactly
 from multishield.storage import paths
+from multishield.storage.errors import UserError
 from multishield.storage.files import read_json, write_json
 from multishield.storage.tensors import load_tensors, save_tensors
 
@@ -32,8 +33,8 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float], size: int | None = None):
         super().__init__()
-        # The layout that CPUs and GPUs convolve fastest in.
-        self.network, self.size = network.to(memory_format=torch.channels_last), size
+        # In float32, whatever the weights are stored as: pixels are. The layout is what is convolved fastest.
+        self.network, self.size = network.float().to(memory_format=torch.channels_last), size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -101,13 +102,31 @@ def device() -> torch.device:
     return torch.device("cuda")
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is; one without parameters and buffers (a frozen TorchScript) is where all are."""
+    return next((t.device for tensors in (model.parameters(), model.buffers()) for t in tensors), device())
+
+
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
-    """The model's outputs for a batch: on a CPU, an image's have the same bytes whatever else is in the batch."""
+    """The model's outputs for a batch: on a CPU, an image's have the same bytes whatever else is in the batch.
+
+    Raises:
+        UserError: an output is not finite. It would be no class and no rejection: nothing may be counted of it.
+    """
     filled = len(x) if len(x) >= UNFILLED else -(-len(x) // SMALLEST) * SMALLEST
-    if filled == len(x):
-        return model(x)
-    out = model(x[torch.arange(filled, device=x.device) % len(x)])
+    out = model(x if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
+    for scores, whose in zip(out if isinstance(out, tuple) else (out,), ("the classifier", "CLIP"), strict=False):
+        if not scores.isfinite().all():
+            bad = int((~scores.isfinite()).flatten(1).any(1).nonzero()[0, 0])
+            raise UserError(
+                f"{whose} gives image {bad} of a batch of {len(x)} the scores {_some(scores[bad])}, which are not "
+                "finite; look for damaged weights, a division by zero or an overflow in it"
+            )
     return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
+
+
+def _some(scores: Tensor) -> str:
+    return str([round(s, 3) for s in scores.flatten()[:3].tolist()]).rstrip("]") + ", ...]"
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def made_clip(params: ClipFactory) -> Clip:
     if not isinstance(clip, Clip):
         raise UserError(
             f"alignment.factory is {params.factory!r}, which returned {type(clip).__name__}; it must return a "
-            "multishield.clips.Clip"
+            "multishield.models.clip.Clip"
         )
     return clip
 
@@ -93,14 +93,35 @@ def build_clip(config: dict, antialias: bool, source: str = "the CLIP configurat
         # A fresh copy of each section: open_clip writes into what it is given.
         vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
         model = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
-        preprocessing = PreprocessCfg(**config["preprocess_cfg"])
-    except (KeyError, TypeError, RuntimeError) as error:
+        preprocessing = _preprocessing(config["preprocess_cfg"], source)
+        length = text.get("context_length", 77)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{source} is not a CLIP configuration ({error}); it must hold embed_dim, vision_cfg, "
             "text_cfg and preprocess_cfg with open_clip's keys"
         ) from None
-    length = config["text_cfg"].get("context_length", 77)
     return Clip(model, open_clip.SimpleTokenizer(context_length=length), preprocessing, antialias)
+
+
+# What `Preprocess` can do; open_clip evaluates with bicubic where training had a random choice.
+KNOWN = {"resize_mode": ("squash", "shortest", "longest"), "interpolation": ("bicubic", "bilinear", "random")}
+
+
+def _preprocessing(config: dict, source: str) -> PreprocessCfg:
+    """Preprocessing from its JSON.
+
+    Raises:
+        UserError: a value that nothing can be done with: it must not fall back to a default.
+    """
+    made = PreprocessCfg(**config)
+    for key, known in KNOWN.items():
+        if getattr(made, key) not in known:
+            raise UserError(f"{source}: {key} is {getattr(made, key)!r}; accepted are {', '.join(known)}")
+    for key, low in (("mean", 0.0), ("std", 1e-6)):
+        value = getattr(made, key)
+        if len(value) != 3 or not all(isinstance(v, int | float) and low <= v <= 1 for v in value):
+            raise UserError(f"{source}: {key} is {value!r}; it must be three numbers of pixels in [0,1], not in 0..255")
+    return made
 
 
 def read_clip(params: ClipFile) -> Clip:

@@ -72,7 +72,7 @@ def check(params: BaseModel, key: str) -> None:
     elif params.source == "timm":
         from multishield.models import timm_models
 
-        timm_models.check(params.model, key)
+        timm_models.check(params.model, f"{key}.model")
     elif params.source == "factory":
         load_factory(f"{key}.factory", params.factory)
     elif params.source == "catalogue":

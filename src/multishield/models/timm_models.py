@@ -13,14 +13,19 @@ from multishield.storage.tensors import load_tensors
 
 
 def check(model: str, key: str) -> None:
+    """See that timm knows a model, which a key of params.yaml names.
+
+    Raises:
+        UserError: it does not.
+    """
     known = {*timm.list_models(), *timm.list_models(pretrained=True)}
     if model not in known:
         ending = closest(model, known, "timm.list_models(pretrained=True) lists the names")
-        raise UserError(f"{key}.model is {model!r}, which timm does not know; {ending}")
+        raise UserError(f"{key} is {model!r}, which timm does not know; {ending}")
 
 
 def load(params: Timm, classes: int, key: str) -> Fitted:
-    check(params.model, key)
+    check(params.model, f"{key}.model")
     if params.weights:
         network = timm.create_model(params.model, num_classes=classes)
         load_exactly(network, load_tensors(paths.resolve(params.weights)), f"{key}.weights ({params.weights})")

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multishield.models.cifar_resnet import load_exactly
-from multishield.models.classifier import device, freeze
+from multishield.models.classifier import device, device_of, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
 from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
 from multishield.storage import paths
 from multishield.storage.checkpoints import in_parts
+from multishield.storage.errors import UserError
 from multishield.storage.files import read_json, write_json
 from multishield.storage.tensors import load_tensors, save_tensors
 
@@ -145,7 +146,7 @@ def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tenso
     What was kept is found again by all that it depends on: the text tower, its device, and the tokens of every prompt.
     """
     tokens = _tokens(clip, classes, prompts)
-    where = next(clip.model.parameters()).device.type
+    where = device_of(clip.model).type
 
     def compute(part: slice) -> dict[str, Tensor]:
         return {"means": _means(clip, tokens[part])}
@@ -156,14 +157,39 @@ def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tenso
 
 
 def _tokens(clip: Clip, classes: list[str], prompts: list[str]) -> list[Tensor]:
-    return [clip.tokenizer([prompt.format(name) for prompt in prompts]) for name in classes]
+    """The tokens of every class's prompts, (P,L) each.
+
+    Raises:
+        UserError: a prompt is cut off at the end of the context, or two classes have the same tokens: CLIP could not
+            tell them apart, and the shield would accept one for the other.
+    """
+    tokens = [clip.tokenizer([prompt.format(name) for prompt in prompts]) for name in classes]
+    whole_texts = tokens[0].ndim == 2  # as open_clip's tokenizers have it; one's own may return a number per prompt
+    padding = clip.tokenizer([""])[0, -1] if whole_texts else None
+    for i, prompt in enumerate(prompts):
+        seen: dict[tuple, str] = {}
+        for name, rows in zip(classes, tokens, strict=True):
+            text, row = prompt.format(name).rstrip(), rows[i].reshape(-1)
+            # A full row is the whole prompt or its beginning: of a beginning, the last letter has no influence.
+            if whole_texts and row[-1] != padding and torch.equal(clip.tokenizer([text[:-1]])[0], row):
+                raise UserError(
+                    f"alignment.prompts: {prompt!r} with the class {name!r} is longer than the {len(row)} tokens that "
+                    "this CLIP reads, so that its end is cut off; shorten the prompt or the class's name"
+                )
+            twin = seen.setdefault(tuple(row.tolist()), name)
+            if twin != name:
+                raise UserError(
+                    f"alignment.prompts: {prompt!r} is the same tokens for the classes {twin!r} and {name!r}, which "
+                    "CLIP cannot tell apart; give them distinct names"
+                )
+    return tokens
 
 
 @torch.no_grad()
 def _means(clip: Clip, tokens: list[Tensor]) -> Tensor:
     """Per class the mean of its prompts' normalised embeddings, (K,D), on the CPU."""
     clip.model.eval()
-    where = next(clip.model.parameters()).device
+    where = device_of(clip.model)
     return torch.stack([clip.model.encode_text(t.to(where), normalize=True).mean(0) for t in tokens]).cpu()
 
 

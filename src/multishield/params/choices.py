@@ -31,9 +31,10 @@ def load_factory(key: str, name: str) -> Callable:
         sys.path.insert(0, root)
     try:
         found = getattr(import_module(module), function, None)
-    except ImportError as error:
+    except Exception as error:  # noqa: BLE001 - whatever one's own code does when it is imported
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{key} is {name!r}, but {module} cannot be imported ({error}); put {module}.py into {root}, or install it"
+            f"{key} is {name!r}, but {module} cannot be imported ({reason}); put {module}.py into {root}, or mend it"
         ) from None
     if not callable(found):
         raise UserError(f"{key} is {name!r}, but {module} has no function {function}; correct the name")

@@ -10,10 +10,11 @@ from multishield.params.values import (
     Count,
     Eps,
     Factory,
-    Positive,
     Prompt,
+    Rate,
     Spread,
     Triple,
+    Weight,
     check_dataset,
 )
 
@@ -55,14 +56,14 @@ class Trained(Section):
     std: Spread
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
+    learning_rate: Rate
+    weight_decay: Weight
     augment: bool
     eps: Eps
     warmup_epochs: Annotated[int, Field(ge=0)]
     steps: Count
     step_size: Eps
-    beta: Annotated[float, Field(ge=0)] = 6.0
+    beta: Weight = 6.0
     validation_steps: Count
 
 
@@ -110,8 +111,8 @@ class FineTuned(Section):
     weights: Annotated[str, Field(min_length=1)] | None
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: Rate
+    weight_decay: Weight = 0.0
     augment: bool = False
 
 
@@ -133,7 +134,7 @@ class ClipTrained(Section):
     tower: Annotated[str, Field(min_length=1)]
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive
+    learning_rate: Rate
 
 
 class ClipOpen(Section):

@@ -1,14 +1,17 @@
 """Values of params.yaml: what a radius, a prompt, a name, a count may be."""
 
 import re
-from fractions import Fraction
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from multishield.storage.errors import UserError
+
 AA_ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 # AutoAttack's version of that name.
 AA_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+# Classes that a loss needs (Croce & Hein 2020: the third and fourth largest logit are in it).
+NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
 DATASETS = ("shapes", "folder", "cifar10", "imagenet", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist")
 ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 
@@ -21,8 +24,9 @@ def parse_eps(value) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError('must be a fraction such as "8/255" or a number between 0 and 1')
+    above, slash, below = str(value).partition("/")
     try:
-        eps = float(Fraction(str(value).replace(" ", "")))
+        eps = float(above) / float(below) if slash else float(above)  # floats: Fraction("1e-99999999") takes for ever
     except (ValueError, ZeroDivisionError):
         raise ValueError('must be a fraction such as "8/255" or a number between 0 and 1') from None
     if not 0 < eps < 1:
@@ -54,11 +58,28 @@ def check_dataset(value: str) -> str:
     return value if value in DATASETS else _factory(value)
 
 
+def check_attacks(attacks: tuple[str, ...], classes: int) -> None:
+    """See that every attack of AutoAttack fits the number of classes.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name in attacks:
+        if classes < NEEDED.get(name, 0):
+            raise UserError(
+                f"baseline.attacks holds {name}, whose loss needs {NEEDED[name]} classes; the data set has {classes}: "
+                "write attacks: [apgd-ce, fab, square], which are AutoAttack's for so few"
+            )
+
+
 Eps = Annotated[float, BeforeValidator(parse_eps)]
 Factory = Annotated[str, AfterValidator(_factory)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
 Name = Annotated[str, AfterValidator(_name)]
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
-Spread = Annotated[list[Positive], Field(min_length=3, max_length=3)]
+# Beyond these bounds float32 overflows within a few steps.
+Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+# Of pixels in [0,1]: numbers of a 0..255 scale would make every image black.
+Triple = Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+Spread = Annotated[list[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]

@@ -3,9 +3,11 @@
 `multishield check` is what the first stage runs. Nothing is built, loaded or downloaded.
 """
 
+from multishield.data.folders import class_folders
 from multishield.data.roots import check_root
-from multishield.models import model_zoo, pretrained
+from multishield.models import model_zoo, pretrained, timm_models
 from multishield.params import Params
+from multishield.params.values import AA_STANDARD, check_attacks
 from multishield.pipeline.fingerprints import Code, fingerprint_of
 from multishield.pipeline.notebooks import read_source, runs
 from multishield.storage import paths
@@ -21,7 +23,12 @@ def check() -> Params:
     params = Params.load()
     check_root(params.dataset)
     model_zoo.check(params)
-    if params.alignment.source != "train":
+    if params.dataset.name == "folder":
+        attacks = AA_STANDARD if params.baseline.attacks == "standard" else params.baseline.attacks
+        check_attacks(attacks, len(class_folders(paths.resolve(params.dataset.root), "test")))
+    if params.alignment.source == "train":
+        timm_models.check(params.alignment.tower, "alignment.tower")
+    else:
         from multishield.models import clip  # open_clip is slow to import
 
         clip.check(params.alignment)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from multishield.storage import paths
-from multishield.storage.errors import UserError
+from multishield.storage.errors import UserError, in_words
 
 
 def check() -> None:
@@ -49,8 +49,11 @@ def show_cost() -> None:
     log = paths.state("stages.csv")
     if not log.exists():
         raise UserError("no stage has run here yet; run `make reproduce`")
-    rows = pd.read_csv(log, keep_default_na=False)
-    print(rows.groupby(["stage", "classifier"], sort=False).last().to_string())
+    try:
+        rows = pd.read_csv(log, keep_default_na=False)
+        print(rows.groupby(["stage", "classifier"], sort=False).last().to_string())
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{log} is damaged ({error}); remove it, every stage that runs writes to it again") from None
 
 
 def show_predictions(images: list[Path], classifier: str | None, json: bool) -> None:
@@ -92,10 +95,13 @@ def parse(arguments: list[str] | None) -> Callable[[], None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, or 1 with one sentence on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # class names in any script, whatever the locale
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
     try:
         parse(arguments)()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)

@@ -118,7 +118,7 @@ class Code:
         """The module of a dotted name, or None."""
         place = self.package.joinpath(*name.split(".")[1:])
         file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        return _Module(file.read_text()) if file.is_file() else None
+        return _Module(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def reached(self, cells: str, strings: set[str], left_out: tuple[str, ...]) -> dict[str, str]:
         """Hash of every definition that the code of some cells reaches, by its dotted name.
@@ -221,7 +221,11 @@ def _own_code(strings: set[str]) -> dict[str, str]:
     """Hashes of the user's modules that params.yaml names as "module:function", where they lie in the project."""
     modules = {s.partition(":")[0] for s in strings if ":" in s}
     files = {m: paths.root().joinpath(*m.split(".")).with_suffix(".py") for m in modules}
-    return {m: _hash(_Bare().visit(ast.parse(f.read_text()))) for m, f in sorted(files.items()) if f.is_file()}
+    return {
+        m: _hash(_Bare().visit(ast.parse(f.read_text(encoding="utf-8"))))
+        for m, f in sorted(files.items())
+        if f.is_file()
+    }
 
 
 def fingerprint_of(code: Code, stage: str, classifier: str | None, notebook, params: Params) -> dict:

@@ -56,10 +56,12 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         UserError: the file is missing or is not a notebook.
     """
     try:
-        return nbformat.read(path, as_version=4)
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        return notebook
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; restore it with `git checkout -- notebooks`") from None
-    except nbformat.reader.NotJSONError:
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is not a notebook; restore it with `git checkout -- notebooks`") from None
 
 

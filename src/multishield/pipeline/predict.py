@@ -12,6 +12,7 @@ from multishield.evaluation.verdicts import decide
 from multishield.params import Params
 from multishield.storage import paths
 from multishield.storage.errors import UserError
+from multishield.storage.files import read_json
 
 REJECTED = "rejected"
 
@@ -66,10 +67,9 @@ def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
     for stage in (("training", name), ("alignment",)):
         if not paths.artifacts(*stage).is_dir():
             raise UserError(f"there is no {'/'.join(stage)} under artifacts yet; run `make reproduce` first")
-    d = params.dataset
-    fitted = [
-        prepare.resize_and_crop(source.read_image(path), d.image_size, d.resize, d.interpolation) for path in images
-    ]
+    # As the models saw their images, whatever params.yaml says by now.
+    how = read_json(paths.artifacts("dataset", "images.json"))
+    fitted = [prepare.resize_and_crop(source.read_image(path), **how) for path in images]
     pixels = torch.stack(fitted).float() / 255
     shield, classes = load_shield(name, params.multishield.tolerance), splits.load_classes()
     found = explained(shield, pixels, classes)

@@ -19,8 +19,8 @@ from multishield.params import Params
 from multishield.pipeline import arithmetic
 from multishield.pipeline.notebooks import read_notebook, read_source, run_name, source_notebook, write_notebook
 from multishield.storage import paths
-from multishield.storage.errors import UserError
-from multishield.storage.files import write_atomically, write_text
+from multishield.storage.errors import UserError, in_words
+from multishield.storage.files import write_atomically, write_json, write_text
 from multishield.storage.progress import PROGRESS_FILE
 
 
@@ -37,7 +37,7 @@ def _forwarded_progress(name: str) -> Iterator[None]:
     stop = threading.Event()
 
     def copy() -> None:
-        with file.open() as stream:
+        with file.open(encoding="utf-8") as stream:
             while True:
                 ended = stop.is_set()
                 sys.stderr.write(stream.read())
@@ -54,6 +54,15 @@ def _forwarded_progress(name: str) -> Iterator[None]:
         stop.set()
         thread.join()
         file.unlink(missing_ok=True)
+
+
+def _own_kernel() -> None:
+    """Make "python3" the kernel of this Python, whatever Jupyter finds elsewhere under that name."""
+    folder = paths.state("jupyter")
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    write_json(folder / "kernels" / "python3" / "kernel.json", spec)
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")]))
 
 
 def _one_line(text: str) -> str:
@@ -78,12 +87,14 @@ def execute(stage: str, classifier: str | None = None) -> Path:
         UserError: the notebook failed: which one, which cell, which error, and where the executed copy is.
     """
     import papermill  # slow to import; `multishield check` and the first stage do without
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     name = run_name(stage, classifier)
     source, running = (paths.state("running", f"{name}.{kind}.ipynb") for kind in ("source", "executed"))
     write_notebook(read_source(stage), source)
     os.environ[paths.RUN] = name
+    _own_kernel()
     arithmetic.choose(Params.load().arithmetic)
     try:
         with _forwarded_progress(name):
@@ -99,6 +110,11 @@ def execute(stage: str, classifier: str | None = None) -> Path:
                 # Its words about local TCP and about being stopped at the end would stand between the progress lines.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
+    except DeadKernelError:
+        raise UserError(
+            f"{source_notebook(stage)}: its kernel was killed, most often for want of memory; the same command goes on "
+            "where it was"
+        ) from None
     except PapermillExecutionError as error:
         failed = paths.state("failed", f"{name}.ipynb")
         write_atomically(failed, lambda p: p.write_bytes(running.read_bytes()))
@@ -127,7 +143,7 @@ def _log_cost(stage: str, classifier: str | None, seconds: float) -> None:
     log = paths.state("stages.csv")
     if not log.exists():
         write_text(log, "stage,classifier,seconds,peak_memory_gb\n")
-    with log.open("a") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         stream.write(f"{stage},{classifier or ''},{seconds:.1f},{peak:.2f}\n")
 
 
@@ -151,8 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         run_stage(stage, *rest)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on with stage {stage}", file=sys.stderr)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,8 +31,16 @@ def style() -> None:
             "figure.constrained_layout.use": True,
             "axes.titlesize": "medium",
             "grid.alpha": 0.5,
+            "text.parse_math": False,  # a class may be called "$x$"
+            "font.family": ["sans-serif", *_wide_fonts()],
         }
     )
+
+
+def _wide_fonts() -> list[str]:
+    """Fonts of this machine that have more scripts than matplotlib's own, which is tried first."""
+    wanted = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "PingFang SC", "SimHei")
+    return [name for name in wanted if name in font_manager.get_font_names()]
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -12,6 +12,7 @@ from multishield.params import Params
 from multishield.reporting import figures, tables
 from multishield.storage import paths
 from multishield.storage.files import write_json, write_text
+from multishield.storage.tensors import load_tensors
 
 
 def gather(params: Params) -> pd.DataFrame:
@@ -80,7 +81,8 @@ def write_findings(params: Params, all_records: pd.DataFrame, classes: int) -> p
     """Evaluate the sanity rules and write them, with the records that they rest on."""
     runs = records.load(*(paths.artifacts("adaptive", name, "sanity.csv") for name in params.classifiers))
     records.save(runs, paths.artifacts("report", "sanity.csv"))
-    findings = sanity.check(all_records, runs, classes)
+    text = load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"].numpy()
+    findings = sanity.check(all_records, runs, classes, text @ text.T)
     _write_table("sanity.md", tables.to_markdown(findings))
     return findings
 

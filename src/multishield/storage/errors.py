@@ -10,6 +10,14 @@ class UserError(Exception):
     """
 
 
+def in_words(error: Exception) -> str:
+    """An error as a sentence: a `UserError` is one; of an OSError what it is about, and what may be done."""
+    if not isinstance(error, OSError):
+        return str(error)
+    what = error.filename or "a file"
+    return f"{what}: {error.strerror or error}; make room there, make it readable and writable, or remove it"
+
+
 def closest(name: str, known, listing: str) -> str:
     """The end of a sentence about an unknown name: close matches, or else `listing`, which says where names are."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

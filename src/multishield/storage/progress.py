@@ -28,7 +28,7 @@ def progress(
         The tqdm iterator; `set_postfix_str` adds a figure to the line.
     """
     name = os.environ.get(PROGRESS_FILE)
-    stream = open(name, "a", buffering=1) if name else sys.stderr  # noqa: SIM115 - tqdm keeps it open
+    stream = open(name, "a", buffering=1, encoding="utf-8") if name else sys.stderr  # noqa: SIM115 - tqdm keeps it open
     terminal = bool(name and os.environ.get("MULTISHIELD_TERMINAL")) or stream.isatty()
     return tqdm(
         items,
@@ -53,5 +53,5 @@ def aside() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
         return
-    with open(name, "a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
+    with open(name, "a", buffering=1, encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
         yield

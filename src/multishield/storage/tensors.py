@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multishield.storage.errors import UserError
-from multishield.storage.files import write_atomically
+from multishield.storage.files import mend, missing, write_atomically
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -32,10 +32,14 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         UserError: the file is missing or is not safetensors.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the path of a .safetensors file")
+        raise missing(path, "a .safetensors file")
     try:
         return load_file(path)
+    except PermissionError:
+        raise UserError(f"{path} may not be read by this user; change its permissions") from None
     except SafetensorError as error:
+        if "artifacts" in path.parts:
+            raise UserError(f"{path} is damaged ({error}); {mend(path, '')}") from None
         raise UserError(
             f"{path} is not a safetensors file ({error}); pickled checkpoints (.pt, .pth) are not accepted because "
             "loading one can run any code: convert it once with safetensors.torch.save_file(state_dict, path)"

@@ -15,12 +15,14 @@ from multishield.attacks.pgd import pgd
 from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
 from multishield.models import pretrained
+from multishield.models.answers import ask_twice
 from multishield.models.cifar_resnet import build_network
-from multishield.models.classifier import Classifier, accuracy, device, freeze, outputs, read_classifier, wrap
+from multishield.models.classifier import Classifier, accuracy, device, freeze, read_classifier, wrap
+from multishield.models.fitted import reason_of
 from multishield.params import Checkpoint, Classifiers, FineTuned, Trained
 from multishield.storage import paths
 from multishield.storage.errors import UserError
-from multishield.training.epochs import run_epochs
+from multishield.training.epochs import converging, run_epochs
 
 
 def _perturb(model: nn.Module, x: Tensor, loss_of, start: Tensor, eps: float, step: float, steps: int) -> Tensor:
@@ -159,7 +161,7 @@ def train(
 
     def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
-        loss = _one_epoch(model, data, params, epoch, optimiser, schedule, generator, tick)
+        loss = converging(_one_epoch(model, data, params, epoch, optimiser, schedule, generator, tick), model)
         return {"loss": loss, **_validate(model, validation, params, seed)}
 
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
@@ -209,18 +211,45 @@ def _not_empty(name: str, params: Trained | FineTuned, data: Split, validation: 
 
 
 def _loaded(name: str, params: Classifiers, classes: int, side: int) -> Classifier:
-    """A classifier that needs no training, frozen, checked on one grey image of the data set's size.
+    """A classifier that needs no training, frozen, checked on grey images of the data set's size.
 
     Raises:
-        UserError: it does not return K logits per image.
+        UserError: see `usable`.
     """
     if isinstance(params, Checkpoint):
-        return read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
-    classifier = freeze(wrap(pretrained.load(params, classes, f"training.{name}"))).to(device())
-    logits = outputs(classifier, torch.full((1, 3, side, side), 0.5))
-    if logits.shape != (1, classes):
+        classifier = read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
+    else:
+        classifier = freeze(wrap(pretrained.load(params, classes, f"training.{name}"))).to(device())
+    return usable(classifier, classes, side, f"training.{name}")
+
+
+def usable(classifier: Classifier, classes: int, side: int, key: str) -> Classifier:
+    """The same classifier, where it can be evaluated and attacked; it is tried on a few images of noise.
+
+    Raises:
+        UserError: it takes no RGB image of that size, does not return K logits per image, has no gradient to the
+            pixels, or answers differently when asked again.
+    """
+    x = torch.rand(6, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device()).requires_grad_()
+    try:
+        logits = classifier(x)
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if shape == (len(x), classes):
+            (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
-            f"training.{name} returns {tuple(logits.shape)} for one image, but the data set has {classes} classes; it "
-            f"must return (1, {classes}): one logit per class"
+            f"{key} cannot be used: given RGB images ({len(x)}, 3, {side}, {side}) with values in [0,1], and asked for "
+            f"the gradient of its logits, it fails with: {reason_of(error)}"
+        ) from None
+    if shape != (len(x), classes):
+        raise UserError(
+            f"{key} returns {shape} for {len(x)} images, but the data set has {classes} classes; it must return "
+            f"({len(x)}, {classes}): one logit per class"
         )
+    if gradient is None:
+        raise UserError(
+            f"{key} has no gradient to the pixels, so that every white-box attack on it would seem to fail; take out "
+            ".detach() and no_grad"
+        )
+    ask_twice(classifier, x.detach(), key)
     return classifier

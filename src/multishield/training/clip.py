@@ -13,7 +13,7 @@ from multishield.models.classifier import accuracy, device, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
 from multishield.models.zero_shot import Preprocess, align, embed_prompts, keep_embeddings
 from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
-from multishield.training.epochs import run_epochs
+from multishield.training.epochs import converging, run_epochs
 
 # ImageNet-free constants: the demo's images are their own domain.
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
@@ -92,7 +92,7 @@ def train_clip(
     tokens = clip.tokenizer(captions)
 
     def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
-        loss = _one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, tick)
+        loss = converging(_one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, tick), clip.model)
         return {
             "loss": loss,
             "zero_shot_accuracy": zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts)),

@@ -1,12 +1,29 @@
 """Training epoch by epoch, the same for classifiers and CLIPs: resume, progress, and a row of history for each."""
 
+import math
 from collections.abc import Callable
 
 import pandas as pd
 from torch import Tensor, nn
 
 from multishield.storage.checkpoints import checkpoint
+from multishield.storage.errors import UserError
 from multishield.storage.progress import progress
+
+
+def converging(loss: float, model: nn.Module) -> float:
+    """The mean loss of an epoch, where the epoch has left numbers behind.
+
+    Raises:
+        UserError: the loss or a weight is not finite.
+    """
+    weights = [w for w in model.state_dict().values() if w.is_floating_point()]
+    if math.isfinite(loss) and all(bool(w.isfinite().all()) for w in weights):
+        return loss
+    raise UserError(
+        f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite; lower "
+        "learning_rate or weight_decay, and see that the training images are what they should be"
+    )
 
 
 def run_epochs(
