@@ -136,9 +136,7 @@ def test_a_prompt_that_is_cut_off_is_refused(clip):
         zero_shot.embed_prompts(clip, ["star", "ring"], [long])
     name = "northern giant pouched rat of the eastern islands and of one more"  # it alone is cut
     with pytest.raises(UserError, match="longer than the 16 tokens"):
-        zero_shot.embed_prompts(
-            clip, ["star", "northern giant pouched rat of the eastern islands"], ["a photo of a {}"]
-        )
+        zero_shot.embed_prompts(clip, ["star", name], PROMPTS)
     fits = "one two three four five six seven eight nine ten eleven twelve thirteen {}"
     zero_shot.embed_prompts(clip, ["star", "ring"], [fits])  # 14 words and two marks are 16 tokens
 
