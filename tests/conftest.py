@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from multishield.data import shapes
 from multishield.params import Params
-from multishield.pipeline.notebooks import code_cells, read_source, runs
+from multishield.pipeline.notebooks import STAGES, code_cells, read_source, runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,11 +119,13 @@ def run(project: Path, *command: str, **environment: str) -> subprocess.Complete
     return subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True)
 
 
-def run_notebooks(project: Path) -> None:
-    """The cells of all stages' notebooks in this process: the same numbers as `dvc repro` without its starts."""
+def run_notebooks(project: Path, until: str = "report") -> None:
+    """The cells of all notebooks up to a stage's, in this process: the numbers of `dvc repro` without its starts."""
     mpl.use("Agg")
     with contextlib.chdir(project):
         for stage, classifier in runs(Params.load().classifiers):
+            if STAGES.index(stage) > STAGES.index(until):
+                continue
             scope: dict = {}
             for cell in code_cells(read_source(stage)):
                 exec(compile(cell.source, f"{stage}.ipynb", "exec"), scope)
