@@ -14,12 +14,13 @@ from multishield.storage import paths
 from multishield.storage.files import write_atomically
 
 INDEX = "index.html"
+KEPT = ("seeds.csv", "seeds.md")  # of benchmarks/seeds.py
 
 
 def publish() -> Path:
     """Write reports/: executed notebooks with the words of their sources, a page of each, figures, tables, records.
 
-    What another experiment has left there is removed.
+    What another experiment has left there is removed, but for the table over seeds.
 
     Returns:
         The index page: the report's own, with a list of the others.
@@ -39,7 +40,7 @@ def publish() -> Path:
             written.add(write_page(notebook, paths.reports(f"{name}.html"), title))
     written |= _copied(paths.artifacts("report"), paths.reports())
     for old in sorted(paths.reports().rglob("*"), reverse=True):
-        if old.is_file() and old not in written:
+        if old.is_file() and old not in written and old.name not in KEPT:
             old.unlink()
         elif old.is_dir() and not any(old.iterdir()):
             old.rmdir()

@@ -1,0 +1,97 @@
+"""How far the demo's figures move with the seed: the pipeline of params.yaml, once per seed, each in a copy of its own.
+
+    python benchmarks/seeds.py                # five seeds; five times as long as `make reproduce`
+    python benchmarks/seeds.py --seeds 0 1    # some of them
+
+The seed decides everything that is drawn: which images are trained on and attacked, initial weights, batches, attacks.
+Writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). A killed run goes on where it
+was: the copies are under .multishield/seeds/.
+"""
+
+import argparse
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from multishield.evaluation.records import METRICS
+from multishield.reporting.tables import to_markdown
+from multishield.storage import paths
+from multishield.storage.files import write_text
+
+# What a reader looks at first.
+HEADLINES = [
+    ("baseline", "clean_accuracy"),
+    ("multishield", "clean_accuracy"),
+    ("multishield", "clean_rejection"),
+    *((scenario, "robust_accuracy") for scenario in ("baseline", "multishield", "paper", "joint", "adaptive")),
+]
+
+
+def copied(seed: int) -> Path:
+    """A copy of the project as git would commit it, with that seed."""
+    target = paths.state("seeds", str(seed))
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=paths.root(), check=True, capture_output=True)
+    for name in listed.stdout.decode().splitlines():
+        if not name.startswith(("reports/", "dvc.lock")) and (paths.root() / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(paths.root() / name, target / name)
+    shutil.copytree(paths.root() / "data", target / "data", dirs_exist_ok=True)
+    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
+    yaml = YAML()
+    values = yaml.load((target / "params.yaml").read_text(encoding="utf-8"))
+    values["seed"] = seed
+    with (target / "params.yaml").open("w", encoding="utf-8") as stream:
+        yaml.dump(values, stream)
+    return target
+
+
+def measured(seed: int) -> pd.DataFrame:
+    """The metrics of one seed; `dvc repro` goes on where it was."""
+    folder = copied(seed)
+    subprocess.run(["dvc", "repro"], cwd=folder, check=True)
+    return pd.read_csv(folder / "reports" / "tables" / "metrics.csv").assign(seed=seed)
+
+
+def spread(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and range of the headline figures over the seeds, in per cent."""
+    table = []
+    for classifier in rows.classifier.unique():
+        for scenario, metric in HEADLINES:
+            chosen = (rows.classifier == classifier) & (rows.scenario == scenario) & (rows.metric == metric)
+            values = 100 * rows[chosen].value
+            table.append(
+                {
+                    "classifier": classifier,
+                    "scenario": scenario,
+                    "figure": METRICS[metric][0],
+                    "mean": f"{values.mean():.1f}",
+                    "sd": f"{values.std():.1f}",
+                    "lowest": f"{values.min():.1f}",
+                    "highest": f"{values.max():.1f}",
+                    "seeds": len(values),
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    rows = pd.concat([measured(seed) for seed in parser.parse_args().seeds], ignore_index=True)
+    columns = ["seed", "classifier", "scenario", "metric", "value", "n"]
+    text = rows[columns].to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    write_text(paths.reports("seeds.csv"), text)
+    table = to_markdown(spread(rows))
+    write_text(
+        paths.reports("seeds.md"),
+        "# The demo over several seeds\n\nPer cent; `python benchmarks/seeds.py`.\n\n" + table,
+    )
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
