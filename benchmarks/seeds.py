@@ -4,8 +4,8 @@
     python benchmarks/seeds.py --seeds 0 1    # some of them
 
 The seed decides everything that is drawn: which images are trained on and attacked, initial weights, batches, attacks.
-Writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). A killed run goes on where it
-was: the copies are under .multishield/seeds/.
+Writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). A killed run goes on where
+it was: the copies are under .multishield/seeds/.
 """
 
 import argparse
