@@ -45,14 +45,14 @@ results/%/index.html: profiles/%.yaml
 	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. params.yaml results/$*.part/
 	rm -rf results/$* && mv results/$*.part results/$* && touch $@
 
-# Two processes with one thread each: more threads in small networks only wait for each other.
-TESTS := OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadscope
+# Two processes, each with one thread: more threads in small networks only wait for each other.
+TESTS := pytest --numprocesses 2 --dist loadscope
 
 test: lint
 	$(RUN) $(TESTS) -m "not long"
 
 test-all: test
-	$(RUN) pytest -m long
+	$(RUN) MULTISHIELD_TEST_ARITHMETIC=native pytest -m long --durations 0
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

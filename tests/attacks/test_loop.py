@@ -155,7 +155,7 @@ def test_no_image_is_left_over_and_none_is_fine():
     assert len(empty.images) == len(empty.success) == len(empty.forwards) == 0
 
 
-@pytest.mark.parametrize(("size", "most"), [(SMALLEST, SMALLEST), (16, 16 + 8)])
+@pytest.mark.parametrize(("size", "most"), [(SMALLEST, SMALLEST), (2 * SMALLEST, 3 * SMALLEST)])
 def test_free_slots_are_refilled_and_broken_images_leave(size, most):
     batches = []
     linear = Linear(4)

@@ -1,5 +1,7 @@
 """Classifiers: (B,3,H,W) pixels in [0,1] to logits (B,K), normalisation and resizing inside."""
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +18,10 @@ from multishield.storage.tensors import load_tensors, save_tensors
 
 # What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]
-# Fewer than 16 images are summed in another order by CPU kernels, unless their number is a multiple of four: the last
-# bits of a result would depend on how many images are in the batch (tests/attacks/test_loop.py). Such batches are
-# filled up with repeats.
-SMALLEST, UNFILLED = 4, 16
+# Some numbers of images are summed in another order by CPU kernels: the last bits of a result would depend on how many
+# are in the batch (tests/attacks/test_loop.py). Such batches are filled up with repeats: below 16 to a multiple of 4;
+# with MKL's portable branch, which works in blocks of eight rows per thread, always to a multiple of 16.
+SMALLEST, UNFILLED = (16, math.inf) if os.environ.get("MKL_CBWR") == "COMPATIBLE" else (4, 16)
 
 
 class Classifier(nn.Module):
@@ -104,7 +106,8 @@ def device() -> torch.device:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model is; one without parameters and buffers (a frozen TorchScript) is where all are."""
-    return next((t.device for tensors in (model.parameters(), model.buffers()) for t in tensors), device())
+    held = (t for kind in ("parameters", "buffers") for t in getattr(model, kind, tuple)())
+    return next((t.device for t in held), device())
 
 
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
