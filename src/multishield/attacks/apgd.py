@@ -53,19 +53,11 @@ class AutoSteps:
             self.interval[now] = now - last
 
     def start(self, clean: Tensor, streams: Tensor) -> State:
-        x, n, like = self.ball.random(clean, streams), len(clean), {"device": clean.device}
-        return {
-            "x": x,
-            "previous": x.clone(),
-            "best_x": x.clone(),
-            "best_gradient": torch.zeros_like(x),
-            "best": torch.full((n,), -torch.inf, **like),
-            "last": torch.full((n,), torch.inf, **like),
-            "rises": torch.zeros(n, **like),
-            "size": torch.full((n,), 2 * self.ball.eps, **like),
-            "halved": torch.ones(n, dtype=torch.bool, **like),
-            "best_at_judgement": torch.full((n,), -torch.inf, **like),
-        }
+        x = self.ball.random(clean, streams)
+        values = {"best": -torch.inf, "best_at_judgement": -torch.inf, "last": torch.inf}
+        values |= {"rises": 0.0, "size": 2 * self.ball.eps, "halved": True}
+        state = {name: torch.full((len(x),), value, device=x.device) for name, value in values.items()}
+        return state | {"x": x, "previous": x.clone(), "best_x": x.clone(), "best_gradient": torch.zeros_like(x)}
 
     def move(self, state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         value, gradient = self.combine(state, values, gradients)
@@ -120,14 +112,12 @@ def apgd(
 
     Args:
         model: pixels to outputs (B,C).
-        images, labels: (N,3,H,W) in [0,1]; (N,).
-        eps, norm: radius and norm ("Linf" or "L2") of the ball.
+        eps, norm: see `Ball`.
         tag: the attack's name; the loss's unless given.
-        success: the rule that decides on the model's outputs.
         loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
             a function of outputs and labels.
         steps: gradient steps, per target.
-        loop: `seed` and `ids`, which name each image's random streams, and further arguments of `ascend`.
+        images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
 
     Raises:
         ValueError: an unknown loss, or fewer outputs than it needs.
@@ -141,18 +131,9 @@ def apgd(
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (function(out, y, target) if targeted else function(out, y),)
 
-    return ascend(
-        model,
-        images,
-        labels,
-        tag=tag or f"apgd-{loss}",
-        success=success,
-        objective=objective,
-        rule=AutoSteps(Ball(eps, norm), steps),
-        where=next(model.parameters()).device,
-        plan=(lambda out, y: likeliest(out, y, targets)) if targeted else None,
-        **loop,
-    )
+    tag, rule = tag or f"apgd-{loss}", AutoSteps(Ball(eps, norm), steps)
+    plan = (lambda out, y: likeliest(out, y, targets)) if targeted else None
+    return ascend(model, images, labels, tag=tag, success=success, objective=objective, rule=rule, plan=plan, **loop)
 
 
 def likeliest(scores: Tensor, labels: Tensor, count: int) -> Tensor:

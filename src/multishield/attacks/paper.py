@@ -39,15 +39,7 @@ def paper(
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)
 
+    rule = AutoSteps(Ball(eps, norm), steps)
     return ascend(
-        shield,
-        images,
-        labels,
-        tag="paper",
-        success=evaded,
-        objective=objective,
-        rule=AutoSteps(Ball(eps, norm), steps),
-        where=next(shield.parameters()).device,
-        variants=2,
-        **loop,
+        shield, images, labels, tag="paper", success=evaded, objective=objective, rule=rule, variants=2, **loop
     )

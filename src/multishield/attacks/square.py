@@ -76,7 +76,6 @@ def square(
     success: Success = fooled,
     loss: Callable[[Outputs, Tensor], Tensor] = margin,
     queries: int = 5000,
-    where: torch.device | None = None,
     **loop,
 ) -> AttackedImages:
     """Random search for a point of the ball at which the model's decision is wrong.
@@ -84,20 +83,12 @@ def square(
     Args:
         model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
             `loss=evasion_margin(tau)` attacks a model that abstains.
-        images, labels: (N,3,H,W) in [0,1]; (N,).
         eps: L-inf radius.
-        success: the rule that decides on the outputs. loss: outputs and labels to values (B,) that are raised.
+        loss: outputs and labels to values (B,) that are raised.
         queries: forward passes per image.
-        where: the device. loop: `seed` and `ids`, and further arguments of `ascend`.
+        images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
+    rule, tag = RandomSquares(Ball(eps), queries), "square"
     return ascend(
-        model,
-        images,
-        labels,
-        tag="square",
-        success=success,
-        objective=lambda out, y, target, variant: (loss(out, y),),
-        rule=RandomSquares(Ball(eps), queries),
-        where=where or next(model.parameters()).device,
-        **loop,
+        model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (loss(out, y),), rule=rule, **loop
     )

@@ -31,7 +31,7 @@ def evades(shield: MultiShield) -> Success:
 
 @dataclass(frozen=True)
 class Ball:
-    """The threat model: images in [0,1] whose L-inf or L2 distance from the clean one is at most eps."""
+    """The threat model: images in [0,1] whose distance from the clean one, "Linf" or "L2", is at most eps."""
 
     eps: float
     norm: str = "Linf"
@@ -61,11 +61,7 @@ class Ball:
         return (x_adv - x).flatten(1).abs().amax(1) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
 
     def random(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Random points of the ball, clipped to [0,1]: uniform for L-inf; for L2 of uniform radius.
-
-        Args:
-            keys: (B,), see `keys`.
-        """
+        """Random points of the ball, clipped to [0,1]: uniform for L-inf; for L2 of uniform radius. Keys (B,)."""
         noise = 2 * uniform(keys, x[0].numel()).view_as(x) - 1
         if self.norm == "L2":
             noise = noise / per_image(_norms(noise)) * per_image(uniform(keys + 1, 1)[:, 0])

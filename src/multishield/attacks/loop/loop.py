@@ -85,7 +85,7 @@ def ascend(
     success: Success,
     objective: Objective,
     rule: Rule,
-    where: torch.device,
+    where: torch.device | None = None,
     variants: int = 1,
     plan: Callable[[Outputs, Tensor], Tensor] | None = None,
     fast: bool = False,
@@ -95,11 +95,12 @@ def ascend(
     """Attack each image until it is broken or all its tries have failed.
 
     Args:
-        model: pixels to outputs. images, labels: (N,3,H,W) in [0,1]; (N,).
+        model: pixels to outputs: a module, or a bound method of one (a shield's `scores`), or any function.
+        images, labels: (N,3,H,W) in [0,1]; (N,).
         ids, seed, tag: name the random stream of each image and try. The tag is the attack's name, too.
         success: the rule that decides on the model's outputs, images that are wrong when clean included.
         objective: the losses to be raised. rule: how to move.
-        where: the device.
+        where: the device; by default that of the model's parameters.
         plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
         fast: compute moves in bf16 where the device has it. NOT used by any stage: benchmarks alone ask for it, and on
@@ -112,6 +113,7 @@ def ascend(
     if not len(images):
         none = torch.zeros(0, dtype=torch.long)
         return AttackedImages(images.clone(), [], none, none)
+    where = where or next(getattr(model, "__self__", model).parameters()).device
     return _Attack(
         Mover(model, images[0].shape, where, fast), images, labels, success, rule, tag, watch, batch_size
     ).run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
