@@ -46,10 +46,10 @@ def examples(params: Params, name: str, all_records: pd.DataFrame) -> list[Examp
     """Examples of one classifier: clean, attacked unaware, attacked adaptively."""
     classes, data, shield = load_classes(), load_split("evaluation"), load_shield(name, params.multishield.tolerance)
     scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
-    stages = {"clean": None, "AutoAttack": ("baseline", "attacked"), "adaptive": ("adaptive", "adaptive")}
     pixels = {
-        title: data.pixels if file is None else AttackedImages.load(_stored(name, *file)).images
-        for title, file in stages.items()
+        "clean": data.pixels,
+        "AutoAttack": AttackedImages.load(paths.artifacts("baseline", name, "attacked.safetensors")).images,
+        "adaptive": AttackedImages.load(paths.artifacts("adaptive", name, "adaptive.safetensors")).images,
     }
     picked = pick_examples(all_records[all_records.classifier == name], params.report.examples, len(classes))
     found = []
@@ -62,10 +62,6 @@ def examples(params: Params, name: str, all_records: pd.DataFrame) -> list[Examp
             scores[f"{title}\n{decision}"] = _probabilities(verdict, scale)
         found.append(Example(images, scores, int(data.labels[i])))
     return found
-
-
-def _stored(name: str, stage: str, file: str):
-    return paths.artifacts(stage, name, f"{file}.safetensors")
 
 
 def _probabilities(verdict: Verdicts, scale: float) -> pd.DataFrame:

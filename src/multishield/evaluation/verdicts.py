@@ -65,18 +65,10 @@ def records_of(
             f"an attacked image of {name}/{scenario} is {linf.max():.6f} away (eps is {eps:.6f}) or leaves [0,1]"
         )
     clean, after = decide(model, data.pixels), decide(model, attacked.images)
-    columns = {
-        "image": data.ids,
-        "label": data.labels,
-        "clean_decision": clean.decision,
-        "attacked_decision": after.decision,
-        "clean_clip": clean.clip,
-        "attacked_clip": after.clip,
-        "gap_clean": clean.gap,
-        "gap_attacked": after.gap,
-        "linf": linf,
-    }
+    columns = {"image": data.ids, "label": data.labels, "linf": linf}
+    columns |= {"clean_decision": clean.decision, "clean_clip": clean.clip, "gap_clean": clean.gap}
+    columns |= {"attacked_decision": after.decision, "attacked_clip": after.clip, "gap_attacked": after.gap}
+    columns |= {"forwards": attacked.forwards, "backwards": attacked.backwards}
     frame = pd.DataFrame({column: t.numpy() for column, t in columns.items()})
-    passes = {"forwards": attacked.forwards.numpy(), "backwards": attacked.backwards.numpy()}
-    frame = frame.assign(classifier=name, scenario=scenario, attack=attacked.broken_by, **passes)
+    frame = frame.assign(classifier=name, scenario=scenario, attack=attacked.broken_by)
     return frame[list(records.COLUMNS)]
