@@ -15,23 +15,15 @@ from multishield.evaluation.records import SCENARIOS
 from multishield.storage.files import write_atomically
 
 GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
+OUTCOMES = {"accepted, correct": GREEN, "rejected": ORANGE, "accepted, wrong": RED}
 SCENARIO_COLOURS = {"clean": "#5b6472", "multishield": "#2a6fb0", "paper": "#7d5ba6", "joint": RED, "adaptive": RED}
 
 
 def style() -> None:
     """The matplotlib style of every figure, in notebooks and files alike."""
-    sns.set_theme(context="paper", style="whitegrid", font_scale=1.05)
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 160,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.constrained_layout.use": True,
-            "axes.titlesize": "medium",
-            "grid.alpha": 0.5,
-        }
-    )
+    changes = {"figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True, "grid.alpha": 0.5}
+    changes |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium"}
+    sns.set_theme(context="paper", style="whitegrid", font_scale=1.05, rc=changes)
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -77,12 +69,7 @@ def scenarios(records: pd.DataFrame, classes: int) -> Figure:
         }
         bars |= {s: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of}
         below = np.zeros(len(bars))
-        for share, label, colour in zip(
-            zip(*bars.values(), strict=True),
-            ("accepted, correct", "rejected", "accepted, wrong"),
-            (GREEN, ORANGE, RED),
-            strict=True,
-        ):
+        for share, (label, colour) in zip(zip(*bars.values(), strict=True), OUTCOMES.items(), strict=True):
             axis.bar(list(bars), share, bottom=below, color=colour, label=label, width=0.72)
             below += np.array(share)
         axis.set(title=f"{name} (N = {len(of['baseline'])})", ylim=(0, 1))
@@ -107,14 +94,8 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         series = {"clean": of["multishield"].gap_clean, "multishield": of["multishield"].gap_attacked}
         series |= {s: of[s].gap_attacked for s in ("paper", "joint") if s in of}
         for (label, values), dashes in zip(series.items(), ("-", "--", "-.", ":"), strict=False):
-            sns.ecdfplot(
-                x=values,
-                ax=axis,
-                color=SCENARIO_COLOURS[label],
-                linestyle=dashes,
-                linewidth=1.8,
-                label="AutoAttack, unaware" if label == "multishield" else label,
-            )
+            text = "AutoAttack, unaware" if label == "multishield" else label
+            axis.ecdf(values.dropna(), color=SCENARIO_COLOURS[label], linestyle=dashes, linewidth=1.8, label=text)
         axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
         # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
         axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
@@ -137,15 +118,13 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
     """One image through the scenarios, each with both models' scores.
 
     Args:
-        images: title to pixels (H,W,3) in [0,1].
-        scores: the same titles to frames with columns "classifier" (softmax of z) and "CLIP" (softmax of s c), K rows.
-        label: the true class. Of more than 12 classes, the true one and those of the highest scores are shown.
+        images, scores, label: see `examples.Example`. Of more than 12 classes, the true one and those of the highest
+            scores are shown.
     """
     shown = _shown(scores, label)
     names = [classes[k] for k in shown]
-    figure, axes = plt.subplots(
-        2, len(images), figsize=(2.6 * len(images), 4.6), height_ratios=(1, 1.15), squeeze=False
-    )
+    size = (2.6 * len(images), 4.6)
+    figure, axes = plt.subplots(2, len(images), figsize=size, height_ratios=(1, 1.15), squeeze=False)
     at = np.arange(len(shown))
     for column, (title, pixels) in enumerate(images.items()):
         top, below = axes[:, column]
@@ -170,19 +149,10 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
     """Cosines between the classes' text embeddings as a matrix. Beyond 25 classes the numbers are left out."""
     few = len(classes) <= 25
     figure, axis = plt.subplots(figsize=(6.2, 5.2) if few else (8, 7))
-    sns.heatmap(
-        similarity,
-        ax=axis,
-        cmap="viridis",
-        vmax=1,
-        square=True,
-        annot=len(classes) <= 12,
-        fmt=".2f",
-        annot_kws={"size": 7},
-        xticklabels=classes if few else False,
-        yticklabels=classes if few else False,
-        cbar_kws={"label": "cosine"},
-    )
+    named = classes if few else False
+    numbers = {"annot": len(classes) <= 12, "fmt": ".2f", "annot_kws": {"size": 7}}
+    labels = {"xticklabels": named, "yticklabels": named, "cbar_kws": {"label": "cosine"}}
+    sns.heatmap(similarity, ax=axis, cmap="viridis", vmax=1, square=True, **numbers, **labels)
     axis.tick_params(axis="x", rotation=45)
     axis.tick_params(axis="y", rotation=0)
     plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
@@ -193,17 +163,14 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy by epoch on the validation split; the dot is the epoch that was chosen."""
     figure, panels, left = _panels(len(histories), 4.2, 3.2)
-    labels = {
-        "clean_accuracy": ("clean", GREEN),
-        "pgd_accuracy": ("PGD", RED),
-        "zero_shot_accuracy": ("zero-shot", "#d9822b"),
-    }
+    labels = {"clean": ("clean_accuracy", GREEN), "PGD": ("pgd_accuracy", RED)}
+    labels |= {"zero-shot": ("zero_shot_accuracy", "#d9822b")}
     for axis, (name, history) in zip(panels, histories.items(), strict=True):
-        for column in (c for c in labels if c in history):
-            text, colour = labels[column]
-            axis.plot(
-                history.epoch, history[column], color=colour, label=text, marker="." if len(history) < 3 else None
-            )
+        marker = "." if len(history) < 3 else None
+        for text, (column, colour) in labels.items():
+            if column not in history:
+                continue
+            axis.plot(history.epoch, history[column], color=colour, label=text, marker=marker)
             if "chosen" in history:
                 best = history[history.chosen]
                 axis.plot(best.epoch, best[column], "o", color=colour)

@@ -67,8 +67,7 @@ def _kl(clean_log_probabilities: Tensor, logits: Tensor) -> Tensor:
 
 
 def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random horizontal flips, and shifts by up to an eighth of the side with zero padding. One shift per batch
-    would do for speed; one per image is what everyone means by a random crop."""
+    """Random horizontal flips, and shifts by up to an eighth of the side with zero padding, drawn for each image."""
     flip = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
     pad = x.shape[2] // 8
@@ -139,7 +138,7 @@ def _start(params: Trained | FineTuned, classes: int, key: str, steps: int):
 def train(
     name: str, params: Trained | FineTuned, data: Split, validation: Split, classes: int, seed: int
 ) -> tuple[Classifier, pd.DataFrame]:
-    """Train a classifier; a killed run goes on after its last epoch and ends with the same bytes (on a CPU).
+    """Train a classifier, resumably (see `run_epochs`).
 
     Args:
         name: shown in progress lines, names the state on disk.
@@ -164,19 +163,11 @@ def train(
 
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    history, best = run_epochs(
-        f"training {name}",
-        parts,
-        one_epoch,
-        *inputs,
-        epochs=params.epochs,
-        batches=batches,
-        criterion=criterion,
-        model=model,
-    )
+    count = {"epochs": params.epochs, "batches": batches}
+    history, best = run_epochs(f"training {name}", parts, one_epoch, *inputs, **count, criterion=criterion)
     model.load_state_dict(best)
-    top = history[criterion].max()
-    history["chosen"] = history.index == history.index[history[criterion] == top][-1]
+    # The last of equal epochs, as in `run_epochs`.
+    history["chosen"] = history.index == history[criterion][::-1].idxmax()
     return freeze(model), history
 
 
@@ -193,27 +184,19 @@ def train_or_load(
         UserError: there is nothing to train on or to choose an epoch by, or it cannot be loaded.
     """
     if params.source in ("train", "finetune"):
-        _not_empty(name, params, data, validation)
+        for key, split in (("train", data), ("validation", validation)):
+            if not len(split):
+                raise UserError(
+                    f"training.{name}.source is {params.source!r}, but dataset.{key} is 0; training needs images, and "
+                    "validation images to choose its epoch: raise it, or load a classifier that is trained already"
+                )
         return train(name, params, data, validation, classes, seed)
     classifier = _loaded(name, params, classes, data.images.shape[-1])
     return classifier, pd.DataFrame([{"epoch": 0, "clean_accuracy": accuracy(classifier, validation)}])
 
 
-def _not_empty(name: str, params: Trained | FineTuned, data: Split, validation: Split) -> None:
-    for key, split in (("train", data), ("validation", validation)):
-        if not len(split):
-            raise UserError(
-                f"training.{name}.source is {params.source!r}, but dataset.{key} is 0; training needs images, and "
-                "validation images to choose its epoch: raise it, or load a classifier that is trained already"
-            )
-
-
 def _loaded(name: str, params: Classifiers, classes: int, side: int) -> Classifier:
-    """A classifier that needs no training, frozen, checked on one grey image of the data set's size.
-
-    Raises:
-        UserError: it does not return K logits per image.
-    """
+    """A classifier that needs no training, frozen. One grey image of the data set's size must give it K logits."""
     if isinstance(params, Checkpoint):
         return read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
     classifier = freeze(wrap(pretrained.load(params, classes, f"training.{name}"))).to(device())

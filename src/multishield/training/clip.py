@@ -72,7 +72,7 @@ def _one_epoch(
 def train_clip(
     params: ClipTrained, data: Split, captions: list[str], validation: Split, classes: list[str], seed: int
 ) -> tuple[Clip, dict, pd.DataFrame]:
-    """Train a small CLIP; a killed run goes on after its last epoch.
+    """Train a small CLIP, resumably (see `run_epochs`).
 
     Args:
         data, captions: the training images and a caption for each.
@@ -87,30 +87,21 @@ def train_clip(
     clip.model.to(device(), memory_format=torch.channels_last)
     rate = params.learning_rate
     optimiser = torch.optim.AdamW(clip.model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    steps = params.epochs * (len(data) // min(params.batch_size, len(data)))
+    batches = len(data) // min(params.batch_size, len(data))
+    steps = params.epochs * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
     tokens = clip.tokenizer(captions)
 
     def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
         loss = _one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, tick)
-        return {
-            "loss": loss,
-            "zero_shot_accuracy": zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts)),
-        }
+        text = embed_prompts(clip, classes, params.prompts)
+        return {"loss": loss, "zero_shot_accuracy": zero_shot(clip, validation, text)}
 
     inputs = (params.model_dump(), data.images, captions, seed)
     parts = {"model": clip.model, "optimiser": optimiser, "schedule": schedule}
+    count = {"epochs": params.epochs, "batches": batches}
     # The last epoch is kept: nothing overfits here, and zero-shot accuracy on few images is noise.
-    history, _ = run_epochs(
-        "training CLIP",
-        parts,
-        one_epoch,
-        *inputs,
-        epochs=params.epochs,
-        batches=steps // params.epochs,
-        criterion="zero_shot_accuracy",
-        model=clip.model,
-    )
+    history, _ = run_epochs("training CLIP", parts, one_epoch, *inputs, **count, criterion="zero_shot_accuracy")
     freeze(clip.model)
     return clip, config, history
 
