@@ -123,9 +123,9 @@ def apgd(
         ValueError: an unknown loss, or fewer outputs than it needs.
     """
     named = {"ce": losses.ce, "dlr": losses.dlr, "dlr-targeted": losses.dlr_targeted}
-    if isinstance(loss, str) and loss not in named:
+    function = named.get(loss, loss)
+    if isinstance(function, str):
         raise ValueError(f"loss is {loss!r}; accepted are {', '.join(named)}, or a function")
-    function = named.get(loss, loss) if isinstance(loss, str) else loss
     targeted = function is losses.dlr_targeted
 
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:

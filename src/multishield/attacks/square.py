@@ -56,15 +56,10 @@ class RandomSquares:
         side = self.side(state["step"], h, w)
         # The last position is left out, as in the authors' code, but for a square as large as the image.
         top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
-        rows, columns = (_within(start, side, n) for n, start in ((h, top), (w, left)))
+        offsets = (torch.arange(n, device=u.device) - start[:, None] for n, start in ((h, top), (w, left)))
+        rows, columns = ((offset >= 0) & (offset < side[:, None]) for offset in offsets)  # (B,H) and (B,W)
         square = (rows[:, :, None] & columns[:, None, :])[:, None] * (2 * u[:, 2:] - 1).sign()[:, :, None, None]
         return self.ball.project(state["best_x"] + 2 * self.ball.eps * square, state["clean"])
-
-
-def _within(start: Tensor, side: Tensor, length: int) -> Tensor:
-    """(B,length) bool: start <= position < start + side."""
-    position = torch.arange(length, device=start.device)
-    return (position >= start[:, None]) & (position < (start + side)[:, None])
 
 
 def square(

@@ -18,8 +18,7 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
 from multishield.attacks.square import square
-from multishield.attacks.threat_model import evaded, evades, fooled
-from multishield.attacks.transfer import transfer
+from multishield.attacks.threat_model import evaded, evades, fooled, transfer
 from multishield.data.splits import Split
 from multishield.evaluation.verdicts import records_of
 from multishield.models.classifier import load_classifier

@@ -37,8 +37,8 @@ def channels_last(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy() / scale
 
 
-def _panels(count: int, width: float, height: float, **shared) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A figure of `count` panels, at most three in a row; all panels, and those at the left edge."""
+def _panels(count: int, width: float, height: float, label: str, **shared) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, at most three in a row, with a label of the y axis at the left edge; its panels."""
     columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     size = (max(width * columns, 6), height * rows)
@@ -48,7 +48,9 @@ def _panels(count: int, width: float, height: float, **shared) -> tuple[Figure, 
         axis.set_visible(False)
     for axis in panels:
         axis.tick_params(labelbottom=True)  # sharing would leave them to the last row, which may not be full
-    return figure, panels[:count], panels[:count:columns]
+    for axis in panels[:count:columns]:
+        axis.set_ylabel(label)
+    return figure, panels[:count]
 
 
 def _shares(group: pd.DataFrame, when: str, classes: int) -> tuple[float, float, float]:
@@ -60,13 +62,11 @@ def _shares(group: pd.DataFrame, when: str, classes: int) -> tuple[float, float,
 def scenarios(records: pd.DataFrame, classes: int) -> Figure:
     """What becomes of the images, per classifier: accepted and correct, rejected, accepted and wrong."""
     names = list(dict.fromkeys(records.classifier))
-    figure, panels, left = _panels(len(names), 4.6, 3.9)
+    figure, panels = _panels(len(names), 4.6, 3.9, "share of all images")
     for axis, name in zip(panels, names, strict=True):
         of = dict(list(records[records.classifier == name].groupby("scenario")))
-        bars = {
-            "clean,\nno shield": _shares(of["baseline"], "clean", classes),
-            "clean,\nshield": _shares(of["multishield"], "clean", classes),
-        }
+        clean = {"clean,\nno shield": "baseline", "clean,\nshield": "multishield"}
+        bars = {title: _shares(of[s], "clean", classes) for title, s in clean.items()}
         bars |= {s: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of}
         below = np.zeros(len(bars))
         for share, (label, colour) in zip(zip(*bars.values(), strict=True), OUTCOMES.items(), strict=True):
@@ -76,8 +76,6 @@ def scenarios(records: pd.DataFrame, classes: int) -> Figure:
         axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
         axis.grid(axis="x", visible=False)
         axis.tick_params(axis="x", labelsize=8, rotation=30)
-    for axis in left:
-        axis.set_ylabel("share of all images")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
@@ -88,7 +86,7 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
     The share of images to the left of the tolerance is accepted.
     """
     names = list(dict.fromkeys(records.classifier))
-    figure, panels, left = _panels(len(names), 4.6, 3.9, sharex=True)
+    figure, panels = _panels(len(names), 4.6, 3.9, "share of images with a gap below", sharex=True)
     for axis, name in zip(panels, names, strict=True):
         of = dict(list(records[records.classifier == name].groupby("scenario")))
         series = {"clean": of["multishield"].gap_clean, "multishield": of["multishield"].gap_attacked}
@@ -99,19 +97,10 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
         # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
         axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
-        axis.set(title=name, xlabel="alignment gap g (cosine)", ylabel="", ylim=(0, 1.02))
+        axis.set(title=name, xlabel="alignment gap g (cosine)", ylim=(0, 1.02))
         axis.set_xlim(left=0)
-    for axis in left:
-        axis.set_ylabel("share of images with a gap below")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
-
-
-def _shown(scores: dict[str, pd.DataFrame], label: int, count: int = 12) -> list[int]:
-    """The classes that an example shows, in their order: the true one and those of the highest scores."""
-    highest = pd.concat(list(scores.values()), axis=1).max(axis=1)
-    highest[label] = np.inf
-    return sorted(highest.nlargest(count).index)
 
 
 def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
@@ -121,7 +110,9 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
         images, scores, label: see `examples.Example`. Of more than 12 classes, the true one and those of the highest
             scores are shown.
     """
-    shown = _shown(scores, label)
+    highest = pd.concat(list(scores.values()), axis=1).max(axis=1)
+    highest[label] = np.inf
+    shown = sorted(highest.nlargest(12).index)
     names = [classes[k] for k in shown]
     size = (2.6 * len(images), 4.6)
     figure, axes = plt.subplots(2, len(images), figsize=size, height_ratios=(1, 1.15), squeeze=False)
@@ -140,8 +131,8 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
         below.set_yticks(at, names if column == 0 else [""] * len(shown), fontsize=7)
         below.grid(axis="y", visible=False)
     axes[1, 0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    legend = axes[1, 0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -162,7 +153,7 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy by epoch on the validation split; the dot is the epoch that was chosen."""
-    figure, panels, left = _panels(len(histories), 4.2, 3.2)
+    figure, panels = _panels(len(histories), 4.2, 3.2, "validation accuracy")
     labels = {"clean": ("clean_accuracy", GREEN), "PGD": ("pgd_accuracy", RED)}
     labels |= {"zero-shot": ("zero_shot_accuracy", "#d9822b")}
     for axis, (name, history) in zip(panels, histories.items(), strict=True):
@@ -177,8 +168,6 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
         axis.set(title=name, xlabel="epoch", ylim=(0, 1.02))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(fontsize=8)
-    for axis in left:
-        axis.set_ylabel("validation accuracy")
     panels[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
     return figure
 

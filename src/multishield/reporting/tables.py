@@ -23,12 +23,8 @@ def results(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A Markdown table, first two columns to the left, numbers to the right."""
-    lines = [
-        "| " + " | ".join(frame.columns) + " |",
-        "|" + "|".join(["---", "---"] + ["---:"] * (len(frame.columns) - 2)) + "|",
-    ]
-    lines += ["| " + " | ".join(str(v) for v in row) + " |" for row in frame.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
+    head, *body = ("| " + " | ".join(map(str, row)) + " |\n" for row in (frame.columns, *frame.itertuples(index=False)))
+    return head + "|---|---|" + "---:|" * (len(frame.columns) - 2) + "\n" + "".join(body)
 
 
 def to_latex(frame: pd.DataFrame) -> str:
@@ -43,11 +39,11 @@ def to_html(frame: pd.DataFrame, words: bool = False) -> str:
 
 def nested(metrics: pd.DataFrame) -> dict:
     """For `dvc metrics show`: classifier -> scenario -> metric -> fraction; and N."""
-    out: dict = {}
+    found: dict = {}
     for row in metrics.itertuples():
-        scenario = out.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
+        scenario = found.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
         scenario[row.metric] = round(row.value, 6)
-    return out
+    return found
 
 
 def findings(frame: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
 from multishield.attacks.pgd import pgd
 from multishield.attacks.threat_model import Ball
@@ -23,9 +24,8 @@ from multishield.storage.errors import UserError
 from multishield.training.epochs import run_epochs
 
 
-def _perturb(model: nn.Module, x: Tensor, loss_of, start: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """Signed gradient ascent on `loss_of(logits)` from `start`, kept in the ball around x."""
-    x_adv = start
+def _perturb(model: nn.Module, x: Tensor, loss_of, x_adv: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Signed gradient ascent on `loss_of(logits)` from `x_adv`, kept in the ball around x."""
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss_of(model(x_adv)), x_adv)
@@ -129,10 +129,8 @@ def _start(params: Trained | FineTuned, classes: int, key: str, steps: int):
     rate, trained = params.learning_rate, params.source == "train"
     optimiser = torch.optim.SGD(model.parameters(), rate, 0.9, weight_decay=params.weight_decay, nesterov=trained)
     if trained:
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
-    else:
-        schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
-    return model, optimiser, schedule
+        return model, optimiser, OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
+    return model, optimiser, ConstantLR(optimiser, factor=1.0)
 
 
 def train(
@@ -196,7 +194,7 @@ def train_or_load(
 
 
 def _loaded(name: str, params: Classifiers, classes: int, side: int) -> Classifier:
-    """A classifier that needs no training, frozen. One grey image of the data set's size must give it K logits."""
+    """A classifier that needs no training, frozen. A UserError where one grey image does not give K logits."""
     if isinstance(params, Checkpoint):
         return read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
     classifier = freeze(wrap(pretrained.load(params, classes, f"training.{name}"))).to(device())

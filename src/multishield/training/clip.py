@@ -12,7 +12,8 @@ from multishield.data.splits import Split
 from multishield.models.classifier import accuracy, device, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
 from multishield.models.zero_shot import Preprocess, align, embed_prompts, keep_embeddings
-from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.params import ClipTrained
+from multishield.params.sections import Clips
 from multishield.training.epochs import run_epochs
 
 # ImageNet-free constants: the demo's images are their own domain.
@@ -107,12 +108,7 @@ def train_clip(
 
 
 def train_or_load(
-    params: ClipTrained | ClipOpen | ClipFile | ClipFactory,
-    data: Split,
-    captions: list[str] | None,
-    validation: Split,
-    classes: list[str],
-    seed: int,
+    params: Clips, data: Split, captions: list[str] | None, validation: Split, classes: list[str], seed: int
 ) -> tuple[Clip, dict | None, pd.DataFrame]:
     """Train a CLIP, or load one, as the parameters say.
 

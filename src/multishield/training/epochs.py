@@ -22,7 +22,7 @@ def run_epochs(
 
     Args:
         task: shown in the progress line, names the state on disk.
-        parts: what changes while training, by name, "model" among it: anything with `state_dict` and `load_state_dict`.
+        parts: what changes while training, by name: the "model", and anything else that has a `state_dict`.
         one_epoch: gets the epoch's number, from 0, and a function to be called after each batch; returns the epoch's
             row of history, without its number. All its random numbers must come from the epoch's number.
         inputs: everything the result depends on (see `fingerprint`).

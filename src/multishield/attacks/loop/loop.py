@@ -49,7 +49,7 @@ def has_bf16(where: torch.device) -> bool:
 
 
 class Mover:
-    """The model twice: a fast twin that moves are computed from, and the model itself, which alone decides."""
+    """The model twice: a folded twin that moves are computed from, and the model itself, which alone decides."""
 
     def __init__(self, model: Callable[[Tensor], Outputs], shape: torch.Size, where: torch.device, fast: bool):
         self.model, self.where, self.fast = model, where, fast and has_bf16(where)
@@ -103,9 +103,8 @@ def ascend(
         where: the device; by default that of the model's parameters.
         plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
-        fast: compute moves in bf16 where the device has it. NOT used by any stage: benchmarks alone ask for it, and on
-            one machine it left more images robust (benchmarks/README.md). In any case moves are made with batch norms
-            folded (see `folding`), and verdicts are the model's own, in full precision.
+        fast: compute moves in bf16 where the device has it; verdicts stay in full precision. NOT used by any stage:
+            benchmarks alone ask for it, and on one machine it left more images robust (benchmarks/README.md).
         batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
             for. It has no influence on results.
         watch: see `Watch`.
@@ -114,9 +113,9 @@ def ascend(
         none = torch.zeros(0, dtype=torch.long)
         return AttackedImages(images.clone(), [], none, none)
     where = where or next(getattr(model, "__self__", model).parameters()).device
-    return _Attack(
-        Mover(model, images[0].shape, where, fast), images, labels, success, rule, tag, watch, batch_size
-    ).run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
+    mover = Mover(model, images[0].shape, where, fast)
+    attack = _Attack(mover, images, labels, success, rule, tag, watch, batch_size)
+    return attack.run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
 
 
 class _Attack:
@@ -132,8 +131,7 @@ class _Attack:
         self.batch_size = batch_size or affordable(mover.twin, mover.sample, mover.where)
         mover.cast_once()
         self.result, self.broken_by = images.clone(), [""] * len(images)
-        self.passes = torch.ones(2, len(images), dtype=torch.long)
-        self.passes[1] = 0
+        self.passes = torch.tensor([[1], [0]]).repeat(1, len(images))  # one forward each, on the clean image
         self.queue: deque[tuple[int, int]] = deque()
         self.slots: State = {}
 
@@ -217,10 +215,8 @@ class _Attack:
             losses = objective(out, s["label"], s["target"], s["variant"])
         gradients = ()
         if needs and bool((s["step"] < self.rule.steps).any()):
-            last = len(losses) - 1
-            gradients = tuple(
-                torch.autograd.grad(loss.sum(), x, retain_graph=i < last)[0] for i, loss in enumerate(losses)
-            )
+            sums = [loss.sum() for loss in losses]
+            gradients = tuple(torch.autograd.grad(total, x, retain_graph=total is not sums[-1])[0] for total in sums)
         losses = tuple(loss.detach() for loss in losses)
         return self._verdict(out, None if needs else losses[0]), losses, gradients
 
