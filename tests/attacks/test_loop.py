@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from multishield.attacks.apgd import apgd
 from multishield.attacks.joint import joint
-from multishield.attacks.loop import loop
+from multishield.attacks.loop import mover
 from multishield.attacks.loop.loop import ascend
 from multishield.attacks.loop.random_streams import keys, uniform
 from multishield.attacks.losses import margin
@@ -198,7 +198,7 @@ def test_the_batch_halves_when_memory_does_not_suffice():
 
 def test_verdicts_are_in_full_precision(monkeypatch):
     """Moves are computed in bf16, whose decisions are often wrong here; every verdict is confirmed without it."""
-    monkeypatch.setattr(loop, "has_bf16", lambda where: True)
+    monkeypatch.setattr(mover, "has_bf16", lambda where: True)
     network = Linear(1000)  # among a thousand classes some are nearly equal
     x = torch.rand(40, 3, 8, 8)
     y = network(x).argmax(1)

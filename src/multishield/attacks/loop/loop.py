@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from multishield.attacks.loop.batch_size import affordable
-from multishield.attacks.loop.folding import folded
-from multishield.attacks.loop.random_streams import keys, uniform
+from multishield.attacks.loop.mover import Mover, affordable
+from multishield.attacks.loop.random_streams import keys
 from multishield.attacks.loop.result import AttackedImages, Success
 from multishield.models.classifier import SMALLEST, Outputs, forward
 from multishield.storage.errors import UserError
@@ -39,39 +38,6 @@ class Rule(Protocol):
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         """The next x, from the losses and their gradients at this one; updates the rule's own state."""
-
-
-def has_bf16(where: torch.device) -> bool:
-    """Whether bf16 arithmetic is native on the device, and so worth its coarser steps."""
-    if where.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
-
-
-class Mover:
-    """The model twice: a folded twin that moves are computed from, and the model itself, which alone decides."""
-
-    def __init__(self, model: Callable[[Tensor], Outputs], shape: torch.Size, where: torch.device, fast: bool):
-        self.model, self.where, self.fast = model, where, fast and has_bf16(where)
-        # What is learnt from these few images must not depend on which images are attacked.
-        self.sample = uniform(torch.arange(SMALLEST), shape.numel()).view(-1, *shape).to(where)
-        self.twin = folded(model, self.sample)
-        self.exact = self.twin is model and not self.fast
-
-    def cast_once(self) -> None:
-        """Weights in bf16 that autocast would cast at every call; new ones, because the model shares its twin's."""
-        if not self.fast or self.twin is self.model:
-            return
-        for module in getattr(self.twin, "__self__", self.twin).modules():
-            if type(module) in (nn.Conv2d, nn.Linear):
-                for name, weight in list(module.named_parameters(recurse=False)):
-                    setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
-
-    def __call__(self, x: Tensor) -> Outputs:
-        """Outputs of the twin, float32; inside in bf16 where that is wanted."""
-        with torch.autocast(self.where.type, torch.bfloat16, enabled=self.fast):
-            out = forward(self.twin, x)
-        return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
 
 
 def ascend(
