@@ -6,8 +6,6 @@ other. Every step goes to the model that is further from where it should be. Suc
 never the loss.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -100,20 +98,15 @@ def joint(
     )
 
 
-def evasion_margin(tolerance: float) -> Callable[[tuple[Tensor, Tensor], Tensor], Tensor]:
-    """A loss without gradients in mind, for a black-box attack that sees both scores: how near evasion is.
+def evasion_margin(scores: tuple[Tensor, Tensor], labels: Tensor, tolerance: float) -> Tensor:
+    """A loss without gradients in mind, for a black-box attack that sees both scores: how near evasion is, (B,).
 
     The best wrong class's smaller margin, logits and cosines each in units of their spread over the classes: positive
     exactly where a wrong class is accepted.
     """
-
-    def loss(scores: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
-        z, c = scores
-        lead = []
-        for s, slack in ((z, 0.0), (c, tolerance)):
-            top = s.topk(2, dim=1).values
-            rivals = torch.where(s == top[:, :1], top[:, 1:], top[:, :1])
-            lead.append((s - rivals + slack) / s.std(1, keepdim=True).clamp_min(1e-12))
-        return rival(torch.minimum(*lead), labels)
-
-    return loss
+    leads = []
+    for s, slack in zip(scores, (0.0, tolerance), strict=True):
+        top = s.topk(2, dim=1).values
+        rivals = torch.where(s == top[:, :1], top[:, 1:], top[:, :1])
+        leads.append((s - rivals + slack) / s.std(1, keepdim=True).clamp_min(1e-12))
+    return rival(torch.minimum(*leads), labels)

@@ -77,7 +77,7 @@ def square(
 
     Args:
         model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
-            `loss=evasion_margin(tau)` attacks a model that abstains.
+            `loss=partial(evasion_margin, tolerance=tau)` attacks a model that abstains.
         eps: L-inf radius.
         loss: outputs and labels to values (B,) that are raised.
         queries: forward passes per image.

@@ -70,9 +70,8 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
         for figure, value in (("clean accuracy", entry.clean), ("AutoAttack accuracy", entry.autoattack)):
             if value is not None:
                 measured = baseline.loc[name, FIGURES[figure]]
-                verdict = "agrees" if 100 * measured.low <= value <= 100 * measured.high else "differs"
-                if notes[figure]:
-                    verdict = "no comparison"
+                inside = 100 * measured.low <= value <= 100 * measured.high
+                verdict = "no comparison" if notes[figure] else "agrees" if inside else "differs"
                 words = "; ".join(notes[figure] + _unknown(entry, params))
                 cells = (f"{value:.2f}", cell(measured), int(measured.n), verdict, words)
                 rows.append((name, entry.name, figure, *cells))

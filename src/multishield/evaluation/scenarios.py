@@ -4,6 +4,7 @@ Of the last each attack, the worst case per image, and what the sanity rules nee
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -76,12 +77,13 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
         return apgd(shield.alignment, x, y, loss=margin, tag="clip-only", success=fooled, **options)
 
     def black_box(shield, x, y, **options):
+        loss = partial(evasion_margin, tolerance=shield.tolerance)
         options |= params.square.model_dump()
-        return square(shield.scores, x, y, success=evades(shield), loss=evasion_margin(shield.tolerance), **options)
+        return square(shield.scores, x, y, success=evades(shield), loss=loss, **options)
 
     return {
-        "paper": lambda shield, x, y, **options: paper(shield, x, y, **params.paper.model_dump(), **options),
-        "joint": lambda shield, x, y, **options: joint(shield, x, y, **params.joint.model_dump(), **options),
+        "paper": partial(paper, **params.paper.model_dump()),
+        "joint": partial(joint, **params.joint.model_dump()),
         "clip-only": clip_only,
         "square": black_box,
     }

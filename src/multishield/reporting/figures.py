@@ -44,12 +44,10 @@ def _panels(count: int, width: float, height: float, label: str, **shared) -> tu
     size = (max(width * columns, 6), height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, **shared)
     panels = list(axes.flat)
-    for axis in panels[count:]:
-        axis.set_visible(False)
+    plt.setp(panels[count:], visible=False)
     for axis in panels:
         axis.tick_params(labelbottom=True)  # sharing would leave them to the last row, which may not be full
-    for axis in panels[:count:columns]:
-        axis.set_ylabel(label)
+    plt.setp(panels[:count:columns], ylabel=label)
     return figure, panels[:count]
 
 
