@@ -34,12 +34,8 @@ class RandomSquares:
         """Vertical stripes of +-eps."""
         b, c, _, w = clean.shape
         stripes = (2 * uniform(streams, c * w).view(b, c, 1, w) - 1).sign()
-        return {
-            "x": (clean + self.ball.eps * stripes).clamp(0, 1),
-            "best_x": clean.clone(),
-            "best": torch.full((b,), -torch.inf, device=clean.device),
-            "stream": streams,
-        }
+        x, best = (clean + self.ball.eps * stripes).clamp(0, 1), torch.full((b,), -torch.inf, device=clean.device)
+        return {"x": x, "best_x": clean.clone(), "best": best, "stream": streams}
 
     def side(self, step: Tensor, height: int, width: int) -> Tensor:
         """Side of the squares at a query, (B,) int64."""

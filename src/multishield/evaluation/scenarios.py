@@ -132,9 +132,8 @@ def against_survivors(
     if not len(left):
         return worst
     found = run_adaptive(name, "square", shield, data[left], params, eps, seed)
-    images, names, forwards = worst.images.clone(), list(worst.broken_by), worst.forwards.clone()
-    images[left] = found.images
-    forwards[left] += found.forwards
+    images, forwards = worst.images.index_copy(0, left, found.images), worst.forwards.index_add(0, left, found.forwards)
+    names = list(worst.broken_by)
     for i, attack in zip(left.tolist(), found.broken_by, strict=True):
         names[i] = attack
     return AttackedImages(images, names, forwards, worst.backwards)
