@@ -104,7 +104,7 @@ def device() -> torch.device:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model is; one without parameters and buffers (a frozen TorchScript) is where all are."""
-    return next((t.device for tensors in (model.parameters(), model.buffers()) for t in tensors), device())
+    return next((t.device for kind in ("parameters", "buffers") for t in getattr(model, kind)()), device())
 
 
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
