@@ -14,7 +14,7 @@ import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from multishield.attacks.loop.batch_size import bytes_per_image
+from multishield.attacks.loop.mover import bytes_per_image
 from multishield.models import classifier, model_zoo, pretrained
 from multishield.models.clip import Clip
 from multishield.models.zero_shot import Preprocess, ZeroShotClassifier

@@ -13,8 +13,7 @@ import torch
 from tqdm import tqdm
 
 from multishield.attacks.loop.result import AttackedImages
-from multishield.attacks.threat_model import evaded
-from multishield.attacks.transfer import transfer
+from multishield.attacks.threat_model import evaded, transfer
 from multishield.data import splits
 from multishield.evaluation.records import wilson
 from multishield.evaluation.scenarios import load_shield, portfolio

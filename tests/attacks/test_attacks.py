@@ -146,7 +146,7 @@ def test_evasion_margin_is_positive_exactly_where_a_wrong_class_is_accepted():
     x, y = torch.rand(400, 3, 4, 4), torch.randint(0, 6, (400,))
     wins = evaded(shield(x), y)
     assert 0.02 < wins.float().mean() < 0.98
-    assert torch.equal(evasion_margin(0.02)(shield.scores(x), y) > 0, wins)
+    assert torch.equal(evasion_margin(shield.scores(x), y, 0.02) > 0, wins)
 
 
 def test_losses_closed_forms():

@@ -9,9 +9,8 @@ import torchvision
 from torch import nn
 
 from multishield.attacks.joint import joint
-from multishield.attacks.loop import batch_size, loop
-from multishield.attacks.loop.batch_size import BATCH_SIZE, affordable, bytes_per_image
-from multishield.attacks.loop.folding import folded
+from multishield.attacks.loop import mover
+from multishield.attacks.loop.mover import BATCH_SIZE, affordable, bytes_per_image, folded
 from multishield.data.splits import Split
 from multishield.evaluation.scenarios import run_baseline
 from multishield.models.cifar_resnet import CifarResNet
@@ -130,7 +129,7 @@ def test_the_twin_never_decides():
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_an_attack_shares_the_weights_and_leaves_nothing_behind(fast, monkeypatch):
-    monkeypatch.setattr(loop, "has_bf16", lambda where: fast)
+    monkeypatch.setattr(mover, "has_bf16", lambda where: fast)
     torch.manual_seed(1)
     shield = MultiShield(warmed(CifarResNet(8, 5)), freeze(transformer(5)), 0.001).eval()
     twin, x = folded(shield.scores, torch.rand(4, 3, 32, 32)), torch.rand(3, 3, 32, 32)
@@ -157,7 +156,7 @@ def test_memory_per_image_is_counted():
 
 @pytest.mark.parametrize(("free", "slots"), [(10**12, BATCH_SIZE["cpu"]), (64 * 4 * 768 + 1, 64), (0, 16)])
 def test_the_batch_is_as_large_as_memory_allows(monkeypatch, free, slots):
-    monkeypatch.setattr(batch_size, "free_memory", lambda where: free)
+    monkeypatch.setattr(mover, "free_memory", lambda where: free)
     assert affordable(lambda t: t * t, torch.rand(16, 3, 8, 8), CPU) == slots
 
 

@@ -16,10 +16,11 @@ def _closed():
 
 @pytest.mark.parametrize(("count", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3)), (8, (3, 3))])
 def test_panels_stand_at_most_three_in_a_row(count, grid):
-    figure, panels, left = figures._panels(count, 4, 3)
+    figure, panels = figures._panels(count, 4, 3, "share")
     layout = panels[0].get_subplotspec().get_gridspec()
     assert (layout.nrows, layout.ncols) == grid
     assert [a for a in figure.axes if a.get_visible()] == panels
+    left = [a for a in panels if a.get_ylabel() == "share"]
     assert left == [a for a in panels if a.get_subplotspec().is_first_col()]
 
 

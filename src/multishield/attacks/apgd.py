@@ -15,7 +15,6 @@ from multishield.attacks import losses
 from multishield.attacks.loop.loop import State, ascend
 from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.threat_model import Ball, fooled
-from multishield.models.classifier import device_of
 
 # Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
 Combine = Callable[[State, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
@@ -54,19 +53,11 @@ class AutoSteps:
             self.interval[now] = now - last
 
     def start(self, clean: Tensor, streams: Tensor) -> State:
-        x, n, like = self.ball.random(clean, streams), len(clean), {"device": clean.device}
-        return {
-            "x": x,
-            "previous": x.clone(),
-            "best_x": x.clone(),
-            "best_gradient": torch.zeros_like(x),
-            "best": torch.full((n,), -torch.inf, **like),
-            "last": torch.full((n,), torch.inf, **like),
-            "rises": torch.zeros(n, **like),
-            "size": torch.full((n,), 2 * self.ball.eps, **like),
-            "halved": torch.ones(n, dtype=torch.bool, **like),
-            "best_at_judgement": torch.full((n,), -torch.inf, **like),
-        }
+        x = self.ball.random(clean, streams)
+        values = {"best": -torch.inf, "best_at_judgement": -torch.inf, "last": torch.inf}
+        values |= {"rises": 0.0, "size": 2 * self.ball.eps, "halved": True}
+        state = {name: torch.full((len(x),), value, device=x.device) for name, value in values.items()}
+        return state | {"x": x, "previous": x.clone(), "best_x": x.clone(), "best_gradient": torch.zeros_like(x)}
 
     def move(self, state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         value, gradient = self.combine(state, values, gradients)
@@ -121,39 +112,28 @@ def apgd(
 
     Args:
         model: pixels to outputs (B,C).
-        images, labels: (N,3,H,W) in [0,1]; (N,).
-        eps, norm: radius and norm ("Linf" or "L2") of the ball.
+        eps, norm: see `Ball`.
         tag: the attack's name; the loss's unless given.
-        success: the rule that decides on the model's outputs.
         loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
             a function of outputs and labels.
         steps: gradient steps, per target.
-        loop: `seed` and `ids`, which name each image's random streams, and further arguments of `ascend`.
+        images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
 
     Raises:
         ValueError: an unknown loss, or fewer outputs than it needs.
     """
     named = {"ce": losses.ce, "dlr": losses.dlr, "dlr-targeted": losses.dlr_targeted}
-    if isinstance(loss, str) and loss not in named:
+    function = named.get(loss, loss)
+    if isinstance(function, str):
         raise ValueError(f"loss is {loss!r}; accepted are {', '.join(named)}, or a function")
-    function = named.get(loss, loss) if isinstance(loss, str) else loss
     targeted = function is losses.dlr_targeted
 
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (function(out, y, target) if targeted else function(out, y),)
 
-    return ascend(
-        model,
-        images,
-        labels,
-        tag=tag or f"apgd-{loss}",
-        success=success,
-        objective=objective,
-        rule=AutoSteps(Ball(eps, norm), steps),
-        where=device_of(model),
-        plan=(lambda out, y: likeliest(out, y, targets)) if targeted else None,
-        **loop,
-    )
+    tag, rule = tag or f"apgd-{loss}", AutoSteps(Ball(eps, norm), steps)
+    plan = (lambda out, y: likeliest(out, y, targets)) if targeted else None
+    return ascend(model, images, labels, tag=tag, success=success, objective=objective, rule=rule, plan=plan, **loop)
 
 
 def likeliest(scores: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -50,9 +50,6 @@ def autoattack(
         classifier: pixels to logits (B,K).
         attacks: names of AutoAttack; the default is its version `standard`.
 
-    Returns:
-        The images, each broken by an attack of that name.
-
     Raises:
         UserError: an attack needs more classes than there are.
     """
@@ -72,9 +69,8 @@ def autoattack(
         if not len(left):
             break
         counter = _Counter(classifier)
-        adversary = AutoAttack(
-            counter, attacks=[name], version="custom", norm="Linf", eps=eps, seed=seed, device=str(where)
-        )
+        options = {"norm": "Linf", "eps": eps, "seed": seed, "device": str(where)}
+        adversary = AutoAttack(counter, attacks=[name], version="custom", **options)
         # As version "standard" has them, but for fewer than ten classes, where nine targets do not exist.
         adversary.apgd.n_restarts = adversary.fab.n_restarts = 1
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)

@@ -6,8 +6,6 @@ other. Every step goes to the model that is further from where it should be. Suc
 never the loss.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -77,22 +75,16 @@ def joint(
     restarts: int = 1,
     **loop,
 ) -> AttackedImages:
-    """Drive both models to one target after the other, until the shield accepts a wrong class (any: not the target
-    alone).
+    """Drive both models to one target after the other, until the shield accepts a wrong class, whichever it is.
 
     Args:
         shield: a `MultiShield`, or anything with its `scores`, `outputs`, `tolerance` and parameters.
-        images, labels: (N,3,H,W) in [0,1]; (N,).
-        eps, norm: radius and norm ("Linf" or "L2") of the ball.
+        eps, norm: see `Ball`.
         targets: wrong classes to try, in the order of `targets_in_turn` (at most K-1).
         steps: steps per target and restart.
         restarts: random starts per target.
-        loop: `seed` and `ids`, which name each image's random streams, and further arguments of `ascend`.
+        images, labels: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
-
-    def plan(scores: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-        return targets_in_turn(scores, y, targets).repeat(1, restarts)
-
     return ascend(
         shield.scores,
         images,
@@ -102,26 +94,20 @@ def joint(
         objective=lambda scores, y, target, variant: target_margins(scores, target, shield.tolerance),
         rule=StepTowardsWeakerModel(Ball(eps, norm), steps),
         where=device_of(shield),
-        plan=plan,
+        plan=lambda scores, y: targets_in_turn(scores, y, targets).repeat(1, restarts),
         **loop,
     )
 
 
-def evasion_margin(tolerance: float) -> Callable[[tuple[Tensor, Tensor], Tensor], Tensor]:
-    """A loss without gradients in mind, for a black-box attack that sees both scores: how near evasion is.
+def evasion_margin(scores: tuple[Tensor, Tensor], labels: Tensor, tolerance: float) -> Tensor:
+    """A loss without gradients in mind, for a black-box attack that sees both scores: how near evasion is, (B,).
 
     The best wrong class's smaller margin, logits and cosines each in units of their spread over the classes: positive
     exactly where a wrong class is accepted.
     """
-
-    def loss(scores: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
-        z, c = scores
-        lead = []
-        for s, slack in ((z, 0.0), (c, tolerance)):
-            top = s.topk(2, dim=1).values
-            rivals = torch.where(s == top[:, :1], top[:, 1:], top[:, :1])
-            lead.append((s - rivals + slack) / s.std(1, keepdim=True).clamp_min(1e-12))
-        both = torch.minimum(*lead).scatter(1, labels.view(-1, 1), -torch.inf)
-        return both.amax(1)
-
-    return loss
+    leads = []
+    for s, slack in zip(scores, (0.0, tolerance), strict=True):
+        top = s.topk(2, dim=1).values
+        rivals = torch.where(s == top[:, :1], top[:, 1:], top[:, :1])
+        leads.append((s - rivals + slack) / s.std(1, keepdim=True).clamp_min(1e-12))
+    return rival(torch.minimum(*leads), labels)

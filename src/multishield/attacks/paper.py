@@ -12,7 +12,6 @@ from multishield.attacks.apgd import AutoSteps
 from multishield.attacks.loop.loop import ascend
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball, evaded
-from multishield.models.classifier import device_of
 
 
 def _reject(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -40,15 +39,7 @@ def paper(
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)
 
+    rule = AutoSteps(Ball(eps, norm), steps)
     return ascend(
-        shield,
-        images,
-        labels,
-        tag="paper",
-        success=evaded,
-        objective=objective,
-        rule=AutoSteps(Ball(eps, norm), steps),
-        where=device_of(shield),
-        variants=2,
-        **loop,
+        shield, images, labels, tag="paper", success=evaded, objective=objective, rule=rule, variants=2, **loop
     )

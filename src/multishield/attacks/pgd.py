@@ -6,7 +6,6 @@ from multishield.attacks.loop.loop import State, ascend
 from multishield.attacks.loop.result import AttackedImages, Success
 from multishield.attacks.losses import ce
 from multishield.attacks.threat_model import Ball, fooled
-from multishield.models.classifier import device_of
 
 
 class SignedSteps:
@@ -34,46 +33,25 @@ def pgd(
     success: Success = fooled,
     steps: int = 20,
     step_size: float = 2 / 255,
+    random: bool = True,
+    tag: str = "pgd",
     **loop,
 ) -> AttackedImages:
-    """Gradient ascent on the cross-entropy from a random point of the ball.
+    """Gradient ascent on the cross-entropy.
 
     Args:
         model: pixels to outputs (B,C).
-        images, labels: (N,3,H,W) in [0,1]; (N,).
-        eps, norm: radius and norm ("Linf" or "L2") of the ball.
-        success: the rule that decides on the model's outputs.
+        eps, norm: see `Ball`.
         steps, step_size: number and size of the steps.
-        loop: `seed` and `ids`, which name each image's random streams, and further arguments of `ascend`.
+        random: start from a random point of the ball, not from the clean image.
+        images, labels, success, tag: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
-    rule = SignedSteps(Ball(eps, norm), steps, step_size, random=True)
-    return _cross_entropy(model, images, labels, rule, "pgd", success, loop)
-
-
-def fgsm(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    norm: str = "Linf",
-    success: Success = fooled,
-    **loop,
-) -> AttackedImages:
-    """One step of size eps from the clean image. Args: see `pgd`; nothing is random, `seed` is not used."""
-    rule = SignedSteps(Ball(eps, norm), 1, eps, random=False)
-    return _cross_entropy(model, images, labels, rule, "fgsm", success, loop)
-
-
-def _cross_entropy(model, images, labels, rule: SignedSteps, tag: str, success: Success, loop: dict) -> AttackedImages:
+    rule = SignedSteps(Ball(eps, norm), steps, step_size, random)
     return ascend(
-        model,
-        images,
-        labels,
-        tag=tag,
-        success=success,
-        objective=lambda out, y, target, variant: (ce(out, y),),
-        rule=rule,
-        where=device_of(model),
-        **loop,
+        model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (ce(out, y),), rule=rule, **loop
     )
+
+
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, **options) -> AttackedImages:
+    """One step of size eps from the clean image. Args: see `pgd`; nothing is random, `seed` is not used."""
+    return pgd(model, images, labels, eps=eps, steps=1, step_size=eps, random=False, tag="fgsm", **options)

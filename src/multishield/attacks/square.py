@@ -14,7 +14,7 @@ from multishield.attacks.loop.random_streams import uniform
 from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.losses import margin
 from multishield.attacks.threat_model import Ball, fooled
-from multishield.models.classifier import Outputs, device_of
+from multishield.models.classifier import Outputs
 
 # Share of the image that a square covers, by query: p is halved after each of these (the paper's schedule for 10,000
 # queries, which AutoAttack does not rescale to its 5,000).
@@ -35,12 +35,8 @@ class RandomSquares:
         """Vertical stripes of +-eps."""
         b, c, _, w = clean.shape
         stripes = (2 * uniform(streams, c * w).view(b, c, 1, w) - 1).sign()
-        return {
-            "x": (clean + self.ball.eps * stripes).clamp(0, 1),
-            "best_x": clean.clone(),
-            "best": torch.full((b,), -torch.inf, device=clean.device),
-            "stream": streams,
-        }
+        x, best = (clean + self.ball.eps * stripes).clamp(0, 1), torch.full((b,), -torch.inf, device=clean.device)
+        return {"x": x, "best_x": clean.clone(), "best": best, "stream": streams}
 
     def side(self, step: Tensor, height: int, width: int) -> Tensor:
         """Side of the squares at a query, (B,) int64."""
@@ -57,15 +53,10 @@ class RandomSquares:
         side = self.side(state["step"], h, w)
         # The last position is left out, as in the authors' code, but for a square as large as the image.
         top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
-        rows, columns = (_within(start, side, n) for n, start in ((h, top), (w, left)))
+        offsets = (torch.arange(n, device=u.device) - start[:, None] for n, start in ((h, top), (w, left)))
+        rows, columns = ((offset >= 0) & (offset < side[:, None]) for offset in offsets)  # (B,H) and (B,W)
         square = (rows[:, :, None] & columns[:, None, :])[:, None] * (2 * u[:, 2:] - 1).sign()[:, :, None, None]
         return self.ball.project(state["best_x"] + 2 * self.ball.eps * square, state["clean"])
-
-
-def _within(start: Tensor, side: Tensor, length: int) -> Tensor:
-    """(B,length) bool: start <= position < start + side."""
-    position = torch.arange(length, device=start.device)
-    return (position >= start[:, None]) & (position < (start + side)[:, None])
 
 
 def square(
@@ -77,28 +68,19 @@ def square(
     success: Success = fooled,
     loss: Callable[[Outputs, Tensor], Tensor] = margin,
     queries: int = 5000,
-    where: torch.device | None = None,
     **loop,
 ) -> AttackedImages:
     """Random search for a point of the ball at which the model's decision is wrong.
 
     Args:
         model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
-            `loss=evasion_margin(tau)` attacks a model that abstains.
-        images, labels: (N,3,H,W) in [0,1]; (N,).
+            `loss=partial(evasion_margin, tolerance=tau)` attacks a model that abstains.
         eps: L-inf radius.
-        success: the rule that decides on the outputs. loss: outputs and labels to values (B,) that are raised.
+        loss: outputs and labels to values (B,) that are raised.
         queries: forward passes per image.
-        where: the device. loop: `seed` and `ids`, and further arguments of `ascend`.
+        images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
+    rule, tag = RandomSquares(Ball(eps), queries), "square"
     return ascend(
-        model,
-        images,
-        labels,
-        tag="square",
-        success=success,
-        objective=lambda out, y, target, variant: (loss(out, y),),
-        rule=RandomSquares(Ball(eps), queries),
-        where=where or device_of(model),
-        **loop,
+        model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (loss(out, y),), rule=rule, **loop
     )

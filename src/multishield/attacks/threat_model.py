@@ -1,12 +1,13 @@
-"""The threat model: rules of success, and the ball of images that an attacker may show."""
+"""The threat model: rules of success, the ball of images that an attacker may show, and images shown again."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multishield.attacks.loop.random_streams import uniform
 from multishield.attacks.loop.result import Success, per_image
+from multishield.models.classifier import device_of, forward
 from multishield.shield import MultiShield
 
 
@@ -29,9 +30,20 @@ def evades(shield: MultiShield) -> Success:
     return lambda scores, labels: evaded(shield.outputs(scores), labels)
 
 
+@torch.no_grad()
+def transfer(
+    model: nn.Module, candidates: Tensor, labels: Tensor, *, success: Success = fooled, batch_size: int = 128
+) -> Tensor:
+    """Which of the candidates, images (N,3,H,W) in [0,1] that were made against another model, break this one: (N,)."""
+    where, broken = device_of(model), []
+    for x, y in zip(candidates.split(batch_size), labels.split(batch_size), strict=True):
+        broken.append(success(forward(model, x.to(where)), y.to(where)).cpu())
+    return torch.cat(broken)
+
+
 @dataclass(frozen=True)
 class Ball:
-    """The threat model: images in [0,1] whose L-inf or L2 distance from the clean one is at most eps."""
+    """The threat model: images in [0,1] whose distance from the clean one, "Linf" or "L2", is at most eps."""
 
     eps: float
     norm: str = "Linf"
@@ -56,16 +68,8 @@ class Ball:
         """(B,): the rise per unit of distance in the steepest direction: the gradient's dual norm, L1 or L2."""
         return gradient.flatten(1).abs().sum(1).clamp_min(1e-12) if self.norm == "Linf" else _norms(gradient)
 
-    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """(B,): how far each image was moved, in this norm."""
-        return (x_adv - x).flatten(1).abs().amax(1) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
-
     def random(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Random points of the ball, clipped to [0,1]: uniform for L-inf; for L2 of uniform radius.
-
-        Args:
-            keys: (B,), see `keys`.
-        """
+        """Random points of the ball, clipped to [0,1]: uniform for L-inf; for L2 of uniform radius. Keys (B,)."""
         noise = 2 * uniform(keys, x[0].numel()).view_as(x) - 1
         if self.norm == "L2":
             noise = noise / per_image(_norms(noise)) * per_image(uniform(keys + 1, 1)[:, 0])

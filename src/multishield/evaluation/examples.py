@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from multishield.attacks.loop.result import AttackedImages
 from multishield.data.splits import load_classes, load_split
 from multishield.evaluation.scenarios import load_shield
-from multishield.evaluation.verdicts import Verdicts, decide
+from multishield.evaluation.verdicts import decide
 from multishield.params import Params
 from multishield.storage import paths
 from multishield.storage.tensors import load_tensors
@@ -21,7 +20,8 @@ class Example:
 
     Attributes:
         images: title, with the decision, to pixels (H,W,3) in [0,1].
-        scores: the same titles to a frame with columns "classifier" (softmax of z) and "CLIP" (softmax of s c), K rows.
+        scores: the same titles to a frame with columns "classifier" (softmax of z) and "CLIP" (softmax of s c, with
+            CLIP's own scale s), K rows.
         label: the true class.
     """
 
@@ -33,8 +33,7 @@ class Example:
 def pick_examples(rows: pd.DataFrame, count: int, classes: int) -> list[int]:
     """Positions of images that tell the story: accepted when clean, rejected when attacked unaware, broken when the
     attacker knows. Where there are fewer, others follow in order. One per class first, so that they differ."""
-    of = {s: rows[rows.scenario == s].reset_index(drop=True) for s in ("multishield", "adaptive")}
-    unaware, adaptive = of["multishield"], of["adaptive"]
+    unaware, adaptive = (rows[rows.scenario == s].reset_index(drop=True) for s in ("multishield", "adaptive"))
     story = (unaware.clean_decision == unaware.label).astype(int) + (unaware.attacked_decision == classes)
     story += (adaptive.attacked_decision != adaptive.label) & (adaptive.attacked_decision != classes)
     repeat = unaware.assign(story=story).groupby(["label", "story"]).cumcount()
@@ -46,29 +45,20 @@ def examples(params: Params, name: str, all_records: pd.DataFrame) -> list[Examp
     """Examples of one classifier: clean, attacked unaware, attacked adaptively."""
     classes, data, shield = load_classes(), load_split("evaluation"), load_shield(name, params.multishield.tolerance)
     scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
-    stages = {"clean": None, "AutoAttack": ("baseline", "attacked"), "adaptive": ("adaptive", "adaptive")}
     pixels = {
-        title: data.pixels if file is None else AttackedImages.load(_stored(name, *file)).images
-        for title, file in stages.items()
+        "clean": data.pixels,
+        "AutoAttack": AttackedImages.load(paths.artifacts("baseline", name, "attacked.safetensors")).images,
+        "adaptive": AttackedImages.load(paths.artifacts("adaptive", name, "adaptive.safetensors")).images,
     }
     picked = pick_examples(all_records[all_records.classifier == name], params.report.examples, len(classes))
-    found = []
+    decisions, found = [*(f"accepted: {c}" for c in classes), "rejected"], []
     for i in picked:
         images, scores = {}, {}
-        for title, all_pixels in pixels.items():
+        for stage, all_pixels in pixels.items():
             verdict = decide(shield, all_pixels[i : i + 1])
-            decision = [*(f"accepted: {name}" for name in classes), "rejected"][int(verdict.decision)]
-            images[f"{title}\n{decision}"] = all_pixels[i].permute(1, 2, 0).numpy()
-            scores[f"{title}\n{decision}"] = _probabilities(verdict, scale)
+            title = f"{stage}\n{decisions[int(verdict.decision)]}"
+            images[title] = all_pixels[i].permute(1, 2, 0).numpy()
+            columns = {"classifier": verdict.logits, "CLIP": scale * verdict.cosines}
+            scores[title] = pd.DataFrame({model: t[0].softmax(0).numpy() for model, t in columns.items()})
         found.append(Example(images, scores, int(data.labels[i])))
     return found
-
-
-def _stored(name: str, stage: str, file: str):
-    return paths.artifacts(stage, name, f"{file}.safetensors")
-
-
-def _probabilities(verdict: Verdicts, scale: float) -> pd.DataFrame:
-    """Both models' class probabilities for one image: softmax of z, and of s c with CLIP's own scale s."""
-    columns = {"classifier": verdict.logits, "CLIP": scale * verdict.cosines}
-    return pd.DataFrame({name: torch.softmax(t[0], 0).numpy() for name, t in columns.items()})

@@ -70,7 +70,11 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
         for figure, value in (("clean accuracy", entry.clean), ("AutoAttack accuracy", entry.autoattack)):
             if value is not None:
                 measured = baseline.loc[name, FIGURES[figure]]
-                rows.append(_row(name, entry, figure, value, measured, notes[figure], _unknown(entry, params)))
+                inside = 100 * measured.low <= value <= 100 * measured.high
+                verdict = "no comparison" if notes[figure] else "agrees" if inside else "differs"
+                words = "; ".join(notes[figure] + _unknown(entry, params))
+                cells = (f"{value:.2f}", cell(measured), int(measured.n), verdict, words)
+                rows.append((name, entry.name, figure, *cells))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -81,17 +85,3 @@ def _unknown(entry: Entry, params: Params) -> list[str]:
     if params.dataset.name in model_zoo.UNBALANCED and params.dataset.order == "stratified":
         return ["equally many images of each class, though the classes differ in size"]
     return []
-
-
-def _row(name: str, entry: Entry, figure: str, value: float, measured: pd.Series, differ: list, unknown: list) -> dict:
-    inside = 100 * measured.low <= value <= 100 * measured.high
-    return {
-        "classifier": name,
-        "entry": entry.name,
-        "figure": figure,
-        "published": f"{value:.2f}",
-        "measured": cell(measured),
-        "N": int(measured.n),
-        "verdict": "no comparison" if differ else "agrees" if inside else "differs",
-        "notes": "; ".join(differ + unknown),
-    }

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from multishield.storage.files import write_text
 
-# Scenario -> (what it is, whether the shield decides). In the order of the tables.
+# Scenario -> what it is. In the order of the tables.
 SCENARIOS = {
     "baseline": "no shield, AutoAttack on the classifier",
     "multishield": "shield, attacker unaware of it",
@@ -22,21 +22,8 @@ SCENARIOS = {
     "adaptive": "shield, worst case of all attacks",
 }
 COLUMNS = (
-    "classifier",
-    "scenario",
-    "image",
-    "label",
-    "clean_decision",
-    "attacked_decision",
-    "clean_clip",
-    "attacked_clip",
-    "gap_clean",
-    "gap_attacked",
-    "linf",
-    "change",
-    "attack",
-    "forwards",
-    "backwards",
+    *("classifier", "scenario", "image", "label", "clean_decision", "attacked_decision", "clean_clip", "attacked_clip"),
+    *("gap_clean", "gap_attacked", "linf", "change", "attack", "forwards", "backwards"),
 )
 
 
@@ -82,30 +69,15 @@ def load(*files: Path) -> pd.DataFrame:
 
 
 def metrics(records: pd.DataFrame, classes: int) -> pd.DataFrame:
-    """All metrics of all scenarios, from the records alone.
-
-    Returns:
-        One row per (classifier, scenario, metric): value, low, high (95 % Wilson) as fractions, and n.
-    """
+    """One row per (classifier, scenario, metric): value, low, high (95 % Wilson) as fractions, and n."""
     rows = []
     for (classifier, scenario), group in records.groupby(["classifier", "scenario"], sort=False):
         for name, (_, counted) in METRICS.items():
             if name.startswith("clip") and (group.clean_clip < 0).all():
                 continue
             hits, n = int(counted(group, classes).sum()), len(group)
-            low, high = wilson(hits, n)
-            rows.append(
-                {
-                    "classifier": classifier,
-                    "scenario": scenario,
-                    "metric": name,
-                    "value": hits / n,
-                    "low": low,
-                    "high": high,
-                    "n": n,
-                }
-            )
-    return pd.DataFrame(rows)
+            rows.append((classifier, scenario, name, hits / n, *wilson(hits, n), n))
+    return pd.DataFrame(rows, columns=["classifier", "scenario", "metric", "value", "low", "high", "n"])
 
 
 def cell(row: pd.Series, digits: int = 1) -> str:

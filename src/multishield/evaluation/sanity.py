@@ -38,59 +38,47 @@ def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: n
     """Evaluate every rule for every classifier.
 
     Args:
-        records: the records of all scenarios. runs: those of `adaptive.sanity_rows`. classes: K.
+        records: the records of all scenarios. runs: those of `scenarios.sanity_rows`. classes: K.
         similarity: cosines of the classes' text embeddings (K,K).
 
     Returns:
         A row per classifier and rule: classifier, rule, holds (bool), finding (a sentence with the counts).
     """
-    return pd.DataFrame(
-        [
-            {"classifier": name, "rule": rule, "holds": holds, "finding": finding}
-            for name, group in records.groupby("classifier", sort=False)
-            for rule, holds, finding in _findings(group, runs[runs.classifier == name], classes, similarity)
-        ]
-    )
+    rows = []
+    for name, group in records.groupby("classifier", sort=False):
+        outcomes = _outcomes(group, runs[runs.classifier == name], classes, similarity)
+        rows += [(name, rule, *outcome) for rule, outcome in zip(RULES, outcomes, strict=True)]
+    return pd.DataFrame(rows, columns=["classifier", "rule", "holds", "finding"])
 
 
-def _findings(
+def _outcomes(
     records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray
-) -> list[tuple[str, bool, str]]:
+) -> list[tuple[bool, str]]:
+    """Whether each of `RULES` holds for one classifier, and the sentence about it."""
     of = {s: _broken(records, s, classes) for s in ("multishield", "paper", "joint", "clip-only", "adaptive")}
     run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
     run["eps x 1"] = of["joint"] & set(runs.image)
     n, few = (records.scenario == "joint").sum(), (runs.scenario == "large eps").sum()
-    rules = list(RULES)
     alone = {s: len(broken) for s, broken in of.items() if s != "adaptive"}
     strongest = max(alone, key=alone.get)
     black_box = int(((records.scenario == "adaptive") & (records.attack == "square")).sum())
     sizes = [len(run[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
     large = runs[runs.scenario == "large eps"]
     standing = int(METRICS["correct_under_attack"][1](large, classes).sum())
+    joint, paper, together = (len(of[s]) for s in ("joint", "paper", "adaptive"))
+    whole, half = len(run["eps x 1"]), len(run["half the steps"])
+    at_radii = f"at half, one and two times the radius, and at 0.5: {', '.join(map(str, sizes))}"
     return [
+        (joint >= paper, f"joint broke {joint} of {n} images, the paper's attack {paper}"),
         (
-            rules[0],
-            len(of["joint"]) >= len(of["paper"]),
-            f"joint broke {len(of['joint'])} of {n} images, the paper's attack {len(of['paper'])}",
+            together >= alone[strongest],
+            f"all together broke {together} of {n}, the strongest alone ({strongest}) {alone[strongest]}",
         ),
-        (
-            rules[1],
-            len(of["adaptive"]) >= alone[strongest],
-            f"all together broke {len(of['adaptive'])} of {n}, the strongest alone ({strongest}) {alone[strongest]}",
-        ),
-        (rules[2], black_box == 0, f"the black-box attack broke {black_box} of {n} images that were left"),
-        (
-            rules[3],
-            sizes == sorted(sizes),
-            f"broken of {few} images at half, one and two times the radius, and at 0.5: {', '.join(map(str, sizes))}",
-        ),
-        (rules[4], standing == 0, f"{standing} of {few} images are classified correctly at radius 0.5"),
-        (
-            rules[5],
-            len(run["eps x 1"]) >= len(run["half the steps"]),
-            f"broken of {few} images with all steps {len(run['eps x 1'])}, with half {len(run['half the steps'])}",
-        ),
-        *zip(rules[6:], *zip(*_of_scores(records, similarity), strict=True), strict=True),
+        (black_box == 0, f"the black-box attack broke {black_box} of {n} images that were left"),
+        (sizes == sorted(sizes), f"broken of {few} images {at_radii}"),
+        (standing == 0, f"{standing} of {few} images are classified correctly at radius 0.5"),
+        (whole >= half, f"broken of {few} images with all steps {whole}, with half {half}"),
+        *_of_scores(records, similarity),
     ]
 
 

@@ -4,6 +4,7 @@ Of the last each attack, the worst case per image, and what the sanity rules nee
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -18,11 +19,10 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
 from multishield.attacks.square import square
-from multishield.attacks.threat_model import evaded, evades, fooled
-from multishield.attacks.transfer import transfer
+from multishield.attacks.threat_model import evaded, evades, fooled, transfer
 from multishield.data.splits import Split
 from multishield.evaluation.verdicts import records_of
-from multishield.models.classifier import device_of, load_classifier
+from multishield.models.classifier import load_classifier
 from multishield.params import Adaptive, Baseline
 from multishield.params.values import AA_STANDARD
 from multishield.shield import MultiShield
@@ -77,15 +77,13 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
         return apgd(shield.alignment, x, y, loss=margin, tag="clip-only", success=fooled, **options)
 
     def black_box(shield, x, y, **options):
-        rule, loss = evades(shield), evasion_margin(shield.tolerance)
-        where = device_of(shield)
-        return square(
-            shield.scores, x, y, success=rule, loss=loss, where=where, **params.square.model_dump(), **options
-        )
+        loss = partial(evasion_margin, tolerance=shield.tolerance)
+        options |= params.square.model_dump()
+        return square(shield.scores, x, y, success=evades(shield), loss=loss, **options)
 
     return {
-        "paper": lambda shield, x, y, **options: paper(shield, x, y, **params.paper.model_dump(), **options),
-        "joint": lambda shield, x, y, **options: joint(shield, x, y, **params.joint.model_dump(), **options),
+        "paper": partial(paper, **params.paper.model_dump()),
+        "joint": partial(joint, **params.joint.model_dump()),
         "clip-only": clip_only,
         "square": black_box,
     }
@@ -108,11 +106,10 @@ def run_adaptive(
 def worst_case(shield: MultiShield, data: Split, candidates: dict[str, AttackedImages]) -> AttackedImages:
     """Per image the first that the shield accepts as a wrong class: the clean image, then each candidate in turn.
 
+    The passes are the sum over all candidates.
+
     Args:
         candidates: attack name to its stored images; "transfer" may hold the images of scenario 2.
-
-    Returns:
-        Their images and names, the clean image and "" where none broke it; the passes are the sum over all candidates.
     """
     images, names = data.pixels.clone(), [""] * len(data)
     tried = {"clean": data.pixels, **{name: attacked.images for name, attacked in candidates.items()}}
@@ -135,8 +132,8 @@ def against_survivors(
     if not len(left):
         return worst
     found = run_adaptive(name, "square", shield, data[left], params, eps, seed)
-    images, names, forwards = worst.images.clone(), list(worst.broken_by), worst.forwards.clone()
-    images[left], forwards[left] = found.images, forwards[left] + found.forwards
+    images, forwards = worst.images.index_copy(0, left, found.images), worst.forwards.index_add(0, left, found.forwards)
+    names = list(worst.broken_by)
     for i, attack in zip(left.tolist(), found.broken_by, strict=True):
         names[i] = attack
     return AttackedImages(images, names, forwards, worst.backwards)
@@ -148,9 +145,8 @@ def sanity_rows(name: str, shield: MultiShield, data: Split, params: Adaptive, e
     Scenarios are "eps x 0.5", "eps x 2", "large eps" and "half the steps", on the first images.
     """
     few = data[: params.sanity.images]
-    half = params.model_copy(
-        update={"joint": params.joint.model_copy(update={"steps": max(1, params.joint.steps // 2)})}
-    )
+    joint_by_half = params.joint.model_copy(update={"steps": max(1, params.joint.steps // 2)})
+    half = params.model_copy(update={"joint": joint_by_half})
     runs = {
         "eps x 0.5": (params, eps / 2),
         "eps x 2": (params, min(2 * eps, LARGE)),

@@ -76,19 +76,11 @@ def records_of(
         )
     ids = data.ids.tolist()
     clean, after = (decide(model, pixels, names=ids) for pixels in (data.pixels, attacked.images))
-    columns = {
-        "image": data.ids,
-        "label": data.labels,
-        "clean_decision": clean.decision,
-        "attacked_decision": after.decision,
-        "clean_clip": clean.clip,
-        "attacked_clip": after.clip,
-        "gap_clean": clean.gap,
-        "gap_attacked": after.gap,
-        "linf": linf,
-        "change": torch.maximum(clean.change, after.change),
-    }
+    columns = {"image": data.ids, "label": data.labels}
+    columns |= {"linf": linf, "change": torch.maximum(clean.change, after.change)}
+    columns |= {"clean_decision": clean.decision, "clean_clip": clean.clip, "gap_clean": clean.gap}
+    columns |= {"attacked_decision": after.decision, "attacked_clip": after.clip, "gap_attacked": after.gap}
+    columns |= {"forwards": attacked.forwards, "backwards": attacked.backwards}
     frame = pd.DataFrame({column: t.numpy() for column, t in columns.items()})
-    passes = {"forwards": attacked.forwards.numpy(), "backwards": attacked.backwards.numpy()}
-    frame = frame.assign(classifier=name, scenario=scenario, attack=attacked.broken_by, **passes)
+    frame = frame.assign(classifier=name, scenario=scenario, attack=attacked.broken_by)
     return frame[list(records.COLUMNS)]

@@ -16,25 +16,16 @@ from multishield.evaluation.records import SCENARIOS
 from multishield.storage.files import write_atomically
 
 GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
+OUTCOMES = {"accepted, correct": GREEN, "rejected": ORANGE, "accepted, wrong": RED}
 SCENARIO_COLOURS = {"clean": "#5b6472", "multishield": "#2a6fb0", "paper": "#7d5ba6", "joint": RED, "adaptive": RED}
 
 
 def style() -> None:
     """The matplotlib style of every figure, in notebooks and files alike."""
-    sns.set_theme(context="paper", style="whitegrid", font_scale=1.05)
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 160,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.constrained_layout.use": True,
-            "axes.titlesize": "medium",
-            "grid.alpha": 0.5,
-            "text.parse_math": False,  # a class may be called "$x$"
-            "font.family": ["sans-serif", *_wide_fonts()],
-        }
-    )
+    changes = {"figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True, "grid.alpha": 0.5}
+    changes |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium"}
+    changes |= {"text.parse_math": False, "font.family": ["sans-serif", *_wide_fonts()]}  # a class may be called "$x$"
+    sns.set_theme(context="paper", style="whitegrid", font_scale=1.05, rc=changes)
 
 
 def _wide_fonts() -> list[str]:
@@ -54,18 +45,18 @@ def channels_last(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy() / scale
 
 
-def _panels(count: int, width: float, height: float, **shared) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A figure of `count` panels, at most three in a row; all panels, and those at the left edge."""
+def _panels(count: int, width: float, height: float, label: str, **shared) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, at most three in a row, with a label of the y axis at the left edge; its panels."""
     columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     size = (max(width * columns, 6), height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, **shared)
     panels = list(axes.flat)
-    for axis in panels[count:]:
-        axis.set_visible(False)
+    plt.setp(panels[count:], visible=False)
     for axis in panels:
         axis.tick_params(labelbottom=True)  # sharing would leave them to the last row, which may not be full
-    return figure, panels[:count], panels[:count:columns]
+    plt.setp(panels[:count:columns], ylabel=label)
+    return figure, panels[:count]
 
 
 def _shares(group: pd.DataFrame, when: str, classes: int) -> tuple[float, float, float]:
@@ -77,29 +68,20 @@ def _shares(group: pd.DataFrame, when: str, classes: int) -> tuple[float, float,
 def scenarios(records: pd.DataFrame, classes: int) -> Figure:
     """What becomes of the images, per classifier: accepted and correct, rejected, accepted and wrong."""
     names = list(dict.fromkeys(records.classifier))
-    figure, panels, left = _panels(len(names), 4.6, 3.9)
+    figure, panels = _panels(len(names), 4.6, 3.9, "share of all images")
     for axis, name in zip(panels, names, strict=True):
         of = dict(list(records[records.classifier == name].groupby("scenario")))
-        bars = {
-            "clean,\nno shield": _shares(of["baseline"], "clean", classes),
-            "clean,\nshield": _shares(of["multishield"], "clean", classes),
-        }
+        clean = {"clean,\nno shield": "baseline", "clean,\nshield": "multishield"}
+        bars = {title: _shares(of[s], "clean", classes) for title, s in clean.items()}
         bars |= {s: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of}
         below = np.zeros(len(bars))
-        for share, label, colour in zip(
-            zip(*bars.values(), strict=True),
-            ("accepted, correct", "rejected", "accepted, wrong"),
-            (GREEN, ORANGE, RED),
-            strict=True,
-        ):
+        for share, (label, colour) in zip(zip(*bars.values(), strict=True), OUTCOMES.items(), strict=True):
             axis.bar(list(bars), share, bottom=below, color=colour, label=label, width=0.72)
             below += np.array(share)
         axis.set(title=f"{name} (N = {len(of['baseline'])})", ylim=(0, 1))
         axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
         axis.grid(axis="x", visible=False)
         axis.tick_params(axis="x", labelsize=8, rotation=30)
-    for axis in left:
-        axis.set_ylabel("share of all images")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
@@ -110,51 +92,36 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
     The share of images to the left of the tolerance is accepted.
     """
     names = list(dict.fromkeys(records.classifier))
-    figure, panels, left = _panels(len(names), 4.6, 3.9, sharex=True)
+    figure, panels = _panels(len(names), 4.6, 3.9, "share of images with a gap below", sharex=True)
     for axis, name in zip(panels, names, strict=True):
         of = dict(list(records[records.classifier == name].groupby("scenario")))
         series = {"clean": of["multishield"].gap_clean, "multishield": of["multishield"].gap_attacked}
         series |= {s: of[s].gap_attacked for s in ("paper", "joint") if s in of}
         for (label, values), dashes in zip(series.items(), ("-", "--", "-.", ":"), strict=False):
-            sns.ecdfplot(
-                x=values,
-                ax=axis,
-                color=SCENARIO_COLOURS[label],
-                linestyle=dashes,
-                linewidth=1.8,
-                label="AutoAttack, unaware" if label == "multishield" else label,
-            )
+            text = "AutoAttack, unaware" if label == "multishield" else label
+            axis.ecdf(values.dropna(), color=SCENARIO_COLOURS[label], linestyle=dashes, linewidth=1.8, label=text)
         axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
         # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
         axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
-        axis.set(title=name, xlabel="alignment gap g (cosine)", ylabel="", ylim=(0, 1.02))
+        axis.set(title=name, xlabel="alignment gap g (cosine)", ylim=(0, 1.02))
         axis.set_xlim(left=0)
-    for axis in left:
-        axis.set_ylabel("share of images with a gap below")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
-
-
-def _shown(scores: dict[str, pd.DataFrame], label: int, count: int = 12) -> list[int]:
-    """The classes that an example shows, in their order: the true one and those of the highest scores."""
-    highest = pd.concat(list(scores.values()), axis=1).max(axis=1)
-    highest[label] = np.inf
-    return sorted(highest.nlargest(count).index)
 
 
 def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
     """One image through the scenarios, each with both models' scores.
 
     Args:
-        images: title to pixels (H,W,3) in [0,1].
-        scores: the same titles to frames with columns "classifier" (softmax of z) and "CLIP" (softmax of s c), K rows.
-        label: the true class. Of more than 12 classes, the true one and those of the highest scores are shown.
+        images, scores, label: see `examples.Example`. Of more than 12 classes, the true one and those of the highest
+            scores are shown.
     """
-    shown = _shown(scores, label)
+    highest = pd.concat(list(scores.values()), axis=1).max(axis=1)
+    highest[label] = np.inf
+    shown = sorted(highest.nlargest(12).index)
     names = [classes[k] for k in shown]
-    figure, axes = plt.subplots(
-        2, len(images), figsize=(2.6 * len(images), 4.6), height_ratios=(1, 1.15), squeeze=False
-    )
+    size = (2.6 * len(images), 4.6)
+    figure, axes = plt.subplots(2, len(images), figsize=size, height_ratios=(1, 1.15), squeeze=False)
     at = np.arange(len(shown))
     for column, (title, pixels) in enumerate(images.items()):
         top, below = axes[:, column]
@@ -170,8 +137,8 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
         below.set_yticks(at, names if column == 0 else [""] * len(shown), fontsize=7)
         below.grid(axis="y", visible=False)
     axes[1, 0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    legend = axes[1, 0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -179,19 +146,10 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
     """Cosines between the classes' text embeddings as a matrix. Beyond 25 classes the numbers are left out."""
     few = len(classes) <= 25
     figure, axis = plt.subplots(figsize=(6.2, 5.2) if few else (8, 7))
-    sns.heatmap(
-        similarity,
-        ax=axis,
-        cmap="viridis",
-        vmax=1,
-        square=True,
-        annot=len(classes) <= 12,
-        fmt=".2f",
-        annot_kws={"size": 7},
-        xticklabels=classes if few else False,
-        yticklabels=classes if few else False,
-        cbar_kws={"label": "cosine"},
-    )
+    named = classes if few else False
+    numbers = {"annot": len(classes) <= 12, "fmt": ".2f", "annot_kws": {"size": 7}}
+    labels = {"xticklabels": named, "yticklabels": named, "cbar_kws": {"label": "cosine"}}
+    sns.heatmap(similarity, ax=axis, cmap="viridis", vmax=1, square=True, **numbers, **labels)
     axis.tick_params(axis="x", rotation=45)
     axis.tick_params(axis="y", rotation=0)
     plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
@@ -201,26 +159,21 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy by epoch on the validation split; the dot is the epoch that was chosen."""
-    figure, panels, left = _panels(len(histories), 4.2, 3.2)
-    labels = {
-        "clean_accuracy": ("clean", GREEN),
-        "pgd_accuracy": ("PGD", RED),
-        "zero_shot_accuracy": ("zero-shot", "#d9822b"),
-    }
+    figure, panels = _panels(len(histories), 4.2, 3.2, "validation accuracy")
+    labels = {"clean": ("clean_accuracy", GREEN), "PGD": ("pgd_accuracy", RED)}
+    labels |= {"zero-shot": ("zero_shot_accuracy", "#d9822b")}
     for axis, (name, history) in zip(panels, histories.items(), strict=True):
-        for column in (c for c in labels if c in history):
-            text, colour = labels[column]
-            axis.plot(
-                history.epoch, history[column], color=colour, label=text, marker="." if len(history) < 3 else None
-            )
+        marker = "." if len(history) < 3 else None
+        for text, (column, colour) in labels.items():
+            if column not in history:
+                continue
+            axis.plot(history.epoch, history[column], color=colour, label=text, marker=marker)
             if "chosen" in history:
                 best = history[history.chosen]
                 axis.plot(best.epoch, best[column], "o", color=colour)
         axis.set(title=name, xlabel="epoch", ylim=(0, 1.02))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(fontsize=8)
-    for axis in left:
-        axis.set_ylabel("validation accuracy")
     panels[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
     return figure
 

@@ -36,9 +36,8 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebook
         notebooks: for the index, the report's own page: the list of all executed notebooks. Its code is left out, and
             figures that were saved as files are shown from there.
     """
-    exporter = HTMLExporter(template_name="basic", embed_images=True)
-    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    exporter.exclude_input = notebooks is not None
+    prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_input=notebooks is not None, **prompts)
     if notebooks:
         _show_saved_figures(notebook)
     body, _ = exporter.from_notebook_node(notebook)

@@ -32,17 +32,13 @@ def histories(params: Params) -> dict[str, pd.DataFrame]:
 def introduction(params: Params) -> str:
     """What was measured, as Markdown: the threat model, the scenarios, and that a demonstration is one."""
     threat = params.threat_model
-    text = [
+    text = (
         f"A classifier is paired with CLIP; where the two disagree by more than the tolerance "
         f"{params.multishield.tolerance:g}, the shield rejects the image. Threat model: {threat.norm}, radius "
         f"{threat.eps * 255:g}/255. Ratios are per cent of all N images, with 95 % Wilson intervals."
-    ]
-    if params.dataset.name == "shapes":
-        text.append(
-            '<p class="note">This run uses rendered shapes. It demonstrates the method; it is not evidence about real '
-            "images.</p>"
-        )
-    return "\n\n".join(text)
+    )
+    note = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
+    return f'{text}\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else text
 
 
 def legend() -> str:
@@ -53,11 +49,11 @@ def legend() -> str:
 def meaning(findings: pd.DataFrame) -> str:
     """Whether the sanity rules hold, and what they mean, as Markdown."""
     violated = int((~findings.holds).sum())
-    verdict = (
-        f"{violated} of {len(findings)} rules are violated: do not trust the robust accuracies of that classifier."
-        if violated
-        else f"All {len(findings)} rules hold."
-    )
+    verdict = f"All {len(findings)} rules hold."
+    if violated:
+        verdict = (
+            f"{violated} of {len(findings)} rules are violated: do not trust the robust accuracies of that classifier."
+        )
     return f"**{verdict}**\n\n" + "\n".join(f"- **{rule}**: {text}" for rule, text in sanity.RULES.items())
 
 

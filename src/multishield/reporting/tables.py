@@ -5,40 +5,26 @@ import pandas as pd
 from multishield.evaluation.records import METRICS, SCENARIOS, cell
 
 # No robust accuracy without clean accuracy and clean rejection beside it: a shield that rejects everything is "robust".
-SHOWN = (
-    "clean_accuracy",
-    "clean_rejection",
-    "robust_accuracy",
-    "correct_under_attack",
-    "rejection_under_attack",
-    "attack_success",
-)
+SHOWN = tuple(name for name in METRICS if not name.startswith("clip"))
 
 
-def results(metrics: pd.DataFrame, shown: tuple[str, ...] = SHOWN) -> pd.DataFrame:
+def results(metrics: pd.DataFrame) -> pd.DataFrame:
     """The result table: a row per (classifier, scenario), ratios in per cent with 95 % Wilson intervals, and N."""
-    table = []
-    for (classifier, scenario), group in metrics.groupby(["classifier", "scenario"], sort=False):
-        by_name = group.set_index("metric")
-        row = {"classifier": classifier, "scenario": scenario}
-        row |= {METRICS[name][0]: cell(by_name.loc[name]) for name in shown}
-        table.append(row | {"N": int(group.n.iloc[0])})
-    frame = pd.DataFrame(table)
-    order = {name: i for i, name in enumerate(SCENARIOS)}
-    classifiers = {name: i for i, name in enumerate(dict.fromkeys(frame.classifier))}
-    keys = [frame.classifier.map(classifiers), frame.scenario.map(order).fillna(len(order))]
-    ordered = frame.assign(_a=keys[0], _b=keys[1]).sort_values(["_a", "_b"], kind="stable")
-    return ordered.drop(columns=["_a", "_b"]).reset_index(drop=True)
+    place, table = {name: i for i, name in enumerate(SCENARIOS)}, []
+    for classifier, rows in metrics.groupby("classifier", sort=False):
+        groups = rows.groupby("scenario", sort=False)
+        for scenario, group in sorted(groups, key=lambda found: place.get(found[0], len(place))):
+            by_name = group.set_index("metric")
+            row = {"classifier": classifier, "scenario": scenario}
+            row |= {METRICS[name][0]: cell(by_name.loc[name]) for name in SHOWN}
+            table.append(row | {"N": int(group.n.iloc[0])})
+    return pd.DataFrame(table)
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A Markdown table, first two columns to the left, numbers to the right."""
-    lines = [
-        "| " + " | ".join(frame.columns) + " |",
-        "|" + "|".join(["---", "---"] + ["---:"] * (len(frame.columns) - 2)) + "|",
-    ]
-    lines += ["| " + " | ".join(str(v) for v in row) + " |" for row in frame.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
+    head, *body = ("| " + " | ".join(map(str, row)) + " |\n" for row in (frame.columns, *frame.itertuples(index=False)))
+    return head + "|---|---|" + "---:|" * (len(frame.columns) - 2) + "\n" + "".join(body)
 
 
 def to_latex(frame: pd.DataFrame) -> str:
@@ -53,11 +39,11 @@ def to_html(frame: pd.DataFrame, words: bool = False) -> str:
 
 def nested(metrics: pd.DataFrame) -> dict:
     """For `dvc metrics show`: classifier -> scenario -> metric -> fraction; and N."""
-    out: dict = {}
+    found: dict = {}
     for row in metrics.itertuples():
-        scenario = out.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
+        scenario = found.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
         scenario[row.metric] = round(row.value, 6)
-    return out
+    return found
 
 
 def findings(frame: pd.DataFrame) -> str:

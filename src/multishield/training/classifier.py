@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
 from multishield.attacks.pgd import pgd
 from multishield.attacks.threat_model import Ball
@@ -25,9 +26,8 @@ from multishield.storage.errors import UserError
 from multishield.training.epochs import converging, run_epochs
 
 
-def _perturb(model: nn.Module, x: Tensor, loss_of, start: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """Signed gradient ascent on `loss_of(logits)` from `start`, kept in the ball around x."""
-    x_adv = start
+def _perturb(model: nn.Module, x: Tensor, loss_of, x_adv: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Signed gradient ascent on `loss_of(logits)` from `x_adv`, kept in the ball around x."""
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss_of(model(x_adv)), x_adv)
@@ -69,8 +69,7 @@ def _kl(clean_log_probabilities: Tensor, logits: Tensor) -> Tensor:
 
 
 def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random horizontal flips, and shifts by up to an eighth of the side with zero padding. One shift per batch
-    would do for speed; one per image is what everyone means by a random crop."""
+    """Random horizontal flips, and shifts by up to an eighth of the side with zero padding, drawn for each image."""
     flip = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
     pad = x.shape[2] // 8
@@ -132,16 +131,14 @@ def _start(params: Trained | FineTuned, classes: int, key: str, steps: int):
     rate, trained = params.learning_rate, params.source == "train"
     optimiser = torch.optim.SGD(model.parameters(), rate, 0.9, weight_decay=params.weight_decay, nesterov=trained)
     if trained:
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
-    else:
-        schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
-    return model, optimiser, schedule
+        return model, optimiser, OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
+    return model, optimiser, ConstantLR(optimiser, factor=1.0)
 
 
 def train(
     name: str, params: Trained | FineTuned, data: Split, validation: Split, classes: int, seed: int
 ) -> tuple[Classifier, pd.DataFrame]:
-    """Train a classifier; a killed run goes on after its last epoch and ends with the same bytes (on a CPU).
+    """Train a classifier, resumably (see `run_epochs`).
 
     Args:
         name: shown in progress lines, names the state on disk.
@@ -166,19 +163,11 @@ def train(
 
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    history, best = run_epochs(
-        f"training {name}",
-        parts,
-        one_epoch,
-        *inputs,
-        epochs=params.epochs,
-        batches=batches,
-        criterion=criterion,
-        model=model,
-    )
+    count = {"epochs": params.epochs, "batches": batches}
+    history, best = run_epochs(f"training {name}", parts, one_epoch, *inputs, **count, criterion=criterion)
     model.load_state_dict(best)
-    top = history[criterion].max()
-    history["chosen"] = history.index == history.index[history[criterion] == top][-1]
+    # The last of equal epochs, as in `run_epochs`.
+    history["chosen"] = history.index == history[criterion][::-1].idxmax()
     return freeze(model), history
 
 
@@ -195,27 +184,19 @@ def train_or_load(
         UserError: there is nothing to train on or to choose an epoch by, or it cannot be loaded.
     """
     if params.source in ("train", "finetune"):
-        _not_empty(name, params, data, validation)
+        for key, split in (("train", data), ("validation", validation)):
+            if not len(split):
+                raise UserError(
+                    f"training.{name}.source is {params.source!r}, but dataset.{key} is 0; training needs images, and "
+                    "validation images to choose its epoch: raise it, or load a classifier that is trained already"
+                )
         return train(name, params, data, validation, classes, seed)
     classifier = _loaded(name, params, classes, data.images.shape[-1])
     return classifier, pd.DataFrame([{"epoch": 0, "clean_accuracy": accuracy(classifier, validation)}])
 
 
-def _not_empty(name: str, params: Trained | FineTuned, data: Split, validation: Split) -> None:
-    for key, split in (("train", data), ("validation", validation)):
-        if not len(split):
-            raise UserError(
-                f"training.{name}.source is {params.source!r}, but dataset.{key} is 0; training needs images, and "
-                "validation images to choose its epoch: raise it, or load a classifier that is trained already"
-            )
-
-
 def _loaded(name: str, params: Classifiers, classes: int, side: int) -> Classifier:
-    """A classifier that needs no training, frozen, checked on grey images of the data set's size.
-
-    Raises:
-        UserError: see `usable`.
-    """
+    """A classifier that needs no training, frozen. A UserError where it is not `usable`."""
     if isinstance(params, Checkpoint):
         classifier = read_classifier(paths.resolve(params.path), params.architecture, classes, params.mean, params.std)
     else:

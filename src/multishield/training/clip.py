@@ -12,7 +12,8 @@ from multishield.data.splits import Split
 from multishield.models.classifier import accuracy, device, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
 from multishield.models.zero_shot import Preprocess, align, embed_prompts, keep_embeddings
-from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.params import ClipTrained
+from multishield.params.sections import Clips
 from multishield.training.epochs import converging, run_epochs
 
 # ImageNet-free constants: the demo's images are their own domain.
@@ -68,7 +69,7 @@ def _one_epoch(
 def train_clip(
     params: ClipTrained, data: Split, captions: list[str], validation: Split, classes: list[str], seed: int
 ) -> tuple[Clip, dict, pd.DataFrame]:
-    """Train a small CLIP; a killed run goes on after its last epoch.
+    """Train a small CLIP, resumably (see `run_epochs`).
 
     Args:
         data, captions: the training images and a caption for each.
@@ -84,44 +85,29 @@ def train_clip(
     # A few dozen of 49,408 tokens occur: as random vectors they are told apart, and a quarter of each step is saved.
     clip.model.token_embedding.requires_grad_(False)
     trained = [p for p in clip.model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, params.learning_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    steps = params.epochs * (len(data) // min(params.batch_size, len(data)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, params.learning_rate, total_steps=steps + 1, pct_start=0.3
-    )
+    rate = params.learning_rate
+    optimiser = torch.optim.AdamW(trained, rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    batches = len(data) // min(params.batch_size, len(data))
+    steps = params.epochs * batches
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
     tokens = clip.tokenizer(captions)
 
     def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
         loss = converging(_one_epoch(clip, data, tokens, params, epoch, optimiser, schedule, seed, tick), clip.model)
-        return {
-            "loss": loss,
-            "zero_shot_accuracy": zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts)),
-        }
+        text = embed_prompts(clip, classes, params.prompts)
+        return {"loss": loss, "zero_shot_accuracy": zero_shot(clip, validation, text)}
 
     inputs = (params.model_dump(), data.images, captions, seed)
     parts = {"model": clip.model, "optimiser": optimiser, "schedule": schedule}
+    count = {"epochs": params.epochs, "batches": batches}
     # The last epoch is kept: nothing overfits here, and zero-shot accuracy on few images is noise.
-    history, _ = run_epochs(
-        "training CLIP",
-        parts,
-        one_epoch,
-        *inputs,
-        epochs=params.epochs,
-        batches=steps // params.epochs,
-        criterion="zero_shot_accuracy",
-        model=clip.model,
-    )
+    history, _ = run_epochs("training CLIP", parts, one_epoch, *inputs, **count, criterion="zero_shot_accuracy")
     freeze(clip.model)
     return clip, config, history
 
 
 def train_or_load(
-    params: ClipTrained | ClipOpen | ClipFile | ClipFactory,
-    data: Split,
-    captions: list[str] | None,
-    validation: Split,
-    classes: list[str],
-    seed: int,
+    params: Clips, data: Split, captions: list[str] | None, validation: Split, classes: list[str], seed: int
 ) -> tuple[Clip, dict | None, pd.DataFrame]:
     """Train a CLIP, or load one, as the parameters say.
 

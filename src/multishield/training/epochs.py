@@ -34,19 +34,17 @@ def run_epochs(
     epochs: int,
     batches: int,
     criterion: str,
-    model: nn.Module,
 ) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """Train; a killed run goes on after its last epoch and ends with the same bytes (on a CPU).
 
     Args:
         task: shown in the progress line, names the state on disk.
-        parts: what changes while training, by name: anything with `state_dict` and `load_state_dict`.
+        parts: what changes while training, by name: the "model", and anything else that has a `state_dict`.
         one_epoch: gets the epoch's number, from 0, and a function to be called after each batch; returns the epoch's
             row of history, without its number. All its random numbers must come from the epoch's number.
         inputs: everything the result depends on (see `fingerprint`).
         epochs, batches: how many, and how many batches in each.
         criterion: the column that is best where it is highest; of equal epochs the last is taken.
-        model: whose weights of the best epoch are returned.
 
     Returns:
         The history, a row per epoch with "epoch" from 1; and the model's weights of the best epoch, on the CPU.
@@ -61,7 +59,7 @@ def run_epochs(
         for epoch in range(len(rows), epochs):
             rows.append({"epoch": epoch + 1, **one_epoch(epoch, bar.update)})
             if rows[-1][criterion] >= max(r[criterion] for r in rows):
-                best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+                best = {k: v.detach().cpu().clone() for k, v in parts["model"].state_dict().items()}
             states = {name: part.state_dict() for name, part in parts.items()}
             kept.put("state", {"parts": states, "rows": rows, "best": best})
             bar.set_postfix_str(f"epoch {epoch + 1}, validation {rows[-1][criterion]:.0%}")

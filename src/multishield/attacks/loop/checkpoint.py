@@ -30,7 +30,8 @@ def attack_resumably(
         watch = _Watch(task, kept, left.nonzero()[:, 0], total, sum(int(p.success.sum()) for p in found), every)
         if left.any():
             attack(watch.left, watch)
-        watch.close()
+        watch.keep()
+        watch.bar.close()
         index, found = _finished(kept)
     return AttackedImages.joined(found)[index.argsort()]
 
@@ -55,26 +56,19 @@ class _Watch:
             self.finished += len(indices)
             self.broken += int(found.success.sum())
             self.waiting.append((self.left[indices], found))
-        self._show(steps_left)
-        if self.waiting and time.monotonic() - self.written > self.every:
-            self._keep()
-
-    def close(self) -> None:
-        """Keep what is waiting, and end the line."""
-        if self.waiting:
-            self._keep()
-        self.bar.close()
-
-    def _show(self, steps_left: int) -> None:
         # In steps, because that is what takes time: a broken image gives back all the steps that it no longer needs.
         self.bar.total = self.bar.total or steps_left
         self.bar.update(self.bar.total - steps_left - self.bar.n)
         standing = (self.total - self.broken) / self.total
-        self.bar.set_postfix_str(
-            f"{self.total - self.finished} images left, robust so far {standing:.0%}", refresh=False
-        )
+        words = f"{self.total - self.finished} images left, robust so far {standing:.0%}"
+        self.bar.set_postfix_str(words, refresh=False)
+        if time.monotonic() - self.written > self.every:
+            self.keep()
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Write what is waiting."""
+        if not self.waiting:
+            return
         indices, found = zip(*self.waiting, strict=True)
         part = AttackedImages.joined(list(found)).tensors() | {"index": torch.cat(indices)}
         self.kept.put(f"{self.finished:08d}", part)  # how many are finished by now: a name of its own each time

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from multishield.attacks.loop.batch_size import affordable
-from multishield.attacks.loop.folding import folded
-from multishield.attacks.loop.random_streams import keys, uniform
+from multishield.attacks.loop.mover import Mover, affordable
+from multishield.attacks.loop.random_streams import keys
 from multishield.attacks.loop.result import AttackedImages, Success
-from multishield.models.classifier import SMALLEST, Outputs, forward
+from multishield.models.classifier import SMALLEST, Outputs, device_of, forward
 from multishield.storage.errors import UserError
 
 State = dict[str, Tensor]
@@ -41,39 +40,6 @@ class Rule(Protocol):
         """The next x, from the losses and their gradients at this one; updates the rule's own state."""
 
 
-def has_bf16(where: torch.device) -> bool:
-    """Whether bf16 arithmetic is native on the device, and so worth its coarser steps."""
-    if where.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
-
-
-class Mover:
-    """The model twice: a fast twin that moves are computed from, and the model itself, which alone decides."""
-
-    def __init__(self, model: Callable[[Tensor], Outputs], shape: torch.Size, where: torch.device, fast: bool):
-        self.model, self.where, self.fast = model, where, fast and has_bf16(where)
-        # What is learnt from these few images must not depend on which images are attacked.
-        self.sample = uniform(torch.arange(SMALLEST), shape.numel()).view(-1, *shape).to(where)
-        self.twin = folded(model, self.sample)
-        self.exact = self.twin is model and not self.fast
-
-    def cast_once(self) -> None:
-        """Weights in bf16 that autocast would cast at every call; new ones, because the model shares its twin's."""
-        if not self.fast or self.twin is self.model:
-            return
-        for module in getattr(self.twin, "__self__", self.twin).modules():
-            if type(module) in (nn.Conv2d, nn.Linear):
-                for name, weight in list(module.named_parameters(recurse=False)):
-                    setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
-
-    def __call__(self, x: Tensor) -> Outputs:
-        """Outputs of the twin, float32; inside in bf16 where that is wanted."""
-        with torch.autocast(self.where.type, torch.bfloat16, enabled=self.fast):
-            out = forward(self.twin, x)
-        return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
-
-
 def ascend(
     model: Callable[[Tensor], Outputs],
     images: Tensor,
@@ -85,7 +51,7 @@ def ascend(
     success: Success,
     objective: Objective,
     rule: Rule,
-    where: torch.device,
+    where: torch.device | None = None,
     variants: int = 1,
     plan: Callable[[Outputs, Tensor], Tensor] | None = None,
     fast: bool = False,
@@ -95,16 +61,16 @@ def ascend(
     """Attack each image until it is broken or all its tries have failed.
 
     Args:
-        model: pixels to outputs. images, labels: (N,3,H,W) in [0,1]; (N,).
+        model: pixels to outputs: a module, or a bound method of one (a shield's `scores`), or any function.
+        images, labels: (N,3,H,W) in [0,1]; (N,).
         ids, seed, tag: name the random stream of each image and try. The tag is the attack's name, too.
         success: the rule that decides on the model's outputs, images that are wrong when clean included.
         objective: the losses to be raised. rule: how to move.
-        where: the device.
+        where: the device; by default the model's, see `device_of`; a plain function has none.
         plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
-        fast: compute moves in bf16 where the device has it. NOT used by any stage: benchmarks alone ask for it, and on
-            one machine it left more images robust (benchmarks/README.md). In any case moves are made with batch norms
-            folded (see `folding`), and verdicts are the model's own, in full precision.
+        fast: compute moves in bf16 where the device has it; verdicts stay in full precision. NOT used by any stage:
+            benchmarks alone ask for it, and on one machine it left more images robust (benchmarks/README.md).
         batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
             for. It has no influence on results.
         watch: see `Watch`.
@@ -112,9 +78,10 @@ def ascend(
     if not len(images):
         none = torch.zeros(0, dtype=torch.long)
         return AttackedImages(images.clone(), [], none, none)
-    return _Attack(
-        Mover(model, images[0].shape, where, fast), images, labels, success, rule, tag, watch, batch_size
-    ).run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
+    where = where or device_of(getattr(model, "__self__", model))
+    mover = Mover(model, images[0].shape, where, fast)
+    attack = _Attack(mover, images, labels, success, rule, tag, watch, batch_size)
+    return attack.run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
 
 
 class _Attack:
@@ -130,8 +97,7 @@ class _Attack:
         self.batch_size = batch_size or affordable(mover.twin, mover.sample, mover.where)
         mover.cast_once()
         self.result, self.broken_by = images.clone(), [""] * len(images)
-        self.passes = torch.ones(2, len(images), dtype=torch.long)
-        self.passes[1] = 0
+        self.passes = torch.tensor([[1], [0]]).repeat(1, len(images))  # one forward each, on the clean image
         self.queue: deque[tuple[int, int]] = deque()
         self.slots: State = {}
 
@@ -215,10 +181,8 @@ class _Attack:
             losses = objective(out, s["label"], s["target"], s["variant"])
         gradients = ()
         if needs and bool((s["step"] < self.rule.steps).any()):
-            last = len(losses) - 1
-            gradients = tuple(
-                torch.autograd.grad(loss.sum(), x, retain_graph=i < last)[0] for i, loss in enumerate(losses)
-            )
+            sums = [loss.sum() for loss in losses]
+            gradients = tuple(torch.autograd.grad(total, x, retain_graph=total is not sums[-1])[0] for total in sums)
         losses = tuple(loss.detach() for loss in losses)
         return self._verdict(out, None if needs else losses[0]), losses, gradients
 

@@ -7,10 +7,7 @@ from torch import Tensor
 
 
 def keys(seed: int, tag: str, ids: Tensor) -> Tensor:
-    """Names of random streams, int64 (B,): one per (seed, tag, image id).
-
-    Named, not drawn: no image's numbers depend on batch size, order, or on which images are left.
-    """
+    """Names of random streams, int64 (B,): one per (seed, tag, image id)."""
     digest = hashlib.sha256(f"{seed}/{tag}".encode()).digest()
     return _mix(ids + int.from_bytes(digest[:7], "big"))
 
@@ -21,7 +18,7 @@ def uniform(keys: Tensor, count: int) -> Tensor:
     A counter through splitmix64's finaliser (Steele et al. 2014); 24 bits of each word become a float.
     """
     counter = torch.arange(count, device=keys.device) * -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
-    return (_shift(_mix(keys[:, None] + counter), 40)).float() * 2.0**-24
+    return _shift(_mix(keys[:, None] + counter), 40).float() * 2.0**-24
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
