@@ -192,7 +192,7 @@ def test_the_batch_halves_when_memory_does_not_suffice():
         raise torch.OutOfMemoryError("too large")
 
     never.parameters = linear.parameters
-    with pytest.raises(UserError, match="4 images at once, the fewest, do not fit"):
+    with pytest.raises(UserError, match=f"{SMALLEST} images at once, the fewest, do not fit"):
         pgd(never, x, y, eps=EPS, seed=0, ids=torch.arange(50))
 
 
