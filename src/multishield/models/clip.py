@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from multishield.models.cifar_resnet import load_exactly
+from multishield.models.cifar_resnet import load_exactly, reason_of
 from multishield.models.image_tower import HUB, from_disk, replace_tower
 from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
 from multishield.params.choices import ByParameter, load_factory
@@ -126,7 +126,7 @@ def open_named_clip(params: ClipOpen) -> Clip:
         model = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
     except LOADING as error:
         raise UserError(
-            f"the weights {params.pretrained or name!r} of {name} could not be loaded ({_reason(error)}); without a "
+            f"the weights {params.pretrained or name!r} of {name} could not be loaded ({reason_of(error)}); without a "
             "network give the path of a downloaded weights file as alignment.pretrained"
         ) from None
     config = dict(open_clip.get_model_preprocess_cfg(model))
@@ -164,7 +164,14 @@ def _weights(params: ClipOpen) -> str | None:
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag in tags:
-        _check_activation(name, tag)
+        # open_clip only warns, and the embeddings are then subtly wrong. The other way round its table is not reliable:
+        # roberta-ViT-B-32 has QuickGELU and its tag does not say so.
+        wanted = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+        if wanted and not open_clip.get_model_config(name).get("quick_gelu", False):
+            raise UserError(
+                f"alignment.model is {name!r}, but the weights {tag!r} were trained with QuickGELU; "
+                f"write {name + '-quickgelu'!r}"
+            )
         return tag
     if not tag or not paths.resolve(tag).is_file():
         raise UserError(
@@ -174,24 +181,11 @@ def _weights(params: ClipOpen) -> str | None:
     return str(paths.resolve(tag))
 
 
-def _check_activation(name: str, tag: str) -> None:
-    # open_clip only warns, and the embeddings are then subtly wrong. The other way round its table is not reliable:
-    # roberta-ViT-B-32 has QuickGELU and its tag does not say so.
-    wanted = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-    if wanted and not open_clip.get_model_config(name).get("quick_gelu", False):
-        raise UserError(
-            f"alignment.model is {name!r}, but the weights {tag!r} were trained with QuickGELU; "
-            f"write {name + '-quickgelu'!r}"
-        )
-
-
 def _shared_preprocessing(name: str) -> dict:
     """Mean, std, interpolation and resize mode, where all published weights of a model agree on them."""
     keys = ("mean", "std", "interpolation", "resize_mode")
-    found = []
-    for tag in open_clip.list_pretrained_tags_by_model(name):
-        published = open_clip.get_pretrained_cfg(name, tag)
-        found.append({key: published[key] for key in keys if published.get(key)})
+    published = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    found = [{key: config[key] for key in keys if config.get(key)} for config in published]
     return found[0] if found and all(f == found[0] for f in found) else {}
 
 
@@ -209,13 +203,9 @@ def _tokenizer(name: str) -> Tokenizer:
         ) from None
     except LOADING as error:
         raise UserError(
-            f"the tokenizer of {name} could not be loaded ({_reason(error)}); it is downloaded from Hugging Face once: "
-            "load it where there is a network, or copy that machine's cache folder and set HF_HOME to it"
+            f"the tokenizer of {name} could not be loaded ({reason_of(error)}); it is downloaded from Hugging Face "
+            "once: load it where there is a network, or copy that machine's cache folder and set HF_HOME to it"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 LOADERS = ByParameter({"open_clip": open_named_clip, "file": read_clip, "factory": made_clip})

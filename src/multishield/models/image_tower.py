@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from multishield.models.cifar_resnet import load_exactly
+from multishield.models.cifar_resnet import load_exactly, reason_of
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 from multishield.storage.files import read_json
@@ -73,7 +73,7 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     weights = image_side(read_weights(path), source)
     _check_config(visual, config, source)
     before = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
-    if "proj" in before and _is_transformers(weights):
+    if "proj" in before and any(".self_attn.q_proj." in key for key in weights):
         weights = from_transformers(weights, before["proj"])
     load_exactly(visual, weights, source)
     if not stated_activation(config) and kinship(before, weights) < KIN:
@@ -102,10 +102,9 @@ def _from_hub(source: str) -> tuple[Path, dict]:
 
 
 def _unreachable(source: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
     return UserError(
-        f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded ({reason}); "
-        "correct the name, or without a network give the path of a downloaded file"
+        f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded "
+        f"({reason_of(error)}); correct the name, or without a network give the path of a downloaded file"
     )
 
 
@@ -133,7 +132,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except (UnpicklingError, RuntimeError, EOFError) as error:
             raise UserError(
-                f"{path} is not a file of tensors alone ({' '.join(str(error).split())[:120]}), and anything else may "
+                f"{path} is not a file of tensors alone ({reason_of(error)[:120]}), and anything else may "
                 "run code when it is loaded; convert it once with safetensors.torch.save_file(state_dict, path)"
             ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
@@ -158,10 +157,6 @@ def image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     if extra:
         raise UserError(f"{source} holds {extra[:2]}, which belong to no CLIP; give a state dict of a CLIP")
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(inside)}
-
-
-def _is_transformers(weights: dict[str, Tensor]) -> bool:
-    return any(".self_attn.q_proj." in key for key in weights)
 
 
 def from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-import timm
 import torch
 from torch import nn
 
@@ -24,7 +23,7 @@ COMPUTED = {"mean", "std", "mu", "sigma", "attn_mask", "relative_position_index"
 INSTALL = "pip install --no-deps --requirement requirements-robustbench.lock"
 
 
-def _package(entry: Entry, module: str) -> ModuleType:
+def package(entry: Entry, module: str) -> ModuleType:
     """A module of robustbench.
 
     Raises:
@@ -45,28 +44,21 @@ def _package(entry: Entry, module: str) -> ModuleType:
         ) from None
 
 
-def check_installed(entry: Entry) -> None:
-    """Say so if the package of an entry cannot be imported.
-
-    Raises:
-        UserError: the package, or one that it needs, is not installed.
-    """
-    _package(entry, "utils")
-
-
 def architecture(entry: Entry) -> nn.Module:
     """The network of an entry with random weights; nothing is downloaded.
 
     Raises:
         UserError: robustbench is not installed.
     """
+    import timm  # slow to import
+
     listed, registered = _listed(entry), _registered(entry)
     return timm.create_model(registered, num_classes=entry.classes) if timm.is_model(registered) else listed["model"]()
 
 
 def _listed(entry: Entry) -> dict:
     """What robustbench's model zoo says of an entry; looking it up registers its models with timm."""
-    models, enums = _package(entry, "model_zoo").model_dicts, _package(entry, "model_zoo.enums")
+    models, enums = package(entry, "model_zoo").model_dicts, package(entry, "model_zoo.enums")
     return models[enums.BenchmarkDataset(entry.dataset)][enums.ThreatModel(entry.norm)][entry.name]
 
 
@@ -81,7 +73,7 @@ def load(entry: Entry) -> nn.Module:
     Raises:
         UserError: robustbench is not installed, its download failed, or the file does not fit the network.
     """
-    utils = _package(entry, "utils")
+    utils = package(entry, "utils")
     # A host that sends a page instead of the file is noticed by gdown, or else by the unpickling.
     failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
     try:
@@ -121,6 +113,8 @@ def _every_weight(utils: ModuleType) -> Iterator[None]:
 
 def _expected(entry: Entry) -> str:
     """Where robustbench looks for the weights, and where they come from."""
+    import timm  # slow to import
+
     registered = _registered(entry)
     if timm.is_model(registered):
         url = timm.get_pretrained_cfg(registered).url

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import PreprocessCfg, center_crop_or_pad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,8 +48,8 @@ class Preprocess(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.crop_or_pad(self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode)))
-        return (x - self.mean) / self.std
+        x = self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode))
+        return (center_crop_or_pad(x, self.size, self.fill) - self.mean) / self.std
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Images (B,3,H,W) at another size; with `saturate` one axis after the other, cut off after each, as in PIL."""
@@ -62,14 +62,6 @@ class Preprocess(nn.Module):
                 # cut the gradient of white and black areas.
                 x = x.clamp(-0.5 / 255, 1 + 0.5 / 255)
         return x
-
-    def crop_or_pad(self, x: Tensor) -> Tensor:
-        """The centre of the resized images, filled up where they are too small."""
-        height, width = (want - have for want, have in zip(self.size, x.shape[-2:], strict=True))
-        left, top = max(0, width) // 2, max(0, height) // 2
-        x = F.pad(x, (left, max(0, width) - left, top, max(0, height) - top), value=self.fill)
-        top, left = (round((have - want) / 2) for want, have in zip(self.size, x.shape[-2:], strict=True))
-        return x[..., top : top + self.size[0], left : left + self.size[1]]
 
 
 def resized(have: tuple[int, int], want: tuple[int, int], mode: str) -> tuple[int, int]:
@@ -145,12 +137,13 @@ def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tenso
     What was kept is found again by all that it depends on: the text tower, its device, and the tokens of every prompt.
     """
     tokens = _tokens(clip, classes, prompts)
+    text_side = {k: v for k, v in sorted(clip.model.state_dict().items()) if not k.startswith("visual.")}
     where = next(clip.model.parameters()).device.type
 
     def compute(part: slice) -> dict[str, Tensor]:
         return {"means": _means(clip, tokens[part])}
 
-    inputs = (_text_side(clip.model), _structure(clip.model), where, *tokens)
+    inputs = (text_side, _structure(clip.model), where, *tokens)
     parts = in_parts("embedding prompts", compute, len(tokens), BLOCK, *inputs, unit="block")
     return F.normalize(torch.cat([part["means"] for part in parts]), dim=-1)
 
@@ -165,10 +158,6 @@ def _means(clip: Clip, tokens: list[Tensor]) -> Tensor:
     clip.model.eval()
     where = next(clip.model.parameters()).device
     return torch.stack([clip.model.encode_text(t.to(where), normalize=True).mean(0) for t in tokens]).cpu()
-
-
-def _text_side(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in sorted(model.state_dict().items()) if not k.startswith("visual.")}
 
 
 def _structure(model: nn.Module) -> str:
@@ -191,15 +180,9 @@ def save_alignment(
     save_tensors(folder / "text.safetensors", {"text": text, "scale": clip.model.logit_scale.exp().detach().reshape(1)})
     if params.source == "train":
         save_tensors(folder / "clip.safetensors", clip.model.state_dict())
-    write_json(
-        folder / "clip.json",
-        {
-            "params": params.model_dump(),
-            "config": config,
-            "preprocessing": asdict(clip.preprocessing),
-            "antialias": clip.antialias,
-        },
-    )
+    record = {"params": params.model_dump(), "config": config}
+    record |= {"preprocessing": asdict(clip.preprocessing), "antialias": clip.antialias}
+    write_json(folder / "clip.json", record)
 
 
 def load_alignment() -> ZeroShotClassifier:
