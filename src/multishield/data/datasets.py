@@ -1,10 +1,10 @@
-"""Data sets by name: the loaders that the package has, and functions of one's own."""
+"""Data sets by name: the loaders that the package has, and functions of one's own; what to do where files are not."""
 
 from multishield.data import class_names, folders, published, shapes
-from multishield.data.roots import MEND, mend
 from multishield.data.source import Source
 from multishield.params import Dataset
 from multishield.params.choices import ByParameter, load_factory
+from multishield.params.values import DATASETS
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 
@@ -22,6 +22,36 @@ OPENERS = ByParameter(
         "pathmnist": published.open_pathmnist,
     }
 )
+
+
+MEND = {
+    "shapes": "run `multishield data`, which renders it into data/shapes",
+    "folder": "give the path of a folder that holds train/<class>/* and test/<class>/* images",
+    "imagenet": (
+        "register at image-net.org, get ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, and lay the images "
+        "out as val/<WordNet id>/*.JPEG in that folder, which torchvision.datasets.ImageNet(folder, 'val') does for "
+        "archives that lie in it"
+    ),
+}
+
+
+def _mend(params: Dataset) -> str:
+    """What to do where the raw images are not there."""
+    if params.name in DATASETS:
+        return MEND.get(params.name, "run `multishield data`, which downloads it")
+    return f"give the path of the folder that {params.name} reads"
+
+
+def check_root(params: Dataset) -> None:
+    """See that the folder of the raw images is there.
+
+    Raises:
+        UserError: it is not; the message says how to get it.
+    """
+    needed = paths.resolve(params.root) / ("val" if params.name == "imagenet" else "")
+    if not needed.is_dir():
+        what = "a folder that holds val" if params.name == "imagenet" else "a folder"
+        raise UserError(f"dataset.root is {params.root!r}, which is not {what}; {_mend(params)}")
 
 
 def open_source(params: Dataset, split: str) -> Source | None:
@@ -45,7 +75,7 @@ def open_source(params: Dataset, split: str) -> Source | None:
         reason = str(error).split(". ")[0]  # what follows is torchvision's advice, which does not fit here
         raise UserError(
             f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason}); "
-            f"{'' if params.name in MEND else 'remove what is unpacked there and '}{mend(params)}"
+            f"{'' if params.name in MEND else 'remove what is unpacked there and '}{_mend(params)}"
         ) from None
     if source is None and split == "train":
         return None

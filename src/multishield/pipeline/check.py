@@ -3,7 +3,7 @@
 `multishield check` is what the first stage runs. Nothing is built, loaded or downloaded.
 """
 
-from multishield.data.roots import check_root
+from multishield.data.datasets import check_root
 from multishield.models import model_zoo, pretrained
 from multishield.params import Params
 from multishield.pipeline.fingerprints import Code, fingerprint_of
