@@ -12,7 +12,7 @@ import torch
 
 from multishield.attacks.apgd import apgd
 from multishield.data import prepare
-from multishield.data.folders import open_folder
+from multishield.data.datasets import open_folder
 from multishield.evaluation import records
 from multishield.models import pretrained
 from multishield.models.classifier import accuracy, freeze, read_classifier, wrap

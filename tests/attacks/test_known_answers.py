@@ -14,7 +14,7 @@ from multishield.attacks.apgd import apgd
 from multishield.attacks.joint import joint
 from multishield.attacks.square import square
 from multishield.attacks.threat_model import fooled
-from multishield.data.folders import open_folder
+from multishield.data.datasets import open_folder
 from multishield.data.prepare import read_split
 from multishield.models.classifier import outputs, read_classifier
 from multishield.params import read_yaml

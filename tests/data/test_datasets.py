@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import raw
-from multishield.data import class_names, datasets, downloads, folders, prepare, published
+from multishield.data import class_names, datasets, downloads, prepare
 from multishield.data.source import Source
 from multishield.data.splits import Split
 from multishield.params import Dataset
@@ -224,7 +224,7 @@ def test_only_drawn_images_are_read(monkeypatch, tmp_path):
 
 
 def test_the_split_of_data_sets_without_one_is_the_same_everywhere():
-    members = published.fifth_of_each_class(torch.tensor([0] * 10 + [1] * 5 + [2] * 2))
+    members = datasets.fifth_of_each_class(torch.tensor([0] * 10 + [1] * 5 + [2] * 2))
     assert members.nonzero().squeeze(1).tolist() == [2, 7, 14, 15]
     assert [int(members[a:b].sum()) for a, b in ((0, 10), (10, 15), (15, 17))] == [2, 1, 1]
 
@@ -321,7 +321,7 @@ def test_real_imagenet_photographs(tmp_path):
 
 @pytest.mark.cifar10
 def test_real_cifar10_pixels_through_the_real_format(monkeypatch, tmp_path):
-    folder = folders.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+    folder = datasets.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
     images = np.stack([array(folder.read(i)) for i in range(300)])
     labels = folder.labels[:300].tolist()
     archive = raw.cifar10(tmp_path / "made", (images[:50], labels[:50]), (images, labels))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multishield.data import folders, prepare, shapes
+from multishield.data import datasets, prepare, shapes
 from multishield.params import Dataset
 from multishield.storage.errors import UserError
 
@@ -59,7 +59,7 @@ def test_every_shape_lies_in_the_unit_disc():
 
 
 def test_folder_is_read_in_the_order_of_file_names(folder):
-    source = folders.open_folder(folder, "test")
+    source = datasets.open_folder(folder, "test")
     assert source.classes == ["blue sky", "red"]
     split = prepare.read_split(source, torch.arange(len(source)), 32)
     assert split.labels.tolist() == [0, 1] * 4
@@ -140,8 +140,8 @@ def test_more_images_than_there_are(folder, tmp_path, key):
 
 def test_damaged_shapes(rendered, tmp_path):
     with pytest.raises(UserError, match="missing or damaged"):
-        folders.open_shapes(tmp_path, "train")
+        datasets.open_shapes(tmp_path, "train")
     for path in rendered.glob("test_*"):
         (tmp_path / path.name).write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match="missing or damaged"):
-        folders.open_shapes(tmp_path, "test")
+        datasets.open_shapes(tmp_path, "test")

@@ -9,7 +9,7 @@ import torch
 
 from conftest import ROOT
 from multishield.attacks.apgd import apgd
-from multishield.data.folders import open_folder
+from multishield.data.datasets import open_folder
 from multishield.data.prepare import read_split
 from multishield.evaluation import published, records
 from multishield.models import model_zoo, pretrained

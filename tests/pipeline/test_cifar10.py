@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import CHEAP, copy_project, edit_params, run, run_notebooks
-from multishield.data import folders, prepare
+from multishield.data import datasets, prepare
 from multishield.models import classifier, zero_shot
 from multishield.models import clip as clips
 from multishield.params import Params, read_yaml
@@ -42,7 +42,7 @@ def real(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source():
-    return folders.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+    return datasets.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
 
 
 @pytest.fixture(scope="module")

@@ -131,11 +131,11 @@ HARMLESS = {
     "a comment": ("attacks/joint.py", "class StepTowardsWeakerModel:", "# words\nclass StepTowardsWeakerModel:"),
     "a docstring": ("attacks/joint.py", '"""Drive both models', '"""Lead both models'),
     "an error's sentence": ("shield.py", "it must be a finite number >= 0", "it must be finite"),
-    "a loader's sentence": ("data/folders.py", "are missing or damaged", "are gone"),
+    "a loader's sentence": ("data/datasets.py", "are missing or damaged", "are gone"),
     "an annotation": ("attacks/losses.py", "def at(logits: Tensor, classes: Tensor)", "def at(logits, classes)"),
     "progress": ("attacks/loop/checkpoint.py", "images left, robust so far", "to go"),
     "plumbing": ("storage/files.py", "os.fsync(stream.fileno())", "stream.fileno()"),
-    "another data set": ("data/published.py", '"trainval" if split == "train"', '"train" if split == "train"'),
+    "another data set": ("data/datasets.py", '"trainval" if split == "train"', '"train" if split == "train"'),
     "another source of classifiers": (
         "models/pretrained.py",
         "    if params.weights:",
@@ -177,7 +177,7 @@ TELLING = {
         ATTACKS | {f"{s}_{n}" for s in ("training", "baseline", "multishield") for n in BOTH} | {"report"},
     ),
     "the data set": (
-        ("data/folders.py", "images.__getitem__, captions", "images[::-1].__getitem__, captions"),
+        ("data/datasets.py", "images.__getitem__, captions", "images[::-1].__getitem__, captions"),
         {"dataset"},
     ),
     "CLIP's training": (("training/clip.py", "pct_start=0.3", "pct_start=0.2"), {"alignment"}),

@@ -1,25 +1,203 @@
-"""Data sets by name: the loaders that the package has, and functions of one's own; what to do where files are not."""
+"""Data sets by name: how each is read from the disk, functions of one's own, and what to do where files are not."""
 
-from multishield.data import class_names, folders, published, shapes
-from multishield.data.source import Source
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from multishield.data import class_names, shapes
+from multishield.data.source import Source, read_image
 from multishield.params import Dataset
 from multishield.params.choices import ByParameter, load_factory
 from multishield.params.values import DATASETS
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# Of the split of data sets that have none: a property of the data set, so not the experiment's seed.
+SPLIT_SEED = 20241213
+TEST_SHARE = 0.2
+
+
+def open_shapes(root: Path, split: str) -> Source:
+    """A rendered split (see `shapes.materialise`). Raises UserError if files are missing or damaged."""
+    try:
+        images, labels = (np.load(root / f"{split}_{part}.npy", allow_pickle=False) for part in ("images", "labels"))
+        captions = json.loads((root / f"{split}_captions.json").read_text())
+        if not len(images) == len(labels) == len(captions):
+            raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(captions)} captions")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"the shapes in {root} are missing or damaged ({error}); remove that folder and run "
+            "`multishield data`, which renders them anew"
+        ) from None
+    return Source(torch.from_numpy(labels).long(), list(shapes.CLASSES), images.__getitem__, captions)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _class_folders(root: Path, split: str) -> list[str]:
+    folder = root / split
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} does not exist; dataset.root must name a folder that holds train/<class>/* and "
+            "test/<class>/* images"
+        )
+    found = _subfolders(folder)
+    if len(found) < 2:
+        raise UserError(f"{folder} holds {len(found)} class folders; at least 2 are needed, one folder per class")
+    return found
+
+
+def open_folder(root: Path, split: str) -> Source | None:
+    """`root/<split>/<class>/*` images; None where there is no folder `root/train`.
+
+    The images of all classes are ordered by file name, so that an export that numbers its files keeps its order.
+
+    Raises:
+        UserError: folders are missing or empty, train and test hold different classes.
+    """
+    if split == "train" and not (root / "train").is_dir():
+        return None
+    test = _class_folders(root, "test")
+    train = _class_folders(root, "train") if (root / "train").is_dir() else test
+    if train != test:
+        raise UserError(
+            f"{root} has different classes in train and test: only in train {sorted(set(train) - set(test))}, "
+            f"only in test {sorted(set(test) - set(train))}; both must have the same class folders"
+        )
+    files = [p for name in test for p in (root / split / name).iterdir() if p.suffix.lower() in SUFFIXES]
+    files.sort(key=lambda p: (p.name, p.parent.name))
+    empty = set(test) - {p.parent.name for p in files}
+    if empty:
+        raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
+    labels = torch.tensor([test.index(p.parent.name) for p in files])
+    return Source(labels, [class_names.plain(name) for name in test], lambda i: read_image(files[i]))
+
+
+def _torchvision():
+    from torchvision import datasets  # slow to import: only these data sets need it
+
+    return datasets
+
+
+def open_imagenet(root: Path, split: str) -> Source | None:
+    """`root/val/<WordNet id>/*` is the test split, `root/train/<WordNet id>/*`, if it is there, the training split.
+
+    A label is the synset's place among all 1000, whichever folders are there.
+
+    Raises UserError if the name of a folder is no WordNet id of ImageNet's 1000, or there is no folder.
+    """
+    folder = root / ("train" if split == "train" else "val")
+    if split == "train" and not folder.is_dir():
+        return None
+    names, found = class_names.imagenet(), _subfolders(folder)
+    strange = sorted(set(found) - set(names))
+    if strange or not found:
+        what = f"the folder {strange[0]}" if strange else "no folder"
+        raise UserError(
+            f"{folder} holds {what}; it must hold a folder per class, named by one of ImageNet's 1000 WordNet ids, "
+            "such as n01440764"
+        )
+    place = torch.tensor([list(names).index(wnid) for wnid in found])
+    data = _torchvision().ImageFolder(folder, loader=read_image)
+    return Source(place[data.targets], list(names.values()), lambda i: data[i][0])
+
+
+def open_cifar10(root: Path, split: str) -> Source:
+    """CIFAR-10: 50,000 training and 10,000 test images, 32x32."""
+    data = _torchvision().CIFAR10(root, train=split == "train")
+    return Source(torch.tensor(data.targets), data.classes, lambda i: data[i][0])
+
+
+def open_stl10(root: Path, split: str) -> Source:
+    """STL-10: 5,000 training and 8,000 test images, 96x96."""
+    data = _torchvision().STL10(root, split=split)
+    return Source(torch.from_numpy(data.labels).long(), data.classes, lambda i: data[i][0])
+
+
+def open_food101(root: Path, split: str) -> Source:
+    """Food-101: 75,750 training and 25,250 test photographs."""
+    data = _torchvision().Food101(root, split=split, loader=read_image)
+    return Source(torch.tensor(data._labels), [class_names.plain(c) for c in data.classes], lambda i: data[i][0])
+
+
+def open_pets(root: Path, split: str) -> Source:
+    """Oxford-IIIT Pets: 3,680 training (trainval) and 3,669 test photographs; breeds keep their capitals."""
+    data = _torchvision().OxfordIIITPet(root, split="trainval" if split == "train" else "test")
+    return Source(torch.tensor(data._labels), data.classes, lambda i: read_image(data._images[i]))
+
+
+def open_caltech101(root: Path, split: str) -> Source:
+    """Caltech-101: photographs of 101 classes, some grey; split 80/20 here, since the data set has no split."""
+    data = _torchvision().Caltech101(root)
+    folder = Path(data.root) / "101_ObjectCategories"
+
+    def read(i: int) -> Image.Image:
+        # What the class's own indexing opens; that also imports scipy, which only its contours need.
+        return read_image(folder / data.categories[data.y[i]] / f"image_{data.index[i]:04d}.jpg")
+
+    classes = [class_names.CALTECH101.get(c, class_names.plain(c)) for c in data.categories]
+    return _part(Source(torch.tensor(data.y), classes, read), split)
+
+
+def open_eurosat(root: Path, split: str) -> Source:
+    """EuroSAT: 27,000 satellite images, 64x64; split 80/20 here, since the data set has no split."""
+    data = _torchvision().EuroSAT(root, loader=read_image)
+    classes = [class_names.EUROSAT.get(c, class_names.spoken(c)) for c in data.classes]
+    return _part(Source(torch.tensor(data.targets), classes, lambda i: data[i][0]), split)
+
+
+def open_pathmnist(root: Path, split: str) -> Source:
+    """PathMNIST: tissue of the colon, 28x28; 100,000 training (its train, then its val) and 7,180 test images."""
+    # Imported here: it makes a folder in the user's home.
+    from medmnist import INFO, PathMNIST
+
+    parts = [PathMNIST(split=s, root=root) for s in (["train", "val"] if split == "train" else ["test"])]
+    labels = torch.cat([torch.from_numpy(p.labels).long().squeeze(1) for p in parts])
+    first = len(parts[0].labels)
+    names = INFO["pathmnist"]["label"]
+    classes = [class_names.plain(names[k]) for k in sorted(names, key=int)]
+    return Source(labels, classes, lambda i: parts[0].imgs[i] if i < first else parts[1].imgs[i - first])
+
+
+def fifth_of_each_class(labels: torch.Tensor) -> torch.Tensor:
+    """Which images of a data set without a split are its test split: a fifth of each class, drawn by `SPLIT_SEED`.
+
+    As bool (N,). Integers only, so the same on every machine.
+    """
+    rng = np.random.default_rng(SPLIT_SEED)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for k in labels.unique():
+        members = (labels == k).nonzero().squeeze(1)
+        count = max(1, round(TEST_SHARE * len(members)))
+        chosen[members[torch.from_numpy(rng.permutation(len(members)))[:count]]] = True
+    return chosen
+
+
+def _part(whole: Source, split: str) -> Source:
+    """The 80 % or the 20 % of a data set without a split; an id is the index in the whole."""
+    members = fifth_of_each_class(whole.labels)
+    ids = (members if split == "test" else ~members).nonzero().squeeze(1)
+    return Source(whole.labels[ids], whole.classes, lambda i: whole.read(int(ids[i])), ids=ids)
+
+
 OPENERS = ByParameter(
     {
-        "shapes": folders.open_shapes,
-        "folder": folders.open_folder,
-        "cifar10": published.open_cifar10,
-        "imagenet": published.open_imagenet,
-        "stl10": published.open_stl10,
-        "caltech101": published.open_caltech101,
-        "food101": published.open_food101,
-        "pets": published.open_pets,
-        "eurosat": published.open_eurosat,
-        "pathmnist": published.open_pathmnist,
+        "shapes": open_shapes,
+        "folder": open_folder,
+        "cifar10": open_cifar10,
+        "imagenet": open_imagenet,
+        "stl10": open_stl10,
+        "caltech101": open_caltech101,
+        "food101": open_food101,
+        "pets": open_pets,
+        "eurosat": open_eurosat,
+        "pathmnist": open_pathmnist,
     }
 )
 
@@ -43,11 +221,7 @@ def _mend(params: Dataset) -> str:
 
 
 def check_root(params: Dataset) -> None:
-    """See that the folder of the raw images is there.
-
-    Raises:
-        UserError: it is not; the message says how to get it.
-    """
+    """See that the folder of the raw images is there. Raises UserError if not; the message says how to get it."""
     needed = paths.resolve(params.root) / ("val" if params.name == "imagenet" else "")
     if not needed.is_dir():
         what = "a folder that holds val" if params.name == "imagenet" else "a folder"
@@ -77,9 +251,7 @@ def open_source(params: Dataset, split: str) -> Source | None:
             f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason}); "
             f"{'' if params.name in MEND else 'remove what is unpacked there and '}{_mend(params)}"
         ) from None
-    if source is None and split == "train":
-        return None
-    return _checked(source, params.name)
+    return None if source is None and split == "train" else _checked(source, params.name)
 
 
 def _checked(source, name: str) -> Source:

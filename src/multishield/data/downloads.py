@@ -59,18 +59,15 @@ def fetch(archive: Archive, folder: Path) -> Path:
             "another file: remove it, or put the right one in its place"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{archive.name}.part")
-    reasons = []
+    part, reasons = target.with_name(f"{archive.name}.part"), []
     for url in archive.urls:
         try:
             _from_mirror(url, part, archive)
+            return part.replace(target)
         except _Failed as error:
             reasons.append(f"{url} ({error})")
-            continue
         except OSError as error:
             raise UserError(f"{part} cannot be written ({error}); make room there, or make it writable") from None
-        os.replace(part, target)
-        return target
     raise UserError(
         f"{archive.name} cannot be downloaded: {', '.join(reasons)}; run the command again when there is a connection, "
         f"or get the file with md5 {archive.md5} elsewhere and put it into {folder}"
@@ -142,14 +139,10 @@ def _write(response: requests.Response, part: Path, name: str, done: int) -> Non
 
 @dataclass(frozen=True)
 class Download:
-    """A data set to download.
+    """A data set to download: its files, and `tree`, what is there below the root once they are unpacked.
 
-    Attributes:
-        archives: its files.
-        tree: what is there below the root once they are unpacked.
-        extract: unpacks the files, which lie in `below` of the folder that it is given, into `tree` of that folder;
-            None: the file is the data set.
-        below: where torchvision's class looks for the archives.
+    `extract` is given a folder, and unpacks the files that lie in `below` of it, where torchvision's class looks for
+    them, into `tree` of it; None: the file is the data set.
     """
 
     archives: tuple[Archive, ...]

@@ -35,11 +35,7 @@ class Source:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """One image file, in RGB.
-
-    Raises:
-        UserError: the file is missing or is not an image.
-    """
+    """One image file, in RGB. Raises UserError if the file is missing or is not an image."""
     try:
         return Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

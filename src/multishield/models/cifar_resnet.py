@@ -68,8 +68,7 @@ def build_network(architecture: str, classes: int) -> nn.Module:
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load a state dict whose keys and shapes must match exactly: nothing is left at random.
 
-    Raises:
-        UserError: naming what is missing, extra or of another shape.
+    Raises UserError, which names what is missing, extra or of another shape.
     """
     own = module.state_dict()
     # Counters of batch norm that old checkpoints lack: they have no influence on inference.

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from multishield.models.cifar_resnet import load_exactly, reason_of
 from multishield.models.image_tower import HUB, from_disk, replace_tower
-from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.params import ClipFactory, ClipFile, ClipOpen
 from multishield.params.choices import ByParameter, load_factory
+from multishield.params.sections import Clips
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 from multishield.storage.files import read_json
@@ -42,7 +43,7 @@ class Clip:
     saturate: bool = False
 
 
-def check(params: ClipTrained | ClipOpen | ClipFile | ClipFactory) -> None:
+def check(params: Clips) -> None:
     """Say before the first stage what would fail after hours of training. Nothing is loaded or downloaded.
 
     Raises:
@@ -65,11 +66,7 @@ def load_clip(params: ClipOpen | ClipFile | ClipFactory) -> Clip:
 
 
 def made_clip(params: ClipFactory) -> Clip:
-    """A CLIP from an extension's function, which takes no arguments.
-
-    Raises:
-        UserError: there is no such function, or it returns something else.
-    """
+    """A CLIP from an extension's function without arguments. Raises UserError if it is absent or returns no `Clip`."""
     clip = load_factory("alignment.factory", params.factory)()
     if not isinstance(clip, Clip):
         raise UserError(
@@ -82,12 +79,9 @@ def made_clip(params: ClipFactory) -> Clip:
 def build_clip(config: dict, antialias: bool, source: str = "the CLIP configuration") -> Clip:
     """A CLIP in open_clip's own class, with random weights, from its JSON configuration.
 
-    Args:
-        config: `embed_dim`, `vision_cfg`, `text_cfg`, `preprocess_cfg`, and optionally `quick_gelu`, as open_clip has
-            them.
+    That has `embed_dim`, `vision_cfg`, `text_cfg`, `preprocess_cfg`, and optionally `quick_gelu`, as open_clip's.
 
-    Raises:
-        UserError: a section or a key is missing or unknown.
+    Raises UserError if a section or a key is missing or unknown.
     """
     try:
         # A fresh copy of each section: open_clip writes into what it is given.
@@ -138,11 +132,7 @@ def open_named_clip(params: ClipOpen) -> Clip:
 
 
 def open_clip_model(model: str, pretrained: str | None, image_tower: str | None = None) -> Clip:
-    """A model of open_clip, for use in Python: `params.ClipOpen` says what the arguments may be.
-
-    Raises:
-        UserError: see `open_named_clip`.
-    """
+    """A model of open_clip, for use in Python: arguments as in `params.ClipOpen`, errors as of `open_named_clip`."""
     # Prompts belong to a section of params.yaml, and not to the model.
     section = {"source": "open_clip", "prompts": ["{}"], "model": model, "pretrained": pretrained}
     return open_named_clip(ClipOpen(**section, image_tower=image_tower))
@@ -192,8 +182,7 @@ def _shared_preprocessing(name: str) -> dict:
 def _tokenizer(name: str) -> Tokenizer:
     """The model's tokenizer; those of SigLIP and of multilingual models come from Hugging Face.
 
-    Raises:
-        UserError: the package transformers is not installed, or the tokenizer could not be downloaded.
+    Raises UserError if the package transformers is not installed, or the tokenizer could not be downloaded.
     """
     try:
         return open_clip.get_tokenizer(name)

@@ -55,7 +55,7 @@ KIN = 0.5
 
 
 def replace_tower(visual: nn.Module, source: str) -> None:
-    """Load other weights into a CLIP's image tower; nothing may be missing, or extra but what is not its image tower.
+    """Load other weights over those published; nothing may be missing, or extra but what is not the image tower.
 
     A file of transformers without `visual_projection` leaves the projection as it is. The activation (QuickGELU or
     GELU) must be the tower's own: a `config.json` or `open_clip_config.json` beside the weights says it. Without one,
@@ -63,7 +63,7 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     the same.
 
     Args:
-        visual: the tower, with its published weights.
+        visual: a CLIP's image tower, with its published weights.
         source: a file (.safetensors, or .pt, .pth, .bin with nothing but tensors), or "hf-hub:owner/name".
 
     Raises:
@@ -122,8 +122,7 @@ def from_disk(source: str) -> tuple[Path, dict]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a torch file that holds nothing but tensors, as float32.
 
-    Raises:
-        UserError: the file is neither.
+    Raises UserError if the file is neither.
     """
     if path.suffix == ".safetensors":
         found = load_tensors(path)
@@ -145,8 +144,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """The image tower's part of a CLIP's weights, prefix removed; of a bare tower all.
 
-    Raises:
-        UserError: beside `visual.` or `vision_model.` stands what belongs to no text side.
+    Raises UserError if beside `visual.` or `vision_model.` stands what belongs to no text side.
     """
     weights = {k: v for k, v in weights.items() if not POSITIONS.search(k)}
     prefix = next((p for p in ("visual.", "vision_model.") if any(k.startswith(p) for k in weights)), "")
@@ -160,11 +158,7 @@ def image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[str, Tensor]:
-    """transformers' names to open_clip's; queries, keys and values joined.
-
-    Args:
-        projection: (width, D), used where the weights have none.
-    """
+    """transformers' names to open_clip's, queries, keys and values joined; `projection` (width,D) if they have none."""
     out = {"proj": projection}
     for key, tensor in weights.items():
         for theirs, ours in RENAMED.items():

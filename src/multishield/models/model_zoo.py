@@ -65,23 +65,15 @@ ROWS = ByParameter(
 # What the paper reports of the classifiers that it fine-tunes, by model and data set: clean accuracy alone.
 _PAPER = "https://arxiv.org/abs/2412.10353"
 FINETUNED = {
-    (model, data): Entry(f"{model} on {data}", "finetune", data, 8 / 255, (224, None, None), clean, None, _PAPER)
-    for model, data, clean in (
-        ("resnet18", "caltech101", 91.88),
-        ("resnet18", "stl10", 95.25),
-        ("resnet18", "pets", 87.74),
-    )
+    ("resnet18", data): Entry(f"resnet18 on {data}", "finetune", data, 8 / 255, (224, None, None), clean, None, _PAPER)
+    for data, clean in (("caltech101", 91.88), ("stl10", 95.25), ("pets", 87.74))
 }
 # Data sets whose classes differ in size: drawing equally many of each is another mean than that of the whole test set.
 UNBALANCED = {"caltech101", "pathmnist"}
 
 
 def find(key: str, name: str) -> Entry:
-    """The entry of a name; `key` is the key of params.yaml that holds it.
-
-    Raises:
-        UserError: there is no such entry.
-    """
+    """The entry of a name, which the `key` of params.yaml holds. Raises UserError if there is none."""
     if name not in ROWS:
         ending = closest(name, ROWS, f"accepted are {', '.join(ROWS)}")
         raise UserError(f"{key} is {name!r}, which is not in the catalogue; {ending}")
@@ -102,8 +94,7 @@ def check(params) -> None:
 
     What a folder or an extension holds is not known: there only the number of classes is compared, when it is loaded.
 
-    Raises:
-        UserError: an unknown name, or a classifier of another data set.
+    Raises UserError for an unknown name, or a classifier of another data set.
     """
     for name in params.classifiers:
         described = params.training[name]

@@ -50,11 +50,7 @@ def describe(params: Described) -> dict:
 
 
 def architecture(description: dict, classes: int) -> nn.Module:
-    """A network without its weights, from what `describe` returned.
-
-    Raises:
-        UserError: the source does not know the name, or a package is missing.
-    """
+    """A network of what `describe` returned, without weights. Raises UserError for unknown names, missing packages."""
     return BUILDERS[description["source"]](description, classes)
 
 
@@ -72,10 +68,7 @@ def load(params: Catalogued | Torchvision | Timm | ClassifierFactory, classes: i
 
 
 def check(params: BaseModel, key: str) -> None:
-    """Say before the first stage what would fail after it. Nothing is built or downloaded.
-
-    Args:
-        key: the section's key in params.yaml, for the message.
+    """Say before the first stage what would fail after it. Nothing is built or downloaded; `key` is as for `load`.
 
     Raises:
         UserError: the source does not know the name; a file, a function or the package robustbench is missing.
@@ -190,8 +183,7 @@ def _is_weights_file(weights: str) -> bool:
 def _published_weights(params: Torchvision | FineTuned, key: str):
     """The member of torchvision's weights that a tag names; for a file or none the model's best, for their setting.
 
-    Raises:
-        UserError: torchvision does not know the model or the tag.
+    Raises UserError if torchvision does not know the model or the tag.
     """
     from torchvision import models
 
@@ -210,10 +202,8 @@ def _published_weights(params: Torchvision | FineTuned, key: str):
     return known[weights]
 
 
-def _state(params: Torchvision | FineTuned, chosen, key: str) -> dict[str, Tensor]:
-    """The state dict of a file or of torchvision's host, without auxiliary heads."""
-    if _is_weights_file(params.weights):
-        return load_tensors(paths.resolve(params.weights))
+def _download_torchvision(params: Torchvision | FineTuned, chosen, key: str) -> dict[str, Tensor]:
+    """The state dict on torchvision's host, without auxiliary heads."""
     try:
         with aside():
             state = chosen.get_state_dict(progress=True, check_hash=True)
@@ -226,8 +216,13 @@ def _state(params: Torchvision | FineTuned, chosen, key: str) -> dict[str, Tenso
     return {k: v for k, v in state.items() if not k.lower().startswith("aux")}
 
 
-def _with_weights(network: nn.Module, state: dict[str, Tensor], chosen, source: str) -> Fitted:
-    load_exactly(network, state, source)
+def _fill(network: nn.Module, params: Torchvision | FineTuned, chosen, key: str, fresh: dict[str, Tensor]) -> Fitted:
+    """Load a file or what `chosen` names, with the tensors `fresh` in place of its own."""
+    if _is_weights_file(params.weights):
+        state = load_tensors(paths.resolve(params.weights))
+    else:
+        state = _download_torchvision(params, chosen, key)
+    load_exactly(network, state | fresh, f"{key}.weights ({params.weights})")
     setting = chosen.transforms()
     return Fitted(network, setting.mean, setting.std, setting.crop_size[0])
 
@@ -237,8 +232,7 @@ def _load_torchvision(params: Torchvision, classes: int, key: str) -> Fitted:
     if not _is_weights_file(params.weights):
         what = f"{params.model} with the weights {params.weights}"
         _same_classes(key, what, len(chosen.meta["categories"]), classes)
-    network = _build_torchvision(params.model, classes)
-    return _with_weights(network, _state(params, chosen, key), chosen, f"{key}.weights ({params.weights})")
+    return _fill(_build_torchvision(params.model, classes), params, chosen, key, {})
 
 
 def new_head(params: FineTuned, classes: int, key: str) -> Fitted:
@@ -256,10 +250,8 @@ def new_head(params: FineTuned, classes: int, key: str) -> Fitted:
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear or network.get_submodule(linear[-1]).out_features != classes:
         raise UserError(f"{key}.model is {params.model!r}, whose head is no linear layer; use resnet18 or resnet50")
-    head = {f"{linear[-1]}.{part}" for part in ("weight", "bias")}
-    fresh = {name: tensor for name, tensor in network.state_dict().items() if name in head}
-    state = _state(params, chosen, key) | fresh
-    return _with_weights(network, state, chosen, f"{key}.weights ({params.weights})")
+    fresh = {name: tensor for name, tensor in network.state_dict().items() if name.rpartition(".")[0] == linear[-1]}
+    return _fill(network, params, chosen, key, fresh)
 
 
 # What `describe` returned, and K, to a network without its weights.

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from open_clip.transform import PreprocessCfg, center_crop_or_pad
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multishield.models.cifar_resnet import load_exactly
 from multishield.models.classifier import device, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
-from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.params.sections import Clips
 from multishield.storage import paths
 from multishield.storage.checkpoints import in_parts
 from multishield.storage.files import read_json, write_json
@@ -80,8 +81,7 @@ class ZeroShotClassifier(nn.Module):
     """Pixels in [0,1] (B,3,H,W) to cosines (B,K) of the image with each class's text embedding.
 
     Args:
-        image_tower: preprocessed pixels to embeddings (B,D); anything with that signature.
-        preprocess: see `Preprocess`.
+        image_tower: pixels as `preprocess` makes them to embeddings (B,D); anything with that signature.
         text: text embeddings (K,D), normalised per class, as `embed_prompts` makes them.
 
     Raises:
@@ -112,21 +112,15 @@ def align(clip: Clip, text: Tensor) -> ZeroShotClassifier:
 def align_classes(clip: Clip, classes: list[str], prompts: list[str]) -> ZeroShotClassifier:
     """The alignment of a CLIP with class names in prompts, frozen: what stands before one's own classifier.
 
-    Args:
-        classes: K names, in the order of the classifier's outputs. prompts: templates with one placeholder {}.
+    The names are in the order of that classifier's outputs; names and prompts as for `embed_prompts`.
     """
     return freeze(align(clip, embed_prompts(clip, classes, prompts)))
 
 
 def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
-    """Text embeddings of the classes: per class the mean over the prompts of the normalised embeddings, normalised.
+    """Text embeddings (K,D) of K class names, each row of length 1.
 
-    Args:
-        classes: K class names.
-        prompts: templates with one placeholder {}.
-
-    Returns:
-        (K,D), each row of length 1.
+    Per class the mean over the prompts, templates with one placeholder {}, of the normalised embeddings, normalised.
     """
     return F.normalize(_means(clip, _tokens(clip, classes, prompts)), dim=-1)
 
@@ -138,13 +132,10 @@ def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tenso
     """
     tokens = _tokens(clip, classes, prompts)
     text_side = {k: v for k, v in sorted(clip.model.state_dict().items()) if not k.startswith("visual.")}
-    where = next(clip.model.parameters()).device.type
-
-    def compute(part: slice) -> dict[str, Tensor]:
-        return {"means": _means(clip, tokens[part])}
-
-    inputs = (text_side, _structure(clip.model), where, *tokens)
-    parts = in_parts("embedding prompts", compute, len(tokens), BLOCK, *inputs, unit="block")
+    inputs = (text_side, _structure(clip.model), next(clip.model.parameters()).device.type, *tokens)
+    parts = in_parts(
+        "embedding prompts", lambda at: {"means": _means(clip, tokens[at])}, len(tokens), BLOCK, *inputs, unit="block"
+    )
     return F.normalize(torch.cat([part["means"] for part in parts]), dim=-1)
 
 
@@ -169,9 +160,7 @@ def _structure(model: nn.Module) -> str:
     return "\n".join([type(model).__name__, *parts, str(heads), str(pooling)])
 
 
-def save_alignment(
-    clip: Clip, params: ClipTrained | ClipOpen | ClipFile | ClipFactory, config: dict | None, text: Tensor, folder: Path
-) -> None:
+def save_alignment(clip: Clip, params: Clips, config: dict | None, text: Tensor, folder: Path) -> None:
     """Write what `load_alignment` needs: `clip.json`, the text embeddings, and the weights where they are ours.
 
     A CLIP that came from elsewhere is not copied: `clip.json` says where it is. SigLIP's bias is not needed: the same
@@ -193,8 +182,7 @@ def load_alignment() -> ZeroShotClassifier:
         clip = build_clip(record["config"], record["antialias"])
         load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
     else:
-        kinds = {"open_clip": ClipOpen, "file": ClipFile, "factory": ClipFactory}
-        clip = load_clip(kinds[record["params"]["source"]](**record["params"]))
+        clip = load_clip(TypeAdapter(Clips).validate_python(record["params"]))
     return freeze(align(clip, load_tensors(folder / "text.safetensors")["text"])).to(device())
 
 
