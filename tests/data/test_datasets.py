@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import raw
-from multishield.data import class_names, datasets, downloads, folders, prepare, published, roots
+from multishield.data import class_names, datasets, downloads, folders, prepare
 from multishield.data.source import Source
 from multishield.data.splits import Split
 from multishield.params import Dataset
@@ -39,10 +39,10 @@ def place(name, monkeypatch, tmp_path, *files):
     folder.mkdir(exist_ok=True)
     for file in files:
         file.rename(folder / file.name)
-    given = downloads.DOWNLOADS[name]()
+    given = downloads.DOWNLOADS[name]
     archives = tuple(downloads.Archive(a.name, (), raw.md5(folder / a.name)) for a in given.archives)
     changed = downloads.Download(archives, given.tree, given.extract, given.below)
-    monkeypatch.setitem(downloads.DOWNLOADS, name, lambda: changed)
+    monkeypatch.setitem(downloads.DOWNLOADS, name, changed)
     downloads.materialise(options(name, tmp_path / name))
     return tmp_path / name
 
@@ -191,12 +191,12 @@ def test_a_data_set_that_is_not_there(name, tmp_path):
     with pytest.raises(UserError, match=r"cannot be read .*run `multishield data`, which downloads it"):
         datasets.open_source(options(name, tmp_path), "test")
     with pytest.raises(UserError, match=r"not a folder; run `multishield data`, which downloads it"):
-        roots.check_root(options(name, tmp_path / "nowhere"))
+        datasets.check_root(options(name, tmp_path / "nowhere"))
 
 
 def test_every_name_of_the_parameters_has_an_opener_and_a_way_to_get_it():
     assert tuple(datasets.OPENERS) == DATASETS
-    assert set(downloads.DOWNLOADS) | set(roots.MEND) == set(DATASETS)
+    assert set(downloads.DOWNLOADS) | set(datasets.MEND) == set(DATASETS)
 
 
 def counted(count=1000, classes=10):
@@ -224,7 +224,7 @@ def test_only_drawn_images_are_read(monkeypatch, tmp_path):
 
 
 def test_the_split_of_data_sets_without_one_is_the_same_everywhere():
-    members = published.fifth_of_each_class(torch.tensor([0] * 10 + [1] * 5 + [2] * 2))
+    members = datasets.fifth_of_each_class(torch.tensor([0] * 10 + [1] * 5 + [2] * 2))
     assert members.nonzero().squeeze(1).tolist() == [2, 7, 14, 15]
     assert [int(members[a:b].sum()) for a, b in ((0, 10), (10, 15), (15, 17))] == [2, 1, 1]
 

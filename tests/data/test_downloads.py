@@ -258,14 +258,14 @@ def test_multishield_data_gets_it_from_a_mirror_and_unpacks_it_once(name, tmp_pa
         pytest.importorskip("medmnist")
     raw.accept_any_md5(monkeypatch)
     made = MADE[name](tmp_path / "made")
-    given, root = downloads.DOWNLOADS[name](), tmp_path / "datasets" / name
+    given, root = downloads.DOWNLOADS[name], tmp_path / "datasets" / name
     assert [a.name for a in given.archives] == [p.name for p in made]
     with serving({p.name: p.read_bytes() for p in made}) as server:
         archives = tuple(
             Archive(p.name, (f"{server.url}/dead/{p.name}", f"{server.url}/once/{p.name}"), raw.md5(p)) for p in made
         )
         changed = downloads.Download(archives, given.tree, given.extract, given.below)
-        monkeypatch.setitem(downloads.DOWNLOADS, name, lambda: changed)
+        monkeypatch.setitem(downloads.DOWNLOADS, name, changed)
         downloads.materialise(options(name, root))
         assert len(server.seen) == 3 * len(made), "dead, cut off, the rest"
     assert len(open_source(options(name, root), "test")) > 0
@@ -288,9 +288,7 @@ def test_an_archive_in_the_root_is_found_and_half_a_tree_is_never_left(tmp_path,
         (unfinished / "eurosat" / "2750").mkdir()
         raise OSError("No space left on device")
 
-    monkeypatch.setitem(
-        downloads.DOWNLOADS, "eurosat", lambda: downloads.Download((archive,), "eurosat", full, "eurosat")
-    )
+    monkeypatch.setitem(downloads.DOWNLOADS, "eurosat", downloads.Download((archive,), "eurosat", full, "eurosat"))
     with pytest.raises(UserError, match=r"cannot be unpacked .*No space left"):
         downloads.materialise(options("eurosat", root))
     assert [p.name for p in root.iterdir()] == [made.name]
@@ -318,7 +316,7 @@ def test_the_command_gets_what_params_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shapes, "materialise", lambda folder: None)
     archive = Archive("a.tar.gz", ("http://127.0.0.1:9/a.tar.gz",), "0" * 32)
-    monkeypatch.setitem(downloads.DOWNLOADS, "cifar10", lambda: downloads.Download((archive,), "tree", print))
+    monkeypatch.setitem(downloads.DOWNLOADS, "cifar10", downloads.Download((archive,), "tree", print))
     assert cli.main(["data"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: a.tar.gz cannot be downloaded: http://127.0.0.1:9/a.tar.gz (no connection")
@@ -333,20 +331,21 @@ def test_addresses_and_checksums_are_those_of_torchvision_and_medmnist():
         "pets": list(datasets.OxfordIIITPet._RESOURCES),
     }
     for name, pairs in known.items():
-        for (url, md5), archive in zip(pairs, downloads.DOWNLOADS[name]().archives, strict=True):
+        for (url, md5), archive in zip(pairs, downloads.DOWNLOADS[name].archives, strict=True):
             assert url in archive.urls
             assert archive.md5 == md5
-    for archive, data in ((downloads.CALTECH101, datasets.Caltech101), (downloads.EUROSAT, datasets.EuroSAT)):
+    for name, data in (("caltech101", datasets.Caltech101), ("eurosat", datasets.EuroSAT)):
+        (archive,) = downloads.DOWNLOADS[name].archives
         code = inspect.getsource(data.download)
         assert archive.urls[0] in code
         assert archive.md5 in code
+    info = pytest.importorskip("medmnist").INFO["pathmnist"]
+    assert downloads.PATHMNIST[:2] == (info["MD5"], info["url"])
 
 
 def test_every_address_is_whole_and_ends_in_the_name():
-    for name, describe in downloads.DOWNLOADS.items():
-        if name == "pathmnist":
-            pytest.importorskip("medmnist")
-        for archive in describe().archives:
+    for download in downloads.DOWNLOADS.values():
+        for archive in download.archives:
             assert re.fullmatch(r"[0-9a-f]{32}", archive.md5)
             for url in archive.urls:
                 assert re.match(r"https?://[\w.-]+/", url)

@@ -74,7 +74,7 @@ def no_layer_stays_random() -> None:
 def main() -> None:
     read_by_robustbench()
     no_layer_stays_random()
-    loader = robustbench._package(SMALL, "utils")
+    loader = robustbench.package(SMALL, "utils")
     loader.load_model = lambda name, *rest: robustbench.architecture(CATALOGUE[name]).eval()
     for entry in CATALOGUE.values():
         if entry.source == "robustbench":

@@ -149,7 +149,7 @@ def test_a_factory(project, monkeypatch):
     zero_shot.save_alignment(made, params, None, text, project / "artifacts" / "alignment")
     loaded = zero_shot.load_alignment()
     assert torch.equal(loaded.text.cpu(), text)
-    with pytest.raises(UserError, match=r"returned int; it must return a multishield\.clips\.Clip"):
+    with pytest.raises(UserError, match=r"returned int; it must return a multishield\.models\.clip\.Clip"):
         clips.load_clip(ClipFactory(source="factory", prompts=PROMPTS, factory="mine_clip:wrong"))
     with pytest.raises(UserError, match="no function absent"):
         choices.load_factory("alignment.factory", "mine_clip:absent")

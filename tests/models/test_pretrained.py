@@ -140,7 +140,7 @@ def test_a_factory_builds_a_classifier(project_root, monkeypatch):
     x = torch.rand(2, 3, 32, 32)
     model.network[1].weight.add_(1)  # as if it had been loaded: what counts afterwards is the file
     assert torch.equal(outputs(round_trip(model, params, 3, project_root), x), outputs(model, x))
-    for name, words in (("short", r"returns \(1, 3072\) for one image"), ("nothing", "returned NoneType")):
+    for name, words in (("short", r"returns \(6, 3072\) for 6 images"), ("nothing", "returned NoneType")):
         params = ClassifierFactory(source="factory", factory=f"nets_of_mine:{name}")
         with pytest.raises(UserError, match=words):
             classifier.train_or_load("net", params, data(), NOTHING, 3, 0)

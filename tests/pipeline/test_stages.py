@@ -131,12 +131,16 @@ HARMLESS = {
     "a comment": ("attacks/joint.py", "class StepTowardsWeakerModel:", "# words\nclass StepTowardsWeakerModel:"),
     "a docstring": ("attacks/joint.py", '"""Drive both models', '"""Lead both models'),
     "an error's sentence": ("shield.py", "it must be a finite number >= 0", "it must be finite"),
-    "a loader's sentence": ("data/folders.py", "are missing or damaged", "are gone"),
+    "a loader's sentence": ("data/datasets.py", "are missing or damaged", "are gone"),
     "an annotation": ("attacks/losses.py", "def at(logits: Tensor, classes: Tensor)", "def at(logits, classes)"),
     "progress": ("attacks/loop/checkpoint.py", "images left, robust so far", "to go"),
     "plumbing": ("storage/files.py", "os.fsync(stream.fileno())", "stream.fileno()"),
-    "another data set": ("data/published.py", '"trainval" if split == "train"', '"train" if split == "train"'),
-    "another source of classifiers": ("models/timm_models.py", "if params.weights:", "if params.weights is not None:"),
+    "another data set": ("data/datasets.py", '"trainval" if split == "train"', '"train" if split == "train"'),
+    "another source of classifiers": (
+        "models/pretrained.py",
+        "    if params.weights:",
+        "    if params.weights is not None:",
+    ),
     "another attack on AutoAttack's list": ("models/robustbench.py", "utils.load_model(", "utils.load_it("),
 }
 
@@ -153,12 +157,7 @@ def test_drawing_makes_the_report_stale_alone(package, before):
 
 
 def test_a_new_entry_of_the_model_zoo_makes_nothing_stale(package, before):
-    replace(
-        package,
-        "models/model_zoo.py",
-        '"Standard": (',
-        '"New": (ROBUSTBENCH, CIFAR, 1.0, 0.0, PIXELS, ""), "Standard": (',
-    )
+    replace(package, "models/model_zoo.py", '"Standard": (', '"New": (ROBUSTBENCH, CIFAR, 1.0, 0.0, ""), "Standard": (')
     assert stale(package, demo(), before) == set()
 
 

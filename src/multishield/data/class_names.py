@@ -43,10 +43,7 @@ def spoken(name: str) -> str:
 
 
 def distinct(names: list[str], source: str) -> list[str]:
-    """The same names.
-
-    Args:
-        source: what the names are of, for the message.
+    """The same names; `source` is what they are of, for the message.
 
     Raises:
         UserError: two are alike (capitals do not count: CLIP's tokenizers drop them), or one is empty.

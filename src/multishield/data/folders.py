@@ -20,11 +20,7 @@ def natural(name: str) -> list:
 
 
 def open_shapes(root: Path, split: str) -> Source:
-    """A rendered split (see `shapes.materialise`).
-
-    Raises:
-        UserError: files are missing or damaged.
-    """
+    """A rendered split (see `shapes.materialise`). Raises UserError if files are missing or damaged."""
     try:
         images, labels = (np.load(root / f"{split}_{part}.npy", allow_pickle=False) for part in ("images", "labels"))
         captions = json.loads((root / f"{split}_captions.json").read_text(encoding="utf-8"))
@@ -40,6 +36,11 @@ def open_shapes(root: Path, split: str) -> Source:
     return Source(torch.from_numpy(labels).long(), list(shapes.CLASSES), images.__getitem__, captions)
 
 
+def subfolders(folder: Path) -> list[str]:
+    """The names of a folder's visible folders, in natural order."""
+    return sorted((p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
+
+
 def class_folders(root: Path, split: str) -> list[str]:
     """The names of a split's class folders, in natural order.
 
@@ -52,8 +53,7 @@ def class_folders(root: Path, split: str) -> list[str]:
             f"{folder} does not exist; dataset.root must name a folder that holds train/<class>/* and "
             "test/<class>/* images"
         )
-    names = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = sorted(names, key=natural)
+    found = subfolders(folder)
     foreign = [name for name in found if not name.isprintable()]
     if foreign:
         raise UserError(f"{folder} holds a folder whose name is no UTF-8 text: {foreign[0]!r}; rename it")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from multishield.data.datasets import open_source
 from multishield.data.source import Source
@@ -15,41 +16,27 @@ from multishield.storage.files import write_json
 from multishield.storage.progress import progress
 
 
-def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | None, interpolation: str) -> torch.Tensor:
+def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | None, interpolation: str) -> Tensor:
     """An image of any size and mode as uint8 (3, size, size): the shorter side becomes `resize`, the centre is cropped.
 
     An image of the wanted size already is left alone, pixel by pixel.
     """
     image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     shorter = resize or size
-    if min(image.size) == max(image.size) == shorter == size:
-        return _tensor(image)
-    from torchvision.transforms import v2  # slow to import
+    if image.size != (size, size) or shorter != size:
+        from torchvision.transforms import v2  # slow to import
 
-    if min(image.size) != shorter:
-        image = v2.functional.resize(image, [shorter], v2.InterpolationMode(interpolation), antialias=True)
-    if image.size != (size, size):
-        image = v2.functional.center_crop(image, [size, size])
-    return _tensor(image)
-
-
-def _tensor(image: Image.Image) -> torch.Tensor:
+        if min(image.size) != shorter:
+            image = v2.functional.resize(image, [shorter], v2.InterpolationMode(interpolation), antialias=True)
+        if image.size != (size, size):
+            image = v2.functional.center_crop(image, [size, size])
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
 def read_split(
-    source: Source,
-    chosen: torch.Tensor,
-    size: int,
-    resize: int | None = None,
-    interpolation: str = "bilinear",
-    what: str = "images",
+    source: Source, chosen: Tensor, size: int, resize: int | None = None, interpolation="bilinear", what: str = "images"
 ) -> Split:
-    """Read the chosen images of a raw split, and no others.
-
-    Raises:
-        UserError: an image is damaged.
-    """
+    """Read the chosen images of a raw split, and no others. Raises UserError if an image is damaged."""
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     rows = progress(chosen.tolist(), f"reading {what}", "image") if len(chosen) else []
     for row, i in enumerate(rows):
@@ -57,7 +44,7 @@ def read_split(
     return Split(images, source.labels[chosen], chosen if source.ids is None else source.ids[chosen])
 
 
-def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tensor:
+def draw(labels: Tensor, count: int, order: str, seed: int) -> Tensor:
     """Choose `count` images. Integers only, so the same on every machine.
 
     Args:
@@ -111,15 +98,14 @@ def _training_source(params: Dataset, classes: list[str]) -> Source | None:
     return train
 
 
-def _draw_training(labels: torch.Tensor, classes: int, params: Dataset, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw_training(labels: Tensor, classes: int, params: Dataset, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the training and of the validation images, which are held out of them."""
     left = len(labels) - params.validation
     _checked("validation", params.validation, len(labels) - classes, "training images to spare")
     _checked("train", params.train or 0, left, "training images beside those held out for validation")
     held_out = draw(labels, params.validation, "stratified", seed)
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[held_out] = False
-    rest = rest.nonzero().squeeze(1)
+    rest = torch.arange(len(labels))
+    rest = rest[~torch.isin(rest, held_out)]
     return rest[draw(labels[rest], left if params.train is None else params.train, "stratified", seed + 1)], held_out
 
 
@@ -137,20 +123,20 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Split]:
     _checked("evaluate", params.evaluate, len(test), "test images")
     train = _training_source(params, test.classes)
     none = torch.empty(0, dtype=torch.long)
-    chosen, held_out = _draw_training(train.labels, len(train.classes), params, seed) if train else (none, none)
+    trained = train if train is not None else test  # a training split of no image is one
+    chosen, held_out = (none, none) if train is None else _draw_training(train.labels, len(train.classes), params, seed)
     drawn = {
-        "train": (train or test, chosen),
-        "validation": (train or test, held_out),
+        "train": (trained, chosen),
+        "validation": (trained, held_out),
         "evaluation": (test, draw(test.labels, params.evaluate, params.order, seed)),
     }
     how = (params.image_size, params.resize, params.interpolation)
     splits = {k: read_split(source, rows, *how, f"{k} images") for k, (source, rows) in drawn.items()}
-    for source in (train, test):
-        if source and source.left_out:
-            print(source.left_out)
+    for sentence in sorted({trained.left_out, test.left_out} - {""}):
+        print(sentence)
     for name, split in splits.items():
         split.save(out / f"{name}.safetensors")
-    captions = [train.captions[i] for i in chosen] if train and train.captions else None
+    captions = [train.captions[i] for i in chosen] if train is not None and train.captions else None
     write_json(out / "captions.json", captions)
     write_json(out / "classes.json", test.classes)
     write_json(out / "images.json", dict(zip(("size", "resize", "interpolation"), how, strict=True)))

@@ -35,26 +35,18 @@ def digest(folder: Path, split: str) -> str:
     return found.hexdigest()
 
 
-def _polygon(u: np.ndarray, v: np.ndarray, corners: int, inradius: float) -> np.ndarray:
-    angles = 2 * np.pi * np.arange(corners) / corners - np.pi / 2
-    return np.all([u * np.cos(a) + v * np.sin(a) <= inradius for a in angles], axis=0)
-
-
-def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # A pentagram: the points that at least four of five half-planes contain.
-    angles = 2 * np.pi * np.arange(5) / 5 + np.pi / 2
-    return np.sum([u * np.cos(a) + v * np.sin(a) <= 0.36 for a in angles], axis=0) >= 4
-
-
-def _arrow(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    shaft = (np.abs(v) <= 0.2) & (u >= -1) & (u <= 0.15)
-    head = (u >= 0.05) & (np.abs(v) <= 0.75 * (1 - u) / 0.95)
-    return shaft | head
+def _half_planes(u: np.ndarray, v: np.ndarray, corners: int, turn: float, inradius: float) -> np.ndarray:
+    """Whether points lie in each of the half-planes, as many as corners, whose common part is a regular polygon."""
+    angles = 2 * np.pi * np.arange(corners) / corners + turn
+    return np.stack([u * np.cos(a) + v * np.sin(a) <= inradius for a in angles])
 
 
 # Which points (u, v) of the shape's own frame belong to it; every shape lies in the unit disc.
 INSIDE = {
-    "arrow": _arrow,
+    # A shaft and a head.
+    "arrow": lambda u, v: (
+        ((np.abs(v) <= 0.2) & (u >= -1) & (u <= 0.15)) | ((u >= 0.05) & (np.abs(v) <= 0.75 * (1 - u) / 0.95))
+    ),
     "bar": lambda u, v: (np.abs(u) <= 0.95) & (np.abs(v) <= 0.28),
     "circle": lambda u, v: u**2 + v**2 <= 0.72,
     "crescent": lambda u, v: (u**2 + v**2 <= 0.9) & ((u - 0.42) ** 2 + v**2 > 0.6),
@@ -62,20 +54,16 @@ INSIDE = {
     "heart": lambda u, v: (1.25 * u) ** 2 + (1.2 * v + 0.15 - np.sqrt(np.abs(1.25 * u))) ** 2 <= 0.95,
     "ring": lambda u, v: (u**2 + v**2 <= 0.9) & (u**2 + v**2 > 0.33),
     "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.72,
-    "star": lambda u, v: _star(u, v) & (u**2 + v**2 <= 1),
-    "triangle": lambda u, v: _polygon(u, v, 3, 0.48),
+    # A pentagram: the points that at least four of five half-planes contain.
+    "star": lambda u, v: (_half_planes(u, v, 5, np.pi / 2, 0.36).sum(axis=0) >= 4) & (u**2 + v**2 <= 1),
+    "triangle": lambda u, v: _half_planes(u, v, 3, -np.pi / 2, 0.48).all(axis=0),
 }
-
-
-def _grid() -> tuple[np.ndarray, np.ndarray]:
-    n = SIZE * SUPERSAMPLING
-    centres = (np.arange(n) + 0.5) / SUPERSAMPLING
-    return centres[None, :], centres[:, None]
 
 
 def _coverage(inside, x0: float, y0: float, radius: float, angle: float) -> np.ndarray:
     """How much of each pixel a shape covers: (SIZE, SIZE) in [0,1]."""
-    x, y = _grid()
+    centres = (np.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
+    x, y = centres[None, :], centres[:, None]
     u = ((x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)) / radius
     v = (-(x - x0) * np.sin(angle) + (y - y0) * np.cos(angle)) / radius
     return inside(u, v).reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING).mean(axis=(1, 3))
@@ -98,23 +86,12 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
     return (rows[:, low] * (1 - weight) + rows[:, low + 1] * weight)[:, :, None]
 
 
-def _caption(rng: np.random.Generator, shape: str, size: str) -> str:
-    """A caption that names the shape and, with probability one half, its size.
-
-    Colours are left out on purpose: they are so much easier to tell apart that a small CLIP learns nothing else.
-    """
-    return f"this is a photo of a {size} {shape}" if rng.random() < 0.5 else f"this is a photo of a {shape}"
-
-
 def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Draw one image.
-
-    Args:
-        label: index into `CLASSES`.
-        rng: the source of every random choice.
+    """Draw one image of the class `CLASSES[label]`.
 
     Returns:
-        The image, uint8 (SIZE, SIZE, 3), and its caption.
+        The image, uint8 (SIZE, SIZE, 3), and its caption: the shape and, with probability one half, its size. Colours
+        are left out on purpose: they are so much easier to tell apart that a small CLIP learns nothing else.
     """
     shape, background = _two_colours(rng)
     radius = rng.uniform(9, 14)
@@ -126,8 +103,8 @@ def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     cover = _coverage(INSIDE[CLASSES[label]], x0, y0, radius, rng.uniform(0, 2 * np.pi))[:, :, None]
     image = image * (1 - cover) + cover * (shape + _texture(rng) / 2)
     image = image + rng.normal(0, NOISE, image.shape)
-    size = "large" if radius > 11.5 else "small"
-    caption = _caption(rng, CLASSES[label], size)
+    size = ("large " if radius > 11.5 else "small ") if rng.random() < 0.5 else ""
+    caption = f"this is a photo of a {size}{CLASSES[label]}"
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), caption
 
 
@@ -145,12 +122,6 @@ def render_split(split: str, count: int) -> tuple[np.ndarray, np.ndarray, list[s
     return images, np.arange(count) % len(CLASSES), captions
 
 
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
 def materialise(folder: Path, splits: dict[str, int] | None = None) -> None:
     """Write the data set: per split `<split>_images.npy`, `<split>_labels.npy`, `<split>_captions.json`.
 
@@ -162,6 +133,7 @@ def materialise(folder: Path, splits: dict[str, int] | None = None) -> None:
             continue
         images, labels, captions = render_split(split, count)
         for name, array in (("images", images), ("labels", labels)):
-            payload = _npy(array)
-            write_atomically(folder / f"{split}_{name}.npy", lambda p, payload=payload: p.write_bytes(payload))
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            write_atomically(folder / f"{split}_{name}.npy", lambda p, b=buffer: p.write_bytes(b.getvalue()))
         write_json(captions_file, captions)

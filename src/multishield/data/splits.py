@@ -1,8 +1,4 @@
-"""Prepared splits, as every stage reads them: safetensors in artifacts/dataset/.
-
-Images uint8 (N,3,S,S), labels int64 (N,), ids int64 (N,); an id names an image for good, whatever subset it is drawn
-into.
-"""
+"""Prepared splits, as every stage reads them: safetensors in artifacts/dataset/."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +13,7 @@ from multishield.storage.tensors import load_tensors, save_tensors
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N,3,S,S), labels int64 (N,), ids int64 (N,)."""
+    """Images uint8 (N,3,S,S), labels int64 (N,), ids int64 (N,), which name an image for good in whatever subset."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -1,4 +1,4 @@
-"""Networks for small images, with random weights, and the exact loading of weights.
+"""Networks for small images, with random weights; the exact loading of weights, and in words why there are none.
 
 CIFAR ResNets: He et al. 2016, section 4.2, parameter-free shortcuts (option A). ResNet-18 for 32x32: torchvision's
 with a 3x3 stem and no max-pooling.
@@ -101,3 +101,8 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
             )
     finite(weights, source)
     module.load_state_dict(weights, strict=False)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -59,8 +59,7 @@ def freeze(module: nn.Module) -> nn.Module:
 def save_classifier(classifier: Classifier, params: pretrained.Described, classes: int, folder: Path) -> None:
     """Write `weights.safetensors` and the `classifier.json` that `load_classifier` needs.
 
-    Args:
-        params: the section of params.yaml that it was obtained by, or the description of its architecture.
+    `params` is the section of params.yaml that it was obtained by, or the description of its architecture.
     """
     save_tensors(folder / "weights.safetensors", classifier.network.state_dict())
     record = {"architecture": pretrained.describe(params), "classes": classes}
@@ -74,18 +73,16 @@ def load_classifier(name: str) -> Classifier:
     record = read_json(folder / "classifier.json")
     network = pretrained.architecture(record["architecture"], record["classes"])
     load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
-    classifier = Classifier(network, record["mean"], record["std"], record["size"])
-    return freeze(classifier).to(device())
+    return freeze(Classifier(network, record["mean"], record["std"], record["size"])).to(device())
 
 
 def read_classifier(weights: Path, architecture: str, classes: int, mean: list[float], std: list[float]) -> Classifier:
     """Build a classifier from a safetensors state dict, frozen, on the best device.
 
     Args:
-        weights: the file; its keys must be exactly the architecture's.
-        architecture: a name of `params.ARCHITECTURES`.
+        weights: the file; its keys must be exactly those of `architecture`, a name of `params.ARCHITECTURES`.
         classes: K.
-        mean, std: the normalisation it was trained with, three numbers each, in units of [0,1] pixels.
+        mean, std: see `Classifier`.
 
     Raises:
         UserError: the file is missing, is a pickle, or does not fit.
@@ -140,11 +137,7 @@ def outputs(model: nn.Module, pixels: Tensor, batch_size: int = 256) -> Tensor:
 
 
 def accuracy(model: nn.Module, split, batch_size: int = 256) -> float:
-    """The fraction of a split's images whose largest output is the label's (NaN: no images), one batch in memory.
-
-    Args:
-        split: a `dataset.Split`.
-    """
+    """The fraction of a `data.splits.Split` whose largest output is the label's (NaN: no images), batch by batch."""
     parts = [split[i : i + batch_size] for i in range(0, len(split), batch_size)]
     hits = sum(int((outputs(model, part.pixels).argmax(1) == part.labels).sum()) for part in parts)
     return hits / len(split) if parts else float("nan")

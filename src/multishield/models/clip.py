@@ -9,10 +9,11 @@ from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from multishield.models.cifar_resnet import load_exactly
+from multishield.models.cifar_resnet import load_exactly, reason_of
 from multishield.models.image_tower import HUB, from_disk, replace_tower
-from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.params import ClipFactory, ClipFile, ClipOpen
 from multishield.params.choices import ByParameter, load_factory
+from multishield.params.sections import Clips
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 from multishield.storage.files import read_json
@@ -42,7 +43,7 @@ class Clip:
     saturate: bool = False
 
 
-def check(params: ClipTrained | ClipOpen | ClipFile | ClipFactory) -> None:
+def check(params: Clips) -> None:
     """Say before the first stage what would fail after hours of training. Nothing is loaded or downloaded.
 
     Raises:
@@ -65,11 +66,7 @@ def load_clip(params: ClipOpen | ClipFile | ClipFactory) -> Clip:
 
 
 def made_clip(params: ClipFactory) -> Clip:
-    """A CLIP from an extension's function, which takes no arguments.
-
-    Raises:
-        UserError: there is no such function, or it returns something else.
-    """
+    """A CLIP from an extension's function without arguments. Raises UserError if it is absent or returns no `Clip`."""
     clip = load_factory("alignment.factory", params.factory)()
     if not isinstance(clip, Clip):
         raise UserError(
@@ -82,12 +79,9 @@ def made_clip(params: ClipFactory) -> Clip:
 def build_clip(config: dict, antialias: bool, source: str = "the CLIP configuration") -> Clip:
     """A CLIP in open_clip's own class, with random weights, from its JSON configuration.
 
-    Args:
-        config: `embed_dim`, `vision_cfg`, `text_cfg`, `preprocess_cfg`, and optionally `quick_gelu`, as open_clip has
-            them.
+    That has `embed_dim`, `vision_cfg`, `text_cfg`, `preprocess_cfg`, and optionally `quick_gelu`, as open_clip's.
 
-    Raises:
-        UserError: a section or a key is missing or unknown.
+    Raises UserError if a section or a key is missing or unknown.
     """
     try:
         # A fresh copy of each section: open_clip writes into what it is given.
@@ -147,7 +141,7 @@ def open_named_clip(params: ClipOpen) -> Clip:
         model = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
     except LOADING as error:
         raise UserError(
-            f"the weights {params.pretrained or name!r} of {name} could not be loaded ({_reason(error)}); without a "
+            f"the weights {params.pretrained or name!r} of {name} could not be loaded ({reason_of(error)}); without a "
             "network give the path of a downloaded weights file as alignment.pretrained"
         ) from None
     config = dict(open_clip.get_model_preprocess_cfg(model))
@@ -159,11 +153,7 @@ def open_named_clip(params: ClipOpen) -> Clip:
 
 
 def open_clip_model(model: str, pretrained: str | None, image_tower: str | None = None) -> Clip:
-    """A model of open_clip, for use in Python: `params.ClipOpen` says what the arguments may be.
-
-    Raises:
-        UserError: see `open_named_clip`.
-    """
+    """A model of open_clip, for use in Python: arguments as in `params.ClipOpen`, errors as of `open_named_clip`."""
     # Prompts belong to a section of params.yaml, and not to the model.
     section = {"source": "open_clip", "prompts": ["{}"], "model": model, "pretrained": pretrained}
     return open_named_clip(ClipOpen(**section, image_tower=image_tower))
@@ -185,7 +175,14 @@ def _weights(params: ClipOpen) -> str | None:
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag in tags:
-        _check_activation(name, tag)
+        # open_clip only warns, and the embeddings are then subtly wrong. The other way round its table is not reliable:
+        # roberta-ViT-B-32 has QuickGELU and its tag does not say so.
+        wanted = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+        if wanted and not open_clip.get_model_config(name).get("quick_gelu", False):
+            raise UserError(
+                f"alignment.model is {name!r}, but the weights {tag!r} were trained with QuickGELU; "
+                f"write {name + '-quickgelu'!r}"
+            )
         return tag
     if not tag or not paths.resolve(tag).is_file():
         raise UserError(
@@ -195,32 +192,18 @@ def _weights(params: ClipOpen) -> str | None:
     return str(paths.resolve(tag))
 
 
-def _check_activation(name: str, tag: str) -> None:
-    # open_clip only warns, and the embeddings are then subtly wrong. The other way round its table is not reliable:
-    # roberta-ViT-B-32 has QuickGELU and its tag does not say so.
-    wanted = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-    if wanted and not open_clip.get_model_config(name).get("quick_gelu", False):
-        raise UserError(
-            f"alignment.model is {name!r}, but the weights {tag!r} were trained with QuickGELU; "
-            f"write {name + '-quickgelu'!r}"
-        )
-
-
 def _shared_preprocessing(name: str) -> dict:
     """Mean, std, interpolation and resize mode, where all published weights of a model agree on them."""
     keys = ("mean", "std", "interpolation", "resize_mode")
-    found = []
-    for tag in open_clip.list_pretrained_tags_by_model(name):
-        published = open_clip.get_pretrained_cfg(name, tag)
-        found.append({key: published[key] for key in keys if published.get(key)})
+    published = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    found = [{key: config[key] for key in keys if config.get(key)} for config in published]
     return found[0] if found and all(f == found[0] for f in found) else {}
 
 
 def _tokenizer(name: str) -> Tokenizer:
     """The model's tokenizer; those of SigLIP and of multilingual models come from Hugging Face.
 
-    Raises:
-        UserError: the package transformers is not installed, or the tokenizer could not be downloaded.
+    Raises UserError if the package transformers is not installed, or the tokenizer could not be downloaded.
     """
     try:
         return open_clip.get_tokenizer(name)
@@ -230,13 +213,9 @@ def _tokenizer(name: str) -> Tokenizer:
         ) from None
     except LOADING as error:
         raise UserError(
-            f"the tokenizer of {name} could not be loaded ({_reason(error)}); it is downloaded from Hugging Face once: "
-            "load it where there is a network, or copy that machine's cache folder and set HF_HOME to it"
+            f"the tokenizer of {name} could not be loaded ({reason_of(error)}); it is downloaded from Hugging Face "
+            "once: load it where there is a network, or copy that machine's cache folder and set HF_HOME to it"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 LOADERS = ByParameter({"open_clip": open_named_clip, "file": read_clip, "factory": made_clip})

@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from multishield.models.cifar_resnet import load_exactly
+from multishield.models.cifar_resnet import load_exactly, reason_of
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 from multishield.storage.files import read_json
@@ -55,7 +55,7 @@ KIN = 0.5
 
 
 def replace_tower(visual: nn.Module, source: str) -> None:
-    """Load other weights into a CLIP's image tower; nothing may be missing, or extra but what is not its image tower.
+    """Load other weights over those published; nothing may be missing, or extra but what is not the image tower.
 
     A file of transformers without `visual_projection` leaves the projection as it is. The activation (QuickGELU or
     GELU) must be the tower's own: a `config.json` or `open_clip_config.json` beside the weights says it. Without one,
@@ -63,7 +63,7 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     the same.
 
     Args:
-        visual: the tower, with its published weights.
+        visual: a CLIP's image tower, with its published weights.
         source: a file (.safetensors, or .pt, .pth, .bin with nothing but tensors), or "hf-hub:owner/name".
 
     Raises:
@@ -73,7 +73,7 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     weights = image_side(read_weights(path), source)
     _check_config(visual, config, source)
     before = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
-    if "proj" in before and _is_transformers(weights):
+    if "proj" in before and any(".self_attn.q_proj." in key for key in weights):
         weights = from_transformers(weights, before["proj"])
     load_exactly(visual, weights, source)
     if not stated_activation(config) and kinship(before, weights) < KIN:
@@ -102,10 +102,9 @@ def _from_hub(source: str) -> tuple[Path, dict]:
 
 
 def _unreachable(source: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
     return UserError(
-        f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded ({reason}); "
-        "correct the name, or without a network give the path of a downloaded file"
+        f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded "
+        f"({reason_of(error)}); correct the name, or without a network give the path of a downloaded file"
     )
 
 
@@ -123,8 +122,7 @@ def from_disk(source: str) -> tuple[Path, dict]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a torch file that holds nothing but tensors, as float32.
 
-    Raises:
-        UserError: the file is neither.
+    Raises UserError if the file is neither.
     """
     if path.suffix == ".safetensors":
         found = load_tensors(path)
@@ -133,7 +131,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except (UnpicklingError, RuntimeError, EOFError) as error:
             raise UserError(
-                f"{path} is not a file of tensors alone ({' '.join(str(error).split())[:120]}), and anything else may "
+                f"{path} is not a file of tensors alone ({reason_of(error)[:120]}), and anything else may "
                 "run code when it is loaded; convert it once with safetensors.torch.save_file(state_dict, path)"
             ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
@@ -146,8 +144,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """The image tower's part of a CLIP's weights, prefix removed; of a bare tower all.
 
-    Raises:
-        UserError: beside `visual.` or `vision_model.` stands what belongs to no text side.
+    Raises UserError if beside `visual.` or `vision_model.` stands what belongs to no text side.
     """
     weights = {k: v for k, v in weights.items() if not POSITIONS.search(k)}
     prefix = next((p for p in ("visual.", "vision_model.") if any(k.startswith(p) for k in weights)), "")
@@ -160,16 +157,8 @@ def image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(inside)}
 
 
-def _is_transformers(weights: dict[str, Tensor]) -> bool:
-    return any(".self_attn.q_proj." in key for key in weights)
-
-
 def from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[str, Tensor]:
-    """transformers' names to open_clip's; queries, keys and values joined.
-
-    Args:
-        projection: (width, D), used where the weights have none.
-    """
+    """transformers' names to open_clip's, queries, keys and values joined; `projection` (width,D) if they have none."""
     out = {"proj": projection}
     for key, tensor in weights.items():
         for theirs, ours in RENAMED.items():

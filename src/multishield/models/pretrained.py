@@ -1,27 +1,46 @@
-"""Networks by source: as the pipeline trains them, from a checkpoint, the model zoo, torchvision, timm or a factory.
+"""Networks by source: as the pipeline trains them, from a checkpoint, the catalogue, torchvision, timm or a factory.
 
 Each is built with its published weights (`load`), and without them (`architecture`): after the training stage the
-weights are a file of ours, and no later stage needs a network. Packages that are slow to import are imported where they
-are used.
+weights are a file of ours, and no later stage needs a network. timm and torchvision, which are slow to import, are
+imported where they are used.
 """
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
-from multishield.models import model_zoo
-from multishield.models.cifar_resnet import build_network, load_exactly
-from multishield.models.fitted import PLAIN, Fitted, same_classes
+from multishield.models import model_zoo, robustbench
+from multishield.models.cifar_resnet import build_network, load_exactly, reason_of
 from multishield.params import Catalogued, ClassifierFactory, FineTuned, Timm, Torchvision
 from multishield.params.choices import ByParameter, load_factory
 from multishield.storage import paths
-from multishield.storage.errors import UserError
+from multishield.storage.errors import UserError, closest
+from multishield.storage.progress import aside
+from multishield.storage.tensors import load_tensors
 
 # A section of params.yaml, or what `describe` makes of one.
 Described = BaseModel | dict
+# Networks that normalise inside take pixels as they are.
+PLAIN = ([0.0] * 3, [1.0] * 3)
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+# Published weights of the Inceptions have auxiliary heads, for training only, and expect another normalisation, which
+# torchvision then switches on by itself.
+_INCEPTION = {"aux_logits": False, "transform_input": True, "init_weights": False}
+_ARGUMENTS = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network, the normalisation it was trained with, and the side of the images it was made for (None: any)."""
+
+    network: nn.Module
+    mean: list[float]
+    std: list[float]
+    size: int | None
 
 
 def describe(params: Described) -> dict:
@@ -31,11 +50,7 @@ def describe(params: Described) -> dict:
 
 
 def architecture(description: dict, classes: int) -> nn.Module:
-    """A network without its weights, from what `describe` returned.
-
-    Raises:
-        UserError: the source does not know the name, or a package is missing.
-    """
+    """A network of what `describe` returned, without weights. Raises UserError for unknown names, missing packages."""
     return BUILDERS[description["source"]](description, classes)
 
 
@@ -53,10 +68,7 @@ def load(params: Catalogued | Torchvision | Timm | ClassifierFactory, classes: i
 
 
 def check(params: BaseModel, key: str) -> None:
-    """Say before the first stage what would fail after it. Nothing is built or downloaded.
-
-    Args:
-        key: the section's key in params.yaml, for the message.
+    """Say before the first stage what would fail after it. Nothing is built or downloaded; `key` is as for `load`.
 
     Raises:
         UserError: the source does not know the name; a file, a function or the package robustbench is missing.
@@ -66,55 +78,44 @@ def check(params: BaseModel, key: str) -> None:
     elif (weights := getattr(params, "weights", None)) and weights.endswith(".safetensors"):
         paths.existing(f"{key}.weights", weights)
     if params.source in ("torchvision", "finetune"):
-        from multishield.models import torchvision_models
-
-        torchvision_models.chosen_weights(params.model, params.weights or "DEFAULT", key)
+        _published_weights(params, key)
     elif params.source == "timm":
-        from multishield.models import timm_models
-
-        timm_models.check(params.model, f"{key}.model")
+        check_timm(params.model, f"{key}.model")
     elif params.source == "factory":
         load_factory(f"{key}.factory", params.factory)
     elif params.source == "catalogue":
         entry = model_zoo.find(f"{key}.name", params.name)
         if entry.source == "robustbench":
-            from multishield.models import robustbench
-
-            robustbench.check_installed(entry)
+            robustbench.package(entry, "utils")
 
 
-def new_head(params: FineTuned, classes: int, key: str) -> Fitted:
-    """A torchvision model with a new last layer for K classes, to be fine-tuned. Raises: see `torchvision_models`."""
-    from multishield.models import torchvision_models
-
-    return torchvision_models.new_head(params, classes, key)
+def _same_classes(key: str, what: str, outputs: int, classes: int) -> None:
+    if outputs != classes:
+        raise UserError(
+            f"{key} is {what}, which tells {outputs} classes apart, but the data set has {classes}; choose a "
+            "classifier of that data set, or `source: finetune`, which gives a torchvision model a new head"
+        )
 
 
 def _catalogue_network(entry: model_zoo.Entry) -> nn.Module:
     if entry.source == "robustbench":
-        from multishield.models import robustbench
-
         return robustbench.architecture(entry)
     return importlib.import_module("pyautoattack.examples.resnet").ResNet18()
 
 
-def _catalogued(params: Catalogued, classes: int, key: str) -> Fitted:
+def _load_catalogued(params: Catalogued, classes: int, key: str) -> Fitted:
     entry = model_zoo.find(f"{key}.name", params.name)
-    same_classes(f"{key}.name", entry.name, entry.classes, classes)
+    _same_classes(f"{key}.name", entry.name, entry.classes, classes)
     if entry.source == "robustbench":
-        from multishield.models import robustbench
-
         network = robustbench.load(entry)
     else:
         network = _catalogue_network(entry)
-        import pyautoattack
-
-        file = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
+        file = Path(importlib.import_module("pyautoattack").__file__).parent / "examples" / "model_test.pt"
         load_exactly(network, torch.load(file, map_location="cpu", weights_only=True), str(file))
     return Fitted(network, *PLAIN, entry.size)  # normalisation, where there is one, is inside these networks
 
 
-def _factory(params: ClassifierFactory, classes: int, key: str) -> Fitted:
+def _load_factory(params: ClassifierFactory, classes: int, key: str) -> Fitted:
     network = load_factory(f"{key}.factory", params.factory)(classes)
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -124,53 +125,148 @@ def _factory(params: ClassifierFactory, classes: int, key: str) -> Fitted:
     return Fitted(network, *PLAIN, None)
 
 
-def _own(description: dict, classes: int) -> nn.Module:
-    return build_network(description["architecture"], classes)
-
-
-def _of_zoo(description: dict, classes: int) -> nn.Module:
-    return _catalogue_network(model_zoo.find("the classifier", description["name"]))
-
-
-def _of_factory(description: dict, classes: int) -> nn.Module:
-    return load_factory("the classifier's factory", description["factory"])(classes)
-
-
-def _of_timm(description: dict, classes: int) -> nn.Module:
+def _build_timm(model: str, classes: int) -> nn.Module:
     import timm
 
-    return timm.create_model(description["model"], num_classes=classes)
+    return timm.create_model(model, num_classes=classes)
 
 
-def _of_torchvision(description: dict, classes: int) -> nn.Module:
-    from multishield.models import torchvision_models
+def check_timm(model: str, key: str) -> None:
+    """See that timm knows a model, which a key of params.yaml names. Raises UserError if it does not."""
+    import timm
 
-    return torchvision_models.build(description["model"], classes)
-
-
-def _load_torchvision(params: Torchvision, classes: int, key: str) -> Fitted:
-    from multishield.models import torchvision_models
-
-    return torchvision_models.load(params, classes, key)
+    known = {*timm.list_models(), *timm.list_models(pretrained=True)}
+    if model not in known:
+        ending = closest(model, known, "timm.list_models(pretrained=True) lists the names")
+        raise UserError(f"{key} is {model!r}, which timm does not know; {ending}")
 
 
 def _load_timm(params: Timm, classes: int, key: str) -> Fitted:
-    from multishield.models import timm_models
+    """A network of timm with timm's own weights or those of a file."""
+    check_timm(params.model, f"{key}.model")
+    if params.weights:
+        network = _build_timm(params.model, classes)
+        load_exactly(network, load_tensors(paths.resolve(params.weights)), f"{key}.weights ({params.weights})")
+    else:
+        network = _download_timm(params.model, classes, key)
+    setting = network.pretrained_cfg
+    return Fitted(network, list(setting["mean"]), list(setting["std"]), setting["input_size"][-1])
 
-    return timm_models.load(params, classes, key)
+
+def _download_timm(model: str, classes: int, key: str) -> nn.Module:
+    import timm
+
+    setting = timm.get_pretrained_cfg(model)
+    if not (setting and setting.has_weights):
+        raise UserError(f"{key}.model is {model!r}, for which timm has no weights; give a file as {key}.weights")
+    _same_classes(f"{key}.model", model, setting.num_classes, classes)
+    try:
+        with aside():
+            return timm.create_model(model, pretrained=True)
+    except (OSError, RuntimeError) as error:  # huggingface_hub's errors are OSErrors, or RuntimeErrors of timm
+        raise UserError(
+            f"{key}.model is {model!r}, but its weights could not be downloaded ({reason_of(error)}); without a "
+            f"network give the path of a safetensors file as {key}.weights, such as model.safetensors of "
+            f"https://huggingface.co/{setting.hf_hub_id or 'timm'}"
+        ) from None
 
 
+def _build_torchvision(model: str, classes: int) -> nn.Module:
+    from torchvision import models
+
+    return models.get_model(model, num_classes=classes, **_ARGUMENTS.get(model, {}))
+
+
+def _is_weights_file(weights: str) -> bool:
+    return weights.endswith(".safetensors") or paths.resolve(weights).is_file()
+
+
+def _published_weights(params: Torchvision | FineTuned, key: str):
+    """The member of torchvision's weights that a tag names; for a file or none the model's best, for their setting.
+
+    Raises UserError if torchvision does not know the model or the tag.
+    """
+    from torchvision import models
+
+    model, weights, names = params.model, params.weights or "DEFAULT", models.list_models(module=models)
+    if model not in names:
+        ending = closest(model, names, "torchvision.models.list_models() lists the names")
+        raise UserError(f"{key}.model is {model!r}, which torchvision does not know; {ending}")
+    known = models.get_model_weights(model)
+    if _is_weights_file(weights):
+        return known.DEFAULT
+    if weights not in known.__members__:
+        raise UserError(
+            f"{key}.weights is {weights!r}, but for {model} it must be the path of a safetensors file or one of "
+            f"{', '.join(known.__members__)}"
+        )
+    return known[weights]
+
+
+def _download_torchvision(params: Torchvision | FineTuned, chosen, key: str) -> dict[str, Tensor]:
+    """The state dict on torchvision's host, without auxiliary heads."""
+    try:
+        with aside():
+            state = chosen.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # network errors are OSErrors; a wrong checksum is a RuntimeError
+        raise UserError(
+            f"{key}.weights is {params.weights!r}, but the weights of {params.model} could not be downloaded from "
+            f"{chosen.url} ({reason_of(error)}); without a network, put that file into "
+            f"{Path(torch.hub.get_dir()) / 'checkpoints'}, or give the path of a safetensors file as {key}.weights"
+        ) from None
+    return {k: v for k, v in state.items() if not k.lower().startswith("aux")}
+
+
+def _fill(network: nn.Module, params: Torchvision | FineTuned, chosen, key: str, fresh: dict[str, Tensor]) -> Fitted:
+    """Load a file or what `chosen` names, with the tensors `fresh` in place of its own."""
+    if _is_weights_file(params.weights):
+        state = load_tensors(paths.resolve(params.weights))
+    else:
+        state = _download_torchvision(params, chosen, key)
+    load_exactly(network, state | fresh, f"{key}.weights ({params.weights})")
+    setting = chosen.transforms()
+    return Fitted(network, setting.mean, setting.std, setting.crop_size[0])
+
+
+def _load_torchvision(params: Torchvision, classes: int, key: str) -> Fitted:
+    chosen = _published_weights(params, key)
+    if not _is_weights_file(params.weights):
+        what = f"{params.model} with the weights {params.weights}"
+        _same_classes(key, what, len(chosen.meta["categories"]), classes)
+    return _fill(_build_torchvision(params.model, classes), params, chosen, key, {})
+
+
+def new_head(params: FineTuned, classes: int, key: str) -> Fitted:
+    """A torchvision model with published weights everywhere but in its last layer, which is made anew for K classes.
+
+    Without weights all layers are random, and images keep their size.
+
+    Raises:
+        UserError: the model is unknown or has no linear head, the weights cannot be had or do not fit.
+    """
+    chosen = _published_weights(params, key)
+    network = _build_torchvision(params.model, classes)
+    if params.weights is None:
+        return Fitted(network, *IMAGENET, None)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or network.get_submodule(linear[-1]).out_features != classes:
+        raise UserError(f"{key}.model is {params.model!r}, whose head is no linear layer; use resnet18 or resnet50")
+    fresh = {name: tensor for name, tensor in network.state_dict().items() if name.rpartition(".")[0] == linear[-1]}
+    return _fill(network, params, chosen, key, fresh)
+
+
+# What `describe` returned, and K, to a network without its weights.
 BUILDERS = ByParameter(
     {
-        "train": _own,
-        "checkpoint": _own,
-        "catalogue": _of_zoo,
-        "factory": _of_factory,
-        "timm": _of_timm,
-        "torchvision": _of_torchvision,
-        "finetune": _of_torchvision,
+        "train": lambda made, classes: build_network(made["architecture"], classes),
+        "checkpoint": lambda made, classes: build_network(made["architecture"], classes),
+        "catalogue": lambda made, _: _catalogue_network(model_zoo.find("the classifier", made["name"])),
+        "factory": lambda made, classes: load_factory("the classifier's factory", made["factory"])(classes),
+        "timm": lambda made, classes: _build_timm(made["model"], classes),
+        "torchvision": lambda made, classes: _build_torchvision(made["model"], classes),
+        "finetune": lambda made, classes: _build_torchvision(made["model"], classes),
     }
 )
 LOADERS = ByParameter(
-    {"catalogue": _catalogued, "torchvision": _load_torchvision, "timm": _load_timm, "factory": _factory}
+    {"catalogue": _load_catalogued, "torchvision": _load_torchvision, "timm": _load_timm, "factory": _load_factory}
 )

@@ -8,14 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import PreprocessCfg, center_crop_or_pad
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multishield.models.cifar_resnet import load_exactly
 from multishield.models.classifier import device, device_of, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
-from multishield.params import ClipFactory, ClipFile, ClipOpen, ClipTrained
+from multishield.params.sections import Clips
 from multishield.storage import paths
 from multishield.storage.checkpoints import in_parts
 from multishield.storage.errors import UserError
@@ -49,8 +50,8 @@ class Preprocess(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.crop_or_pad(self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode)))
-        return (x - self.mean) / self.std
+        x = self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode))
+        return (center_crop_or_pad(x, self.size, self.fill) - self.mean) / self.std
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Images (B,3,H,W) at another size; with `saturate` one axis after the other, cut off after each, as in PIL."""
@@ -63,14 +64,6 @@ class Preprocess(nn.Module):
                 # cut the gradient of white and black areas.
                 x = x.clamp(-0.5 / 255, 1 + 0.5 / 255)
         return x
-
-    def crop_or_pad(self, x: Tensor) -> Tensor:
-        """The centre of the resized images, filled up where they are too small."""
-        height, width = (want - have for want, have in zip(self.size, x.shape[-2:], strict=True))
-        left, top = max(0, width) // 2, max(0, height) // 2
-        x = F.pad(x, (left, max(0, width) - left, top, max(0, height) - top), value=self.fill)
-        top, left = (round((have - want) / 2) for want, have in zip(self.size, x.shape[-2:], strict=True))
-        return x[..., top : top + self.size[0], left : left + self.size[1]]
 
 
 def resized(have: tuple[int, int], want: tuple[int, int], mode: str) -> tuple[int, int]:
@@ -89,8 +82,7 @@ class ZeroShotClassifier(nn.Module):
     """Pixels in [0,1] (B,3,H,W) to cosines (B,K) of the image with each class's text embedding.
 
     Args:
-        image_tower: preprocessed pixels to embeddings (B,D); anything with that signature.
-        preprocess: see `Preprocess`.
+        image_tower: pixels as `preprocess` makes them to embeddings (B,D); anything with that signature.
         text: text embeddings (K,D), normalised per class, as `embed_prompts` makes them.
 
     Raises:
@@ -121,21 +113,15 @@ def align(clip: Clip, text: Tensor) -> ZeroShotClassifier:
 def align_classes(clip: Clip, classes: list[str], prompts: list[str]) -> ZeroShotClassifier:
     """The alignment of a CLIP with class names in prompts, frozen: what stands before one's own classifier.
 
-    Args:
-        classes: K names, in the order of the classifier's outputs. prompts: templates with one placeholder {}.
+    The names are in the order of that classifier's outputs; names and prompts as for `embed_prompts`.
     """
     return freeze(align(clip, embed_prompts(clip, classes, prompts)))
 
 
 def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
-    """Text embeddings of the classes: per class the mean over the prompts of the normalised embeddings, normalised.
+    """Text embeddings (K,D) of K class names, each row of length 1.
 
-    Args:
-        classes: K class names.
-        prompts: templates with one placeholder {}.
-
-    Returns:
-        (K,D), each row of length 1.
+    Per class the mean over the prompts, templates with one placeholder {}, of the normalised embeddings, normalised.
     """
     return F.normalize(_means(clip, _tokens(clip, classes, prompts)), dim=-1)
 
@@ -146,13 +132,11 @@ def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tenso
     What was kept is found again by all that it depends on: the text tower, its device, and the tokens of every prompt.
     """
     tokens = _tokens(clip, classes, prompts)
-    where = device_of(clip.model).type
-
-    def compute(part: slice) -> dict[str, Tensor]:
-        return {"means": _means(clip, tokens[part])}
-
-    inputs = (_text_side(clip.model), _structure(clip.model), where, *tokens)
-    parts = in_parts("embedding prompts", compute, len(tokens), BLOCK, *inputs, unit="block")
+    text_side = {k: v for k, v in sorted(clip.model.state_dict().items()) if not k.startswith("visual.")}
+    inputs = (text_side, _structure(clip.model), device_of(clip.model).type, *tokens)
+    parts = in_parts(
+        "embedding prompts", lambda at: {"means": _means(clip, tokens[at])}, len(tokens), BLOCK, *inputs, unit="block"
+    )
     return F.normalize(torch.cat([part["means"] for part in parts]), dim=-1)
 
 
@@ -193,10 +177,6 @@ def _means(clip: Clip, tokens: list[Tensor]) -> Tensor:
     return torch.stack([clip.model.encode_text(t.to(where), normalize=True).mean(0) for t in tokens]).cpu()
 
 
-def _text_side(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in sorted(model.state_dict().items()) if not k.startswith("visual.")}
-
-
 def _structure(model: nn.Module) -> str:
     """What weights do not say of the text tower: its activation, its heads, how it pools."""
     parts = [f"{name}: {part}" for name, part in model.named_children() if name != "visual"]
@@ -206,9 +186,7 @@ def _structure(model: nn.Module) -> str:
     return "\n".join([type(model).__name__, *parts, str(heads), str(pooling)])
 
 
-def save_alignment(
-    clip: Clip, params: ClipTrained | ClipOpen | ClipFile | ClipFactory, config: dict | None, text: Tensor, folder: Path
-) -> None:
+def save_alignment(clip: Clip, params: Clips, config: dict | None, text: Tensor, folder: Path) -> None:
     """Write what `load_alignment` needs: `clip.json`, the text embeddings, and the weights where they are ours.
 
     A CLIP that came from elsewhere is not copied: `clip.json` says where it is. SigLIP's bias is not needed: the same
@@ -217,15 +195,9 @@ def save_alignment(
     save_tensors(folder / "text.safetensors", {"text": text, "scale": clip.model.logit_scale.exp().detach().reshape(1)})
     if params.source == "train":
         save_tensors(folder / "clip.safetensors", clip.model.state_dict())
-    write_json(
-        folder / "clip.json",
-        {
-            "params": params.model_dump(),
-            "config": config,
-            "preprocessing": asdict(clip.preprocessing),
-            "antialias": clip.antialias,
-        },
-    )
+    record = {"params": params.model_dump(), "config": config}
+    record |= {"preprocessing": asdict(clip.preprocessing), "antialias": clip.antialias}
+    write_json(folder / "clip.json", record)
 
 
 def load_alignment() -> ZeroShotClassifier:
@@ -236,8 +208,7 @@ def load_alignment() -> ZeroShotClassifier:
         clip = build_clip(record["config"], record["antialias"])
         load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
     else:
-        kinds = {"open_clip": ClipOpen, "file": ClipFile, "factory": ClipFactory}
-        clip = load_clip(kinds[record["params"]["source"]](**record["params"]))
+        clip = load_clip(TypeAdapter(Clips).validate_python(record["params"]))
     return freeze(align(clip, load_tensors(folder / "text.safetensors")["text"])).to(device())
 
 

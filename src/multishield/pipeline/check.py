@@ -3,9 +3,9 @@
 `multishield check` is what the first stage runs. Nothing is built, loaded or downloaded.
 """
 
+from multishield.data.datasets import check_root
 from multishield.data.folders import class_folders
-from multishield.data.roots import check_root
-from multishield.models import model_zoo, pretrained, timm_models
+from multishield.models import model_zoo, pretrained
 from multishield.params import Params
 from multishield.params.values import AA_STANDARD, check_attacks
 from multishield.pipeline.fingerprints import Code, fingerprint_of
@@ -27,7 +27,7 @@ def check() -> Params:
         attacks = AA_STANDARD if params.baseline.attacks == "standard" else params.baseline.attacks
         check_attacks(attacks, len(class_folders(paths.resolve(params.dataset.root), "test")))
     if params.alignment.source == "train":
-        timm_models.check(params.alignment.tower, "alignment.tower")
+        pretrained.check_timm(params.alignment.tower, "alignment.tower")
     else:
         from multishield.models import clip  # open_clip is slow to import
 

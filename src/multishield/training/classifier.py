@@ -17,9 +17,8 @@ from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
 from multishield.models import pretrained
 from multishield.models.answers import ask_twice
-from multishield.models.cifar_resnet import build_network
+from multishield.models.cifar_resnet import build_network, reason_of
 from multishield.models.classifier import Classifier, accuracy, device, freeze, read_classifier, wrap
-from multishield.models.fitted import reason_of
 from multishield.params import Checkpoint, Classifiers, FineTuned, Trained
 from multishield.storage import paths
 from multishield.storage.errors import UserError
