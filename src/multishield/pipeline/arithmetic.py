@@ -21,7 +21,7 @@ PORTABLE = {
     "OMP_DYNAMIC": "false",  # that many threads on one core, too
     "MKL_DYNAMIC": "false",
     # Not arithmetic: a thread that waits gives its core away soon. As it comes, two such processes on two cores take
-    # 33 times as long as one each; with this, 4 times (benchmarks/README.md).
+    # 33 times as long as one each; with this, 4 times (docs/portability.md).
     "GOMP_SPINCOUNT": "10000",
 }
 

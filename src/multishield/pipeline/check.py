@@ -11,6 +11,7 @@ from multishield.params.values import AA_STANDARD, check_attacks
 from multishield.pipeline.fingerprints import Code, fingerprint_of
 from multishield.pipeline.notebooks import read_source, runs
 from multishield.storage import paths
+from multishield.storage.errors import UserError
 from multishield.storage.files import write_json
 
 
@@ -20,7 +21,9 @@ def check() -> Params:
     Raises:
         UserError: a sentence per mistake.
     """
-    params = Params.load()
+    params, root = Params.load(), paths.root()
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        raise UserError(f"{root} is in no git repository, and DVC needs one; run `git init` there")
     check_root(params.dataset)
     model_zoo.check(params)
     if params.dataset.name == "folder":

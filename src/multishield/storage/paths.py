@@ -54,9 +54,11 @@ def existing(key: str, path: str, wanted: str = "an existing file") -> Path:
     """The file that a key of `params.yaml` names.
 
     Raises:
-        UserError: it is not a file.
+        UserError: it is not a file, or may not be read.
     """
     found = resolve(path)
     if not found.is_file():
         raise UserError(f"{key} is {path!r}, which is not a file; give the path of {wanted}")
+    if not os.access(found, os.R_OK):
+        raise UserError(f"{key} is {path!r}, which this user may not read; change its permissions")
     return found
