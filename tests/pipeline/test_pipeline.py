@@ -15,6 +15,8 @@ BAD_COMMANDS = [
     ({"nonsense": 1}, "nonsense is not a known key"),
     ({"threat_model.eps": 8}, "strictly between 0 and 1"),
     ({"dataset.root": "nowhere"}, "run `multishield data`"),
+    ({"dataset.root": "~/images"}, "write the whole path"),
+    ({"alignment.tower": "resnet_50"}, "alignment.tower is 'resnet_50', which timm does not know; did you mean"),
 ]
 
 
@@ -42,6 +44,14 @@ def test_the_command_line_on_bad_input(project, tmp_path):
     done = run(tmp_path, "multishield", "check")
     assert done.returncode == 1
     assert "not inside a Multi-Shield project" in done.stderr
+
+
+def test_a_project_without_git_is_told_what_to_do(project):
+    (project / ".git").rename(project / "elsewhere")
+    done = run(project, "multishield", "check")
+    (project / "elsewhere").rename(project / ".git")
+    assert done.returncode == 1
+    assert "is in no git repository, and DVC needs one; run `git init` there" in done.stderr
 
 
 def test_a_profile_needs_its_variables_and_keeps_edits(project):
