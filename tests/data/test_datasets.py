@@ -304,6 +304,18 @@ def test_a_folder_without_training_images(tmp_path):
         prepare.prepare(options("folder", tmp_path, evaluate=2), 0, tmp_path / "out")
 
 
+def test_a_training_split_of_no_image_is_one(monkeypatch, tmp_path):
+    def opened(params, split):
+        count = 0 if split == "train" else 4
+        return Source(torch.arange(count) % 2, ["red", "blue"], lambda i: np.zeros((8, 8, 3), np.uint8))
+
+    monkeypatch.setattr(prepare, "open_source", opened)
+    with pytest.raises(UserError, match="train is 3, but there are only 0 training images"):
+        prepare.prepare(options("folder", tmp_path, train=3, evaluate=2), 0, tmp_path / "out")
+    with pytest.raises(UserError, match="validation is 2, but there are only 0 training images"):
+        prepare.prepare(options("folder", tmp_path, train=0, validation=2, evaluate=2), 0, tmp_path / "out")
+
+
 @pytest.mark.imagenet
 def test_real_imagenet_photographs(tmp_path):
     root = Path(os.environ["MULTISHIELD_IMAGENET"])

@@ -1,4 +1,4 @@
-"""Run by test_robust.py where robustbench is installed: every model of it through the zoo, with random weights."""
+"""Run by test_robustbench.py where robustbench is installed: every model of it through the zoo, with random weights."""
 
 import argparse
 from pathlib import Path

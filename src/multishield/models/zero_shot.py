@@ -36,7 +36,7 @@ class Preprocess(nn.Module):
     Args:
         config: open_clip's: size, mean, std, interpolation, and resize mode "squash", "shortest" (then cropped) or
             "longest" (then padded with `fill_color`, 0 to 255).
-        antialias, saturate: see `clips.Clip`.
+        antialias, saturate: see `multishield.models.clip.Clip`.
     """
 
     def __init__(self, config: PreprocessCfg, antialias: bool = True, saturate: bool = False):

@@ -162,7 +162,7 @@ class ClipFile(Section):
 
 
 class ClipFactory(Section):
-    """A CLIP that an extension builds: "module:function", returning a `clips.Clip`."""
+    """A CLIP that an extension builds: "module:function", returning a `multishield.models.clip.Clip`."""
 
     source: Literal["factory"]
     prompts: Annotated[list[Prompt], Field(min_length=1)]
