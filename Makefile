@@ -33,6 +33,7 @@ reproduce: $(VENV)/.installed $(ROBUSTBENCH)
 	$(if $(PROFILE),$(RUN) multishield profile $(PROFILE))
 	$(RUN) multishield check
 	$(RUN) multishield data
+	[ ! -d data ] || $(RUN) dvc commit --quiet data.dvc </dev/null
 	$(RUN) dvc repro
 	$(RUN) multishield results
 else

@@ -1,11 +1,11 @@
-"""How far the demo's figures move with the seed: the pipeline of params.yaml, once per seed, each in a copy of its own.
+"""How far the demo's figures move with the seed: the committed pipeline once per seed, each in a clone.
 
     python benchmarks/seeds.py                # five seeds; five times as long as `make reproduce`
     python benchmarks/seeds.py --seeds 0 1    # some of them
 
 The seed decides everything that is drawn: which images are trained on and attacked, initial weights, batches, attacks.
 Writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). A killed run goes on where
-it was: the copies are under .multishield/seeds/.
+it was: the clones are under .multishield/seeds/.
 """
 
 import argparse
@@ -31,16 +31,11 @@ HEADLINES = [
 
 
 def copied(seed: int) -> Path:
-    """A copy of the project as git would commit it, with that seed."""
+    """A clone of the project as it is committed, with the raw images and that seed."""
     target = paths.state("seeds", str(seed))
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=paths.root(), check=True, capture_output=True)
-    for name in listed.stdout.decode().splitlines():
-        if not name.startswith(("reports/", "dvc.lock")) and (paths.root() / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(paths.root() / name, target / name)
-    shutil.copytree(paths.root() / "data", target / "data", dirs_exist_ok=True)
-    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
+    if not target.exists():
+        subprocess.run(["git", "clone", "--quiet", str(paths.root()), str(target)], check=True)
+        shutil.copytree(paths.root() / "data", target / "data")
     yaml = YAML()
     values = yaml.load((target / "params.yaml").read_text(encoding="utf-8"))
     values["seed"] = seed

@@ -77,6 +77,10 @@ def test_a_profile_needs_its_variables_and_keeps_edits(project):
 
 
 def test_rendered_data_are_the_pinned_bytes(project):
+    pinned = (project / "data.dvc").read_text()
+    done = run(project, "dvc", "commit", "data.dvc")
+    assert done.returncode == 0, done.stderr
+    assert (project / "data.dvc").read_text() == pinned
     done = run(project, "dvc", "status", "data.dvc", "--json")
     assert json.loads(done.stdout) == {}
 
@@ -85,11 +89,16 @@ def test_a_flipped_byte_in_the_raw_data_is_an_error(project):
     file, pinned = project / "data" / "shapes" / "test_images.npy", (project / "data.dvc").read_text()
     good = file.read_bytes()
     file.write_bytes(good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
+    before_dvc = run(project, "multishield", "data")  # as `make reproduce` does
+    after_it = (project / "data.dvc").read_text()
     done = run(project, "dvc", "repro", "dataset")
     file.write_bytes(good)
-    (project / "data.dvc").write_text(pinned)  # DVC has pinned the other bytes: not prevented yet
+    (project / "data.dvc").write_text(pinned)  # a plain `dvc repro` pins what lies there before any stage of ours runs
+    assert before_dvc.returncode == 1
+    assert after_it == pinned
     assert done.returncode != 0
-    assert "other bytes than those that are rendered" in done.stderr
+    for said in (before_dvc.stderr, done.stderr):
+        assert "other bytes than those that are rendered; remove that folder and run `multishield data`" in said
 
 
 def stale(project) -> set[str]:

@@ -26,13 +26,13 @@ def open_shapes(root: Path, split: str) -> Source:
         captions = json.loads((root / f"{split}_captions.json").read_text(encoding="utf-8"))
         if not len(images) == len(labels) == len(captions):
             raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(captions)} captions")
-        if len(images) == shapes.SPLITS[split] and shapes.digest(root, split) != shapes.RENDERED[split]:
-            raise ValueError("they are other bytes than those that are rendered")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"the shapes in {root} are missing or damaged ({error}); remove that folder and run "
             "`multishield data`, which renders them anew"
         ) from None
+    if len(images) == shapes.SPLITS[split]:
+        shapes.check_rendered(root, split)
     return Source(torch.from_numpy(labels).long(), list(shapes.CLASSES), images.__getitem__, captions)
 
 

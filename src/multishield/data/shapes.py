@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from multishield.storage.errors import UserError
 from multishield.storage.files import write_atomically, write_json
 from multishield.storage.progress import progress
 
@@ -27,12 +28,16 @@ RENDERED = {
 }
 
 
-def digest(folder: Path, split: str) -> str:
-    """SHA-256 of a split's files."""
+def check_rendered(folder: Path, split: str) -> None:
+    """See that the files of a whole split are the bytes that any machine renders. Raises UserError if they are not."""
     found = hashlib.sha256()
     for name in FILES:
         found.update((folder / name.format(split)).read_bytes())
-    return found.hexdigest()
+    if found.hexdigest() != RENDERED[split]:
+        raise UserError(
+            f"the shapes in {folder} are other bytes than those that are rendered; remove that folder and run "
+            "`multishield data`, which renders them anew"
+        )
 
 
 def _half_planes(u: np.ndarray, v: np.ndarray, corners: int, turn: float, inradius: float) -> np.ndarray:
@@ -130,6 +135,8 @@ def materialise(folder: Path, splits: dict[str, int] | None = None) -> None:
     for split, count in (splits or SPLITS).items():
         captions_file = folder / f"{split}_captions.json"
         if captions_file.exists():
+            if count == SPLITS[split]:
+                check_rendered(folder, split)  # before DVC would pin them
             continue
         images, labels, captions = render_split(split, count)
         for name, array in (("images", images), ("labels", labels)):

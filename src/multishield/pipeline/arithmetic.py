@@ -20,8 +20,8 @@ PORTABLE = {
     "OPENBLAS_NUM_THREADS": THREADS,
     "OMP_DYNAMIC": "false",  # that many threads on one core, too
     "MKL_DYNAMIC": "false",
-    # Not arithmetic: a thread that waits gives its core away soon. As it comes, two such processes on two cores take
-    # 33 times as long as one each; with this, 4 times (docs/portability.md).
+    # Not arithmetic: a thread that waits gives its core away soon, for what else runs on the machine
+    # (docs/portability.md).
     "GOMP_SPINCOUNT": "10000",
 }
 
