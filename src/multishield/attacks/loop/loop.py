@@ -3,7 +3,8 @@
 Every slot of the batch is one try at one image and has its own step count, state and random stream. An image that is
 broken leaves at once, a try that has used up its steps is followed by the next one, and free slots are filled from the
 queue. So hardware stays busy to the end, and an image's result depends on nothing but the image: not on the batch size,
-the order, or its neighbours. On a CPU that holds bit for bit; a GPU chooses its kernels by the size of the batch.
+the order, or its neighbours. On a CPU that holds bit for bit with the portable arithmetic; otherwise kernels are chosen
+by the size of the batch, and last bits may differ.
 """
 
 from collections import deque
