@@ -31,8 +31,8 @@ $(VENV)/.robustbench: $(VENV)/.installed requirements-robustbench.lock
 ifeq ($(LIST),)
 reproduce: $(VENV)/.installed $(ROBUSTBENCH)
 	$(if $(PROFILE),$(RUN) multishield profile $(PROFILE))
-	$(RUN) multishield check
 	$(RUN) multishield data
+	$(RUN) multishield check
 	[ ! -d data ] || $(RUN) dvc commit --quiet data.dvc </dev/null
 	$(RUN) dvc repro
 	$(RUN) multishield results

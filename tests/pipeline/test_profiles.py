@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -73,6 +75,19 @@ def test_presets_in_turn_go_on_where_they_failed(tmp_path):
     kept = tmp_path / "results" / "food101"
     assert (kept / "index.html").read_text().startswith("PROFILE=food101 ")
     assert (kept / "01_own.html").exists()
+
+
+def test_one_command_gets_from_a_bare_clone_to_dvc(tmp_path):
+    """`make reproduce` with every command real but DVC, which only writes down what it was asked for."""
+    copy_project(tmp_path)
+    binaries = tmp_path / "environment" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "dvc").write_text('#!/bin/sh\necho "$@" >> ran\n')
+    (binaries / "dvc").chmod(0o755)
+    (binaries / "multishield").symlink_to(Path(sys.executable).parent / "multishield")
+    (binaries.parent / ".installed").touch()
+    done = run(tmp_path, "make", "reproduce", "VENV=environment")
+    assert (tmp_path / "ran").read_text().splitlines() == ["commit --quiet data.dvc", "repro"], done.stderr
 
 
 @pytest.mark.long
