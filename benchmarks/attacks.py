@@ -50,13 +50,13 @@ def theirs(network, x, y, eps, attacks, queries):
 
 
 def ours(network, x, y, eps, attacks, queries):
-    """The same attacks in the same order on this package's engine, moves in bf16, verdicts in full precision."""
+    """The same attacks in the same order on this package's engine, as the stages run it."""
     robust = torch.ones(len(x), dtype=torch.bool)
     for name in attacks:
         left = robust.nonzero()[:, 0]
         if not len(left):
             break
-        options = {"eps": eps, "seed": 0, "ids": left, "fast": True}
+        options = {"eps": eps, "seed": 0, "ids": left}
         if name == "square":
             result = square(network, x[left], y[left], queries=queries, **options)
         else:

@@ -195,18 +195,16 @@ def test_the_batch_halves_when_memory_does_not_suffice():
         pgd(never, x, y, eps=EPS, seed=0, ids=torch.arange(50))
 
 
-def test_verdicts_are_in_full_precision(monkeypatch):
-    """Moves are computed in bf16, whose decisions are often wrong here; every verdict is confirmed without it."""
-    monkeypatch.setattr(mover, "has_bf16", lambda where: True)
-    network = Linear(1000)  # among a thousand classes some are nearly equal
+def test_the_twin_moves_and_the_model_decides(monkeypatch):
+    """A twin that calls every image broken changes no verdict: the model itself is asked."""
+    network = Linear(10)
+    monkeypatch.setattr(mover, "folded", lambda model, x: lambda x: -model(x))
     x = torch.rand(40, 3, 8, 8)
     y = network(x).argmax(1)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert (network(x).argmax(1) != y).any(), "in bf16 some clean images are wrong"
-    result = pgd(network, x, y, eps=1e-5, step_size=1e-6, seed=0, ids=torch.arange(40), fast=True)
+    result = pgd(network, x, y, eps=1e-5, step_size=1e-6, seed=0, ids=torch.arange(40))
+    assert (-network(result.images)).argmax(1).ne(y).all()
     assert torch.equal(fooled(network(result.images), y), result.success)
-    exact = pgd(network, x, y, eps=1e-5, step_size=1e-6, seed=0, ids=torch.arange(40))
-    assert (result.success.sum() - exact.success.sum()).abs() <= 2
+    assert result.success.sum() <= 2
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -55,7 +55,6 @@ def ascend(
     where: torch.device | None = None,
     variants: int = 1,
     plan: Callable[[Outputs, Tensor], Tensor] | None = None,
-    fast: bool = False,
     batch_size: int | None = None,
     watch: Watch | None = None,
 ) -> AttackedImages:
@@ -70,8 +69,6 @@ def ascend(
         where: the device; by default the model's, see `device_of`; a plain function has none.
         plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
         variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
-        fast: compute moves in bf16 where the device has it; verdicts stay in full precision. NOT used by any stage:
-            benchmarks alone ask for it, and on one machine it left more images robust (benchmarks/README.md).
         batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
             for. It has no influence on results.
         watch: see `Watch`.
@@ -80,7 +77,7 @@ def ascend(
         none = torch.zeros(0, dtype=torch.long)
         return AttackedImages(images.clone(), [], none, none)
     where = where or device_of(getattr(model, "__self__", model))
-    mover = Mover(model, images[0].shape, where, fast)
+    mover = Mover(model, images[0].shape, where)
     attack = _Attack(mover, images, labels, success, rule, tag, watch, batch_size)
     return attack.run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
 
@@ -96,7 +93,6 @@ class _Attack:
         self.mover, self.success, self.rule, self.name, self.watch = mover, success, rule, name, watch
         self.images, self.labels = images, labels
         self.batch_size = batch_size or affordable(mover.twin, mover.sample, mover.where)
-        mover.cast_once()
         self.result, self.broken_by = images.clone(), [""] * len(images)
         self.passes = torch.tensor([[1], [0]]).repeat(1, len(images))  # one forward each, on the clean image
         self.queue: deque[tuple[int, int]] = deque()
@@ -167,7 +163,6 @@ class _Attack:
             "label": self.labels[image],
             "target": self.targets[image, variant] if self.targets is not None else torch.full_like(image, -1),
             "step": torch.zeros_like(image),
-            "denied_at": torch.full(image.shape, -torch.inf),
         }
         new = {name: t.to(self.mover.where) for name, t in new.items()}
         new |= {"clean": clean, **self.rule.start(clean, self.streams[image, variant].to(self.mover.where))}
@@ -185,27 +180,18 @@ class _Attack:
             sums = [loss.sum() for loss in losses]
             gradients = tuple(torch.autograd.grad(total, x, retain_graph=total is not sums[-1])[0] for total in sums)
         losses = tuple(loss.detach() for loss in losses)
-        return self._verdict(out, None if needs else losses[0]), losses, gradients
+        return self._verdict(out), losses, gradients
 
     @torch.no_grad()
-    def _verdict(self, out: Outputs, searched: Tensor | None) -> Tensor:
-        """Which slots are broken, by the model itself in full precision: it looks again at what the twin calls broken,
-        and at the last image of every try.
-
-        A random search keeps only what raises its loss (`searched`): where its moves are in bf16 and the model has
-        denied a break, the loss must rise above where that was before the model is asked again. An image on the edge
-        would otherwise cost a second pass at every query.
-        """
+    def _verdict(self, out: Outputs) -> Tensor:
+        """Which slots are broken, by the model itself: it looks again at what the twin calls broken, and at the last
+        image of every try."""
         s, twin_says = self.slots, self.success(out, self.slots["label"])
         if self.mover.exact:
             return twin_says
-        patient = self.mover.fast and searched is not None
-        asked = (s["step"] >= self.rule.steps) | (twin_says & (searched > s["denied_at"]) if patient else twin_says)
-        broken, i = torch.zeros_like(twin_says), asked.nonzero()[:, 0]
+        broken, i = torch.zeros_like(twin_says), (twin_says | (s["step"] >= self.rule.steps)).nonzero()[:, 0]
         if len(i):
             broken[i] = self.success(forward(self.mover.model, s["x"][i]), s["label"][i])
-        if patient:
-            s["denied_at"] = torch.where(asked & ~broken, searched, s["denied_at"])
         return broken
 
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:

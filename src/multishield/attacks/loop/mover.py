@@ -1,4 +1,4 @@
-"""The model as an attack's moves need it: batch norms folded, in bf16 where that is wanted, in batches that fit memory.
+"""The model as an attack's moves need it: batch norms folded, in batches that fit memory.
 
 In a frozen network conv -> batch norm is one affine map: folded, one pass over memory is saved in each direction. Sums
 are rounded differently, so that the twin never decides: verdicts come from the model itself (see `loop`).
@@ -22,37 +22,19 @@ BATCH_SIZE = {"cpu": 128, "cuda": 1024}
 MEMORY_SHARE = 0.5
 
 
-def has_bf16(where: torch.device) -> bool:
-    """Whether bf16 arithmetic is native on the device, and so worth its coarser steps."""
-    if where.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
-
-
 class Mover:
     """The model twice: a folded twin that moves are computed from, and the model itself, which alone decides."""
 
-    def __init__(self, model: Callable[[Tensor], Outputs], shape: torch.Size, where: torch.device, fast: bool):
-        self.model, self.where, self.fast = model, where, fast and has_bf16(where)
+    def __init__(self, model: Callable[[Tensor], Outputs], shape: torch.Size, where: torch.device):
+        self.model, self.where = model, where
         # What is learnt from these few images must not depend on which images are attacked.
         self.sample = uniform(torch.arange(SMALLEST), shape.numel()).view(-1, *shape).to(where)
         self.twin = folded(model, self.sample)
-        self.exact = self.twin is model and not self.fast
-
-    def cast_once(self) -> None:
-        """Weights in bf16 that autocast would cast at every call; new ones, because the model shares its twin's."""
-        if not self.fast or self.twin is self.model:
-            return
-        for module in getattr(self.twin, "__self__", self.twin).modules():
-            if type(module) in (nn.Conv2d, nn.Linear):
-                for name, weight in list(module.named_parameters(recurse=False)):
-                    setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
+        self.exact = self.twin is model
 
     def __call__(self, x: Tensor) -> Outputs:
-        """Outputs of the twin, float32; inside in bf16 where that is wanted."""
-        with torch.autocast(self.where.type, torch.bfloat16, enabled=self.fast):
-            out = forward(self.twin, x)
-        return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
+        """Outputs of the twin."""
+        return forward(self.twin, x)
 
 
 def folded(model: Callable[[Tensor], object], x: Tensor) -> Callable[[Tensor], object]:
