@@ -14,14 +14,15 @@ SOURCE = ROOT / "src" / "multishield"
 # Room -> rooms that it may import. `pipeline` may import all; nothing imports upwards.
 MAY_IMPORT = {
     "shield": set(),
+    "defences": {"shield"},
     "storage": set(),
     "params": {"storage"},
     "models": {"params", "storage"},
     "data": {"params", "storage"},
     "attacks/loop": {"models", "storage"},
-    "attacks": {"attacks/loop", "models", "params", "shield"},
+    "attacks": {"attacks/loop", "models", "params"},
     "training": {"attacks", "data", "models", "params", "storage"},
-    "evaluation": {"attacks", "attacks/loop", "data", "models", "params", "shield", "storage"},
+    "evaluation": {"attacks", "attacks/loop", "data", "defences", "models", "params", "shield", "storage"},
     "reporting": {"evaluation", "params", "storage"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -72,7 +73,7 @@ def test_the_method_imports_torch_alone():
 def test_nothing_is_too_long_to_read():
     lengths = {path.relative_to(SOURCE): len(path.read_text().splitlines()) for path in FILES}
     assert max(lengths.values()) <= 300, lengths
-    assert sum(lengths.values()) <= 7_250
+    assert sum(lengths.values()) <= 7_500
 
 
 def test_the_table_of_contents_is_true():

@@ -39,6 +39,12 @@ def shield_output(logits: Tensor, cosines: Tensor, tolerance: float) -> Tensor:
     return torch.cat([logits, reject.unsqueeze(1)], 1)
 
 
+def lead(scores: Tensor) -> Tensor:
+    """How far each class is ahead of the best other one: s_t - max_{j != t} s_j, (B,K) to (B,K), K >= 2."""
+    top = scores.topk(2, dim=1).values
+    return scores - torch.where(scores == top[:, :1], top[:, 1:], top[:, :1])
+
+
 class MultiShield(nn.Module):
     """One differentiable module from pixels in [0,1] (B,3,H,W) to K+1 outputs (B,K+1); column K is "reject".
 
@@ -64,6 +70,11 @@ class MultiShield(nn.Module):
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits z (B,K) and cosines c (B,K)."""
         return self.classifier(x), self.alignment(x)
+
+    def margins(self, scores: tuple[Tensor, Tensor]) -> Tensor:
+        """The rule as a defence has it (see `defences`), (B,2,K): a class is accepted where both its margins are >= 0,
+        lead(z) of the classifier and lead(c) + tau of CLIP. The same decisions as `outputs`, but where logits tie."""
+        return torch.stack([lead(scores[0]), lead(scores[1]) + self.tolerance], 1)
 
     def outputs(self, scores: tuple[Tensor, Tensor]) -> Tensor:
         """K+1 outputs (B,K+1) of both scores. The rule is applied here and nowhere else: argmax is the decision."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from multishield.attacks.loop.result import AttackedImages
+from multishield.attacks.apgd import apgd
 from multishield.data.splits import Split
 from multishield.evaluation import records, sanity, scenarios
 from multishield.evaluation.verdicts import records_of
@@ -44,14 +44,15 @@ def evaluate(shield):
     labels = shield.classifier(images.float() / 255).argmax(1)
     data = Split(images, labels, torch.arange(40))
     options = (shield, data, params, EPS, 0)
-    stored = {name: scenarios.run_adaptive("test", name, *options) for name in ("paper", "joint", "clip-only")}
+    unaware = apgd(shield.classifier, data.pixels, labels, eps=EPS, seed=0, ids=data.ids)
+    stored = {name: scenarios.run_adaptive("test", name, *options) for name in ("paper", "clip-only")}
+    parts = (unaware, stored["clip-only"])
+    stored["joint"] = scenarios.run_adaptive("test", "joint", *options, parts)
     worst = scenarios.worst_case(shield, data, stored)
     stored["adaptive"] = scenarios.against_survivors("test", shield, data, worst, *options[2:])
-    none = torch.zeros(40, dtype=torch.long)
-    unaware = AttackedImages(data.pixels, [""] * 40, none, none)
     rows = [records_of("test", s, shield, data, a, EPS) for s, a in {"multishield": unaware, **stored}.items()]
     rows.append(records_of("test", "baseline", shield.classifier, data, unaware, EPS))
-    runs = scenarios.sanity_rows("test", *options)
+    runs = scenarios.sanity_rows("test", *options, parts)
     return sanity.check(pd.concat(rows, ignore_index=True), runs, 4, np.eye(4)).set_index("rule")
 
 
@@ -80,7 +81,7 @@ def rows(scenario, broken, attack="joint", count=4):
 
 
 SOUND = {"baseline": 4, "multishield": 0, "paper": 1, "joint": 2, "clip-only": 0, "adaptive": 2}
-RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2}
+RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2, "classifier, eps x 0.5": 2}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,7 @@ RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2}
         ({"eps x 0.5": 3}, "larger radius, fewer robust"),
         ({"large eps": 3}, "large radius, none robust"),
         ({"half the steps": 3}, "more steps do not hurt"),
+        ({"baseline": 1}, "broken on the classifier too"),
     ],
 )
 def test_each_rule_by_hand(change, rule):
@@ -100,6 +102,23 @@ def test_each_rule_by_hand(change, rule):
         pd.concat([rows(s, counts[s]) for s in SOUND]), pd.concat([rows(s, counts[s]) for s in RUNS]), 10, np.eye(10)
     )
     assert findings[~findings.holds].rule.tolist() == ([rule] if rule else [])
+
+
+def test_one_attack_must_be_enough_and_a_shield_no_better_than_half_the_radius():
+    few = {"baseline": 400, "multishield": 0, "paper": 100, "joint": 197, "clip-only": 0, "adaptive": 200}
+    runs = {"eps x 0.5": 100, "eps x 2": 300, "large eps": 400, "half the steps": 190, "classifier, eps x 0.5": 200}
+
+    def frame(part, changes):
+        return pd.concat([rows(s, changes.get(s, n), count=400) for s, n in part.items()])
+
+    def violated(**changes):
+        findings = sanity.check(frame(few, changes), frame(runs, changes), 10, np.eye(10))
+        return findings[~findings.holds].rule.tolist()
+
+    assert violated() == ["one attack is enough"]  # three images in 400
+    assert violated(joint=198) == []
+    assert violated(joint=198, **{"classifier, eps x 0.5": 230}) == []  # 42.5 % and 50 %: the intervals touch
+    assert violated(joint=198, **{"classifier, eps x 0.5": 300}) == ["half the radius"]
 
 
 def test_what_only_the_black_box_broke_is_a_violation():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks import losses
-from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.loop import Plan, State, ascend
 from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.threat_model import Ball, fooled
 
@@ -52,12 +52,14 @@ class AutoSteps:
         for last, now in pairwise([0, *checkpoints(steps)]):
             self.interval[now] = now - last
 
-    def start(self, clean: Tensor, streams: Tensor) -> State:
-        x = self.ball.random(clean, streams)
+    def first(self, clean: Tensor, streams: Tensor) -> Tensor:
+        return self.ball.random(clean, streams)
+
+    def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         values = {"best": -torch.inf, "best_at_judgement": -torch.inf, "last": torch.inf}
         values |= {"rises": 0.0, "size": 2 * self.ball.eps, "halved": True}
         state = {name: torch.full((len(x),), value, device=x.device) for name, value in values.items()}
-        return state | {"x": x, "previous": x.clone(), "best_x": x.clone(), "best_gradient": torch.zeros_like(x)}
+        return state | {"previous": x.clone(), "best_x": x.clone(), "best_gradient": torch.zeros_like(x)}
 
     def move(self, state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         value, gradient = self.combine(state, values, gradients)
@@ -132,7 +134,7 @@ def apgd(
         return (function(out, y, target) if targeted else function(out, y),)
 
     tag, rule = tag or f"apgd-{loss}", AutoSteps(Ball(eps, norm), steps)
-    plan = (lambda out, y: likeliest(out, y, targets)) if targeted else None
+    plan = (lambda out, y, i: Plan(likeliest(out, y, targets))) if targeted else None
     return ascend(model, images, labels, tag=tag, success=success, objective=objective, rule=rule, plan=plan, **loop)
 
 

@@ -1,47 +1,46 @@
-"""The adaptive attack that is believed: both models are driven to the same wrong class.
+"""The attack that is believed: every condition of a defence is driven to the same wrong class.
 
-Evading the shield takes agreement: for a target t != y, z_t must be the largest logit and c_t within tau of the largest
-cosine. Each model has its own targeted margin and its own gradient, which do not add up: a sum lets one model drown the
-other. Every step goes to the model that is further from where it should be. Success is the shield's own decision,
-never the loss.
+A defence accepts a class where all of its margins are >= 0 (see `defences`). Each margin has its own gradient, and they
+do not add up: a sum lets one model drown the other. Every step goes to the margin that is further from where it should
+be. Success is the defence's own decision, never the loss.
+
+No image can be broken behind a defence that cannot be broken on each of its parts alone. So the attack begins where
+attacks on the parts have ended, and the budget goes to the images that those have broken.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.loop import NO_TRY, Plan, State, ascend
 from multishield.attacks.loop.result import AttackedImages, per_image
-from multishield.attacks.losses import at, rival
+from multishield.attacks.losses import at
 from multishield.attacks.threat_model import Ball, evades
-from multishield.models.classifier import device_of
+from multishield.models.classifier import device_of, forward
+
+# Steps of the last tries, on images that every part has lost and the defence has not, in units of the others'.
+LONG = 5
 
 
-def targets_in_turn(scores: tuple[Tensor, Tensor], labels: Tensor, count: int) -> Tensor:
-    """The wrong classes to try: the classifier's likeliest, CLIP's likeliest, the classifier's second, ... (B,count).
+def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The wrong classes to try: the first margin's likeliest, the second's, ..., the first one's second, ... (B,count).
 
-    Which of the two models is harder to convince is not known beforehand, so each names its own candidates. A sum of
-    their scores would need a scale between logits and cosines, and lets one of them choose for both. At most K-1.
+    Which part is harder to convince is not known beforehand, so each names its own candidates. A sum would need a scale
+    between them, and lets one choose for all. Margins (B,M,K) of clean images; at most K-1 classes.
     """
-    wrong = (s.scatter(1, labels.view(-1, 1), -torch.inf) for s in scores)
-    z, c = (s.argsort(dim=1, descending=True, stable=True).argsort(1) for s in wrong)  # ranks; the label is last
-    turn = torch.minimum(2 * z, 2 * c + 1)
-    return turn.argsort(1)[:, : min(count, turn.shape[1] - 1)]
+    parts = margins.shape[1]
+    wrong = margins.scatter(2, labels.view(-1, 1, 1).expand(-1, parts, 1), -torch.inf)
+    ranks = wrong.argsort(dim=2, descending=True, stable=True).argsort(2)  # the label is last
+    turn = (parts * ranks + torch.arange(parts, device=ranks.device)[:, None]).amin(1)
+    return turn.argsort(1)[:, : min(count, margins.shape[2] - 1)]
 
 
-def target_margins(scores: tuple[Tensor, Tensor], target: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """How far the target leads: z_t - max_{j != t} z_j, and c_t - max_{j != t} c_j + tau, each (B,).
+class StepTowardsWeakestMargin:
+    """Signed steps of an accumulated direction, from eps/4 down to eps/40, each for the margin that needs it most.
 
-    Both positive: the shield accepts the target.
-    """
-    z, c = scores
-    return at(z, target) - rival(z, target), at(c, target) - rival(c, target) + tolerance
-
-
-class StepTowardsWeakerModel:
-    """Signed steps of an accumulated direction, from eps/4 down to eps/40, each for the model that needs it more.
-
-    That is the model further from its boundary, as far as its gradient tells: m / |grad m|, in the dual norm, is the
-    distance that a step in the steepest direction would have to go. The unit is pixels for both models, so that
+    That is the one furthest from its boundary, as far as its gradient tells: m / |grad m|, in the dual norm, is the
+    distance that a step in the steepest direction would have to go. The unit is pixels for every margin, so that
     cosines and logits can be compared without a scale.
     """
 
@@ -50,64 +49,97 @@ class StepTowardsWeakerModel:
     def __init__(self, ball: Ball, steps: int, decay: float = 0.75):
         self.ball, self.steps, self.decay = ball, steps, decay
 
-    def start(self, clean: Tensor, streams: Tensor) -> State:
-        x = self.ball.random(clean, streams)
-        return {"x": x, "velocity": torch.zeros_like(x)}
+    def first(self, clean: Tensor, streams: Tensor) -> Tensor:
+        return self.ball.random(clean, streams)
+
+    def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
+        return {"velocity": torch.zeros_like(x)}
 
     def move(self, state: State, margins: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         slopes = [self.ball.slope(g) for g in gradients]
-        z, c = (m / slope for m, slope in zip(margins, slopes, strict=True))
-        units = [g / per_image(slope) for g, slope in zip(gradients, slopes, strict=True)]
-        state["velocity"] = self.decay * state["velocity"] + torch.where(per_image(z <= c), *units)
-        size = self.ball.eps / 4 * (1 - 0.9 * state["step"] / self.steps)
+        distances = torch.stack([m / slope for m, slope in zip(margins, slopes, strict=True)])
+        units = torch.stack([g / per_image(slope) for g, slope in zip(gradients, slopes, strict=True)])
+        weakest = units[distances.argmin(0), torch.arange(len(units[0]), device=distances.device)]
+        state["velocity"] = self.decay * state["velocity"] + weakest
+        size = self.ball.eps / 4 * (1 - 0.9 * state["step"] / state["steps"])
         return self.ball.project(state["x"] + per_image(size) * self.ball.ascent(state["velocity"]), state["clean"])
 
 
 def joint(
-    shield: nn.Module,
+    defence: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     eps: float,
     norm: str = "Linf",
+    starts: Sequence[AttackedImages] = (),
     targets: int = 3,
     steps: int = 60,
     restarts: int = 1,
     **loop,
 ) -> AttackedImages:
-    """Drive both models to one target after the other, until the shield accepts a wrong class, whichever it is.
+    """Drive all margins to one target after the other, until the defence accepts a wrong class, whichever it is.
 
     Args:
-        shield: a `MultiShield`, or anything with its `scores`, `outputs`, `tolerance` and parameters.
+        defence: a `MultiShield`, or another one with `scores`, `margins` and `outputs` (see `defences`).
         eps, norm: see `Ball`.
-        targets: wrong classes to try, in the order of `targets_in_turn` (at most K-1).
-        steps: steps per target and restart.
+        starts: what attacks on the parts alone have made of the same images. An image that one of them has not broken
+            gets one random try; an image that all have broken gets all tries, and at the end `LONG` times the steps.
+        targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
+        steps: steps per try.
         restarts: random starts per target.
         images, labels: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
+    where, ball = device_of(defence), Ball(eps, norm)
+    begun = [ball.project(start.images, images) for start in starts]  # they may be of a larger radius
+    named = [_targets_at(defence, x, labels, where) for x in begun]
+    lost = torch.stack([start.success for start in starts], 1) if starts else torch.ones(len(images), 1).bool()
+
+    def plan(scores, y: Tensor, index: Tensor) -> Plan:
+        """Columns: two targets from each start, the random tries, the long ones."""
+        drawn = targets_in_turn(defence.margins(scores), y, targets).repeat(1, restarts).cpu()
+        hopeful = lost[index].all(1, keepdim=True)
+        columns = [(t[index].where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(named)]
+        columns += [(drawn[:, :1], -1, 1), (drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
+        columns += [(t[index, :1].where(hopeful, NO_TRY), k, LONG) for k, t in enumerate(named)]
+        target = torch.cat([t for t, _, _ in columns], 1)
+        start = torch.cat([torch.full_like(t, k) for t, k, _ in columns], 1)
+        length = torch.cat([torch.full_like(t, steps * times) for t, _, times in columns], 1)
+        order = (target == NO_TRY).long().argsort(dim=1, stable=True)  # tries first
+        return Plan(*(t.gather(1, order) for t in (target, start, length)))
+
+    def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor, ...]:
+        return tuple(at(part, target) for part in defence.margins(scores).unbind(1))
+
     return ascend(
-        shield.scores,
+        defence.scores,
         images,
         labels,
         tag="joint",
-        success=evades(shield),
-        objective=lambda scores, y, target, variant: target_margins(scores, target, shield.tolerance),
-        rule=StepTowardsWeakerModel(Ball(eps, norm), steps),
-        where=device_of(shield),
-        plan=lambda scores, y: targets_in_turn(scores, y, targets).repeat(1, restarts),
+        success=evades(defence),
+        objective=objective,
+        rule=StepTowardsWeakestMargin(ball, steps),
+        where=where,
+        plan=plan,
+        starts=begun,
         **loop,
     )
 
 
-def evasion_margin(scores: tuple[Tensor, Tensor], labels: Tensor, tolerance: float) -> Tensor:
-    """A loss without gradients in mind, for a black-box attack that sees both scores: how near evasion is, (B,).
+@torch.no_grad()
+def _targets_at(defence: nn.Module, images: Tensor, labels: Tensor, where: torch.device) -> Tensor:
+    """The two targets that come first where an attack on a part has ended, (N,2), or (N,1) for two classes."""
+    parts = zip(images.split(128), labels.split(128), strict=True)
+    found = [targets_in_turn(defence.margins(forward(defence.scores, x.to(where))), y.to(where), 2) for x, y in parts]
+    return torch.cat(found).cpu()
 
-    The best wrong class's smaller margin, logits and cosines each in units of their spread over the classes: positive
-    exactly where a wrong class is accepted.
+
+def evasion_margin(scores: tuple[Tensor, ...], labels: Tensor, defence: nn.Module) -> Tensor:
+    """A loss without gradients in mind, for a black-box attack that sees the scores: how near evasion is, (B,).
+
+    The best wrong class's smallest margin, each in units of its spread over the classes: not negative exactly where a
+    wrong class is accepted.
     """
-    leads = []
-    for s, slack in zip(scores, (0.0, tolerance), strict=True):
-        top = s.topk(2, dim=1).values
-        rivals = torch.where(s == top[:, :1], top[:, 1:], top[:, :1])
-        leads.append((s - rivals + slack) / s.std(1, keepdim=True).clamp_min(1e-12))
-    return rival(torch.minimum(*leads), labels)
+    margins = defence.margins(scores)
+    smallest = (margins / margins.std(2, keepdim=True).clamp_min(1e-12)).amin(1)
+    return smallest.scatter(1, labels.view(-1, 1), -torch.inf).amax(1)

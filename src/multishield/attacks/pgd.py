@@ -16,8 +16,11 @@ class SignedSteps:
     def __init__(self, ball: Ball, steps: int, size: float, random: bool):
         self.ball, self.steps, self.size, self.random = ball, steps, size, random
 
-    def start(self, clean: Tensor, streams: Tensor) -> State:
-        return {"x": self.ball.random(clean, streams) if self.random else clean.clone()}
+    def first(self, clean: Tensor, streams: Tensor) -> Tensor:
+        return self.ball.random(clean, streams) if self.random else clean.clone()
+
+    def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
+        return {}
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         return self.ball.project(state["x"] + self.size * self.ball.ascent(sum(gradients)), state["clean"])

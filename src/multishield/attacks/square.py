@@ -31,12 +31,15 @@ class RandomSquares:
             raise ValueError(f"square is for the norm Linf, not {ball.norm}")
         self.ball, self.steps, self.p = ball, queries, p
 
-    def start(self, clean: Tensor, streams: Tensor) -> State:
+    def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
         b, c, _, w = clean.shape
         stripes = (2 * uniform(streams, c * w).view(b, c, 1, w) - 1).sign()
-        x, best = (clean + self.ball.eps * stripes).clamp(0, 1), torch.full((b,), -torch.inf, device=clean.device)
-        return {"x": x, "best_x": clean.clone(), "best": best, "stream": streams}
+        return (clean + self.ball.eps * stripes).clamp(0, 1)
+
+    def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
+        best = torch.full((len(x),), -torch.inf, device=x.device)
+        return {"best_x": clean.clone(), "best": best, "stream": streams}
 
     def side(self, step: Tensor, height: int, width: int) -> Tensor:
         """Side of the squares at a query, (B,) int64."""

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from multishield.attacks.loop.random_streams import uniform
 from multishield.attacks.loop.result import Success, per_image
 from multishield.models.classifier import device_of, forward
-from multishield.shield import MultiShield
 
 
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:
@@ -25,9 +24,9 @@ def evaded(outputs: Tensor, labels: Tensor) -> Tensor:
     return (decision != labels) & (decision != outputs.shape[1] - 1)
 
 
-def evades(shield: MultiShield) -> Success:
-    """`evaded` for attacks that look at both scores (z, c) of a shield, as its `scores` returns them."""
-    return lambda scores, labels: evaded(shield.outputs(scores), labels)
+def evades(defence: nn.Module) -> Success:
+    """`evaded` for attacks that look at what a defence's `scores` returns."""
+    return lambda scores, labels: evaded(defence.outputs(scores), labels)
 
 
 @torch.no_grad()

@@ -18,6 +18,9 @@ RULES = {
     "larger radius, fewer robust": "robust accuracy under the joint attack does not rise with the radius",
     "large radius, none robust": "at radius 0.5, where any image can be made grey, no image is classified correctly",
     "more steps do not hurt": "the joint attack breaks at least as many images as with half its steps",
+    "one attack is enough": "the joint attack alone breaks what all attacks together break, but for one image in 200",
+    "broken on the classifier too": "no image is broken behind the shield that the baseline's attack left standing",
+    "half the radius": "the shield is not far more robust than the classifier at half the radius",
     "same again": "an image decided twice gets the same scores, alone and among others",
     "finite": "all scores are finite",
     "better than chance": "the classifier is better than chance on clean images",
@@ -55,11 +58,12 @@ def _outcomes(
     records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray
 ) -> list[tuple[bool, str]]:
     """Whether each of `RULES` holds for one classifier, and the sentence about it."""
-    of = {s: _broken(records, s, classes) for s in ("multishield", "paper", "joint", "clip-only", "adaptive")}
+    of = {s: _broken(records, s, classes) for s in records.scenario.unique()}
     run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
     run["eps x 1"] = of["joint"] & set(runs.image)
     n, few = (records.scenario == "joint").sum(), (runs.scenario == "large eps").sum()
-    alone = {s: len(broken) for s, broken in of.items() if s != "adaptive"}
+    alone = {s: len(broken) for s, broken in of.items() if s not in ("baseline", "adaptive")}
+    beyond = len(of["adaptive"] - of["baseline"])
     strongest = max(alone, key=alone.get)
     black_box = int(((records.scenario == "adaptive") & (records.attack == "square")).sum())
     sizes = [len(run[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
@@ -78,8 +82,24 @@ def _outcomes(
         (sizes == sorted(sizes), f"broken of {few} images {at_radii}"),
         (standing == 0, f"{standing} of {few} images are classified correctly at radius 0.5"),
         (whole >= half, f"broken of {few} images with all steps {whole}, with half {half}"),
+        (together - joint <= max(1, n // 200), f"joint broke {joint} of the {together} images that all together broke"),
+        (
+            beyond == 0,
+            f"{beyond} of {together} images broken behind the shield were left to the classifier; with them its robust "
+            f"accuracy is {(n - len(of['baseline'] | of['adaptive'])) / max(n, 1):.1%}",
+        ),
+        _at_half_the_radius(runs, few - len(of["adaptive"] & set(runs.image)), few, classes),
         *_of_scores(records, similarity),
     ]
+
+
+def _at_half_the_radius(runs: pd.DataFrame, shield: int, few: int, classes: int) -> tuple[bool, str]:
+    """Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2, so that one far above
+    the other says that the attack on the detector is weak. Far: their intervals do not overlap."""
+    rows = runs[runs.scenario == "classifier, eps x 0.5"]
+    alone = int(METRICS["correct_under_attack"][1](rows, classes).sum())
+    holds = few > 0 and wilson(shield, few)[0] <= wilson(alone, few)[1]
+    return holds, f"of {few} images the shield holds {shield}, the classifier at half the radius {alone}"
 
 
 def _of_scores(records: pd.DataFrame, similarity: np.ndarray) -> list[tuple[bool, str]]:

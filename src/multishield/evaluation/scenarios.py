@@ -3,7 +3,8 @@
 Of the last each attack, the worst case per image, and what the sanity rules need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -21,6 +22,7 @@ from multishield.attacks.paper import paper
 from multishield.attacks.square import square
 from multishield.attacks.threat_model import evaded, evades, fooled, transfer
 from multishield.data.splits import Split
+from multishield.defences import Defence, Undefended
 from multishield.evaluation.verdicts import records_of
 from multishield.models.classifier import load_classifier
 from multishield.params import Adaptive, Baseline
@@ -77,7 +79,7 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
         return apgd(shield.alignment, x, y, loss=margin, tag="clip-only", success=fooled, **options)
 
     def black_box(shield, x, y, **options):
-        loss = partial(evasion_margin, tolerance=shield.tolerance)
+        loss = partial(evasion_margin, defence=shield)
         options |= params.square.model_dump()
         return square(shield.scores, x, y, success=evades(shield), loss=loss, **options)
 
@@ -90,16 +92,29 @@ def portfolio(params: Adaptive) -> dict[str, Attack]:
 
 
 def run_adaptive(
-    name: str, attack: str, shield: MultiShield, data: Split, params: Adaptive, eps: float, seed: int
+    name: str,
+    attack: str,
+    shield: Defence | MultiShield,
+    data: Split,
+    params: Adaptive,
+    eps: float,
+    seed: int,
+    starts: Sequence[AttackedImages] = (),
 ) -> AttackedImages:
-    """One attack of the portfolio on all images. Resumes; an image's result depends on the image alone."""
+    """One attack of the portfolio on all images. Resumes; an image's result depends on the image alone.
+
+    Args:
+        starts: for `joint`, what attacks on the classifier and on CLIP alone have made of the same images.
+    """
     function = portfolio(params)[attack]
 
     def compute(part: Tensor, watch: Watch) -> AttackedImages:
-        c = data[part]
-        return function(shield, c.pixels, c.labels, eps=eps, seed=seed, ids=c.ids, watch=watch)
+        c, begun = data[part], {"starts": [start[part] for start in starts]} if attack == "joint" else {}
+        return function(shield, c.pixels, c.labels, eps=eps, seed=seed, ids=c.ids, watch=watch, **begun)
 
-    inputs = (attack, shield, shield.tolerance, data.images, data.labels, data.ids, params.model_dump(), eps, seed)
+    numbers = {k: v for k, v in vars(shield).items() if isinstance(v, (int, float, str))}  # tolerance, thresholds
+    inputs = (attack, shield, numbers, data.images, data.labels, data.ids, params.model_dump(), eps, seed)
+    inputs += tuple(t for start in starts for t in (start.images, start.success))
     return attack_resumably(f"{attack} attack on {name}", compute, len(data), *inputs)
 
 
@@ -139,22 +154,35 @@ def against_survivors(
     return AttackedImages(images, names, forwards, worst.backwards)
 
 
-def sanity_rows(name: str, shield: MultiShield, data: Split, params: Adaptive, eps: float, seed: int) -> pd.DataFrame:
-    """Records of the runs that only the sanity rules need: joint at other radii, and with half its steps.
+def sanity_rows(
+    name: str,
+    shield: MultiShield,
+    data: Split,
+    params: Adaptive,
+    eps: float,
+    seed: int,
+    starts: Sequence[AttackedImages],
+) -> pd.DataFrame:
+    """Records of the runs that only the sanity rules need, on the first images: joint at other radii, with half its
+    steps, and on the classifier alone at half the radius.
 
-    Scenarios are "eps x 0.5", "eps x 2", "large eps" and "half the steps", on the first images.
+    Scenarios are "eps x 0.5", "eps x 2", "large eps", "half the steps" and "classifier, eps x 0.5".
     """
     few = data[: params.sanity.images]
+    starts = [start[torch.arange(len(few))] for start in starts]
+    # What an attack has not broken at eps may break at another radius: there, all tries are for all images.
+    anywhere = [replace(start, broken_by=["elsewhere"] * len(few)) for start in starts]
     joint_by_half = params.joint.model_copy(update={"steps": max(1, params.joint.steps // 2)})
     half = params.model_copy(update={"joint": joint_by_half})
     runs = {
-        "eps x 0.5": (params, eps / 2),
-        "eps x 2": (params, min(2 * eps, LARGE)),
-        "large eps": (params, LARGE),
-        "half the steps": (half, eps),
+        "eps x 0.5": (shield, params, eps / 2, anywhere),
+        "eps x 2": (shield, params, min(2 * eps, LARGE), anywhere),
+        "large eps": (shield, params, LARGE, anywhere),
+        "half the steps": (shield, half, eps, starts),
+        "classifier, eps x 0.5": (Undefended(shield.classifier), params, eps / 2, anywhere[:1]),
     }
     rows = []
-    for scenario, (options, radius) in runs.items():
-        attacked = run_adaptive(f"{name}, {scenario}", "joint", shield, few, options, radius, seed)
-        rows.append(records_of(name, scenario, shield, few, attacked, radius))
+    for scenario, (model, options, radius, begun) in runs.items():
+        attacked = run_adaptive(f"{name}, {scenario}", "joint", model, few, options, radius, seed, begun)
+        rows.append(records_of(name, scenario, model, few, attacked, radius))
     return pd.concat(rows, ignore_index=True)

@@ -10,7 +10,7 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.data.splits import Split
 from multishield.evaluation import records
 from multishield.models.answers import ask_twice
-from multishield.shield import alignment_gap
+from multishield.shield import MultiShield, alignment_gap
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,11 @@ def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128, names: list 
         UserError: see `ask_twice`.
     """
     scores, change = ask_twice(model, pixels, names=names, batch_size=batch_size)
-    logits, cosines = scores if len(scores) == 2 else (scores[0], None)
-    if cosines is None:
-        decision = logits.argmax(1)
-        none = torch.full((len(pixels),), torch.nan)
-        return Verdicts(decision, torch.full_like(decision, -1), none, logits, None, change)
-    decision = model.outputs((logits, cosines)).argmax(1)
-    return Verdicts(decision, cosines.argmax(1), alignment_gap(logits, cosines), logits, cosines, change)
+    decision = model.outputs(tuple(scores)).argmax(1) if hasattr(model, "outputs") else scores[0].argmax(1)
+    if isinstance(model, MultiShield):
+        return Verdicts(decision, scores[1].argmax(1), alignment_gap(*scores), *scores, change)
+    none = torch.full((len(pixels),), torch.nan)
+    return Verdicts(decision, torch.full_like(decision, -1), none, scores[0], None, change)
 
 
 def records_of(

@@ -8,8 +8,8 @@ by the size of the batch, and last bits may differ.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,14 +28,34 @@ Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 Watch = Callable[[Tensor, AttackedImages, int], None]
 
 
+class Plan(NamedTuple):
+    """The tries of B images, the same number of columns for all.
+
+    Attributes:
+        target: the class that a try is for, (B,V) int64; NO_TRY where an image has fewer.
+        start: which of `starts` it begins at, (B,V) int64; -1 where the rule says. None: everywhere.
+        steps: its steps, (B,V) int64. None: the rule's; only a rule that reads "steps" from its state can have others.
+    """
+
+    target: Tensor
+    start: Tensor | None = None
+    steps: Tensor | None = None
+
+
+NO_TRY = -2
+
+
 class Rule(Protocol):
-    """How an attack moves. `state` holds per slot "x", "clean", "step", and what `start` adds."""
+    """How an attack moves. `state` holds per slot "x", "clean", "step", "steps", and what `begin` adds."""
 
     steps: int
     needs_gradient: bool
 
-    def start(self, clean: Tensor, streams: Tensor) -> State:
-        """The first "x" and the rule's own state, from clean images and keys of random streams."""
+    def first(self, clean: Tensor, streams: Tensor) -> Tensor:
+        """Where a try begins, from clean images and keys of random streams."""
+
+    def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
+        """The rule's own state at the beginning, x."""
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         """The next x, from the losses and their gradients at this one; updates the rule's own state."""
@@ -54,7 +74,8 @@ def ascend(
     rule: Rule,
     where: torch.device | None = None,
     variants: int = 1,
-    plan: Callable[[Outputs, Tensor], Tensor] | None = None,
+    plan: Callable[[Outputs, Tensor, Tensor], Plan] | None = None,
+    starts: Sequence[Tensor] = (),
     batch_size: int | None = None,
     watch: Watch | None = None,
 ) -> AttackedImages:
@@ -67,8 +88,9 @@ def ascend(
         success: the rule that decides on the model's outputs, images that are wrong when clean included.
         objective: the losses to be raised. rule: how to move.
         where: the device; by default the model's, see `device_of`; a plain function has none.
-        plan: outputs and labels of clean images to a target per try, (B,V). Without one the target is -1.
-        variants: tries per image, one after the other (with a plan: V); `objective` tells them apart.
+        plan: outputs, labels and indices of clean images to their tries. Without one every target is -1.
+        starts: images (N,3,H,W) that tries may begin at.
+        variants: tries per image, one after the other (with a plan: its own); `objective` tells them apart.
         batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
             for. It has no influence on results.
         watch: see `Watch`.
@@ -78,7 +100,7 @@ def ascend(
         return AttackedImages(images.clone(), [], none, none)
     where = where or device_of(getattr(model, "__self__", model))
     mover = Mover(model, images[0].shape, where)
-    attack = _Attack(mover, images, labels, success, rule, tag, watch, batch_size)
+    attack = _Attack(mover, images, labels, starts, success, rule, tag, watch, batch_size)
     return attack.run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
 
 
@@ -89,9 +111,9 @@ class _Attack:
     "step" say where it stands, and the rule adds its own state.
     """
 
-    def __init__(self, mover: Mover, images, labels, success: Success, rule: Rule, name: str, watch, batch_size):
+    def __init__(self, mover: Mover, images, labels, starts, success: Success, rule: Rule, name, watch, batch_size):
         self.mover, self.success, self.rule, self.name, self.watch = mover, success, rule, name, watch
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.starts = images, labels, starts
         self.batch_size = batch_size or affordable(mover.twin, mover.sample, mover.where)
         self.result, self.broken_by = images.clone(), [""] * len(images)
         self.passes = torch.tensor([[1], [0]]).repeat(1, len(images))  # one forward each, on the clean image
@@ -100,14 +122,16 @@ class _Attack:
 
     def run(self, objective: Objective, plan, variants: int, stream: Callable[[int], Tensor]) -> AttackedImages:
         """Work until no try is left. Args: see `ascend`; `stream` gives each image's key for a variant."""
-        self.targets = self._decide_on_clean(plan)
-        self.variants = variants if self.targets is None else self.targets.shape[1]
+        self.plan = self._decide_on_clean(plan or (lambda out, y, i: Plan(torch.full((len(y), variants), -1))))
+        self.tries = (self.plan.target != NO_TRY).sum(1)
         standing = torch.tensor([not name for name in self.broken_by])
-        self.queue.extend((int(i), 0) for i in standing.nonzero()[:, 0])
-        self.streams = torch.stack([stream(v) for v in range(self.variants)], 1)
-        self.steps_left = torch.where(standing, self.variants * (self.rule.steps + 1), 0)
-        if not standing.all():
-            self._report((~standing).nonzero()[:, 0])
+        self.queue.extend((int(i), 0) for i in (standing & (self.tries > 0)).nonzero()[:, 0])
+        self.streams = torch.stack([stream(v) for v in range(self.plan.target.shape[1])], 1)
+        each = torch.where(self.plan.target != NO_TRY, self.plan.steps + 1, 0)
+        self.steps_left = torch.where(standing, each.sum(1), 0)
+        idle = ~standing | (self.tries == 0)
+        if idle.any():
+            self._report(idle.nonzero()[:, 0])
         while self.queue or self.slots:
             self._fill()
             evaluated = self._within_memory(lambda: self._evaluate(objective))
@@ -132,8 +156,8 @@ class _Attack:
             return None
 
     @torch.no_grad()
-    def _decide_on_clean(self, plan) -> Tensor | None:
-        """Decide on the clean images; those that are wrong already are done. Returns the targets (N,V)."""
+    def _decide_on_clean(self, plan) -> Plan:
+        """Decide on the clean images; those that are wrong already are done. Returns the tries of all."""
         parts, at = [], 0
         while at < len(self.images):
             part = slice(at, at + self.batch_size)
@@ -143,9 +167,14 @@ class _Attack:
                 continue
             for i in self.success(out, y).nonzero()[:, 0].tolist():
                 self.broken_by[at + i] = "clean"
-            parts.append(plan(out, y).cpu() if plan else None)
+            parts.append(plan(out, y, torch.arange(at, at + len(y))))
             at = part.stop
-        return torch.cat(parts) if plan else None
+        target, start, steps = (
+            torch.cat([t.cpu() for t in column]) if column[0] is not None else None
+            for column in zip(*parts, strict=True)
+        )
+        start = torch.full_like(target, -1) if start is None else start
+        return Plan(target, start, torch.full_like(target, self.rule.steps) if steps is None else steps)
 
     def _fill(self) -> None:
         """New tries from the queue into the free slots. The last few come in beyond them: left for later they would
@@ -156,16 +185,21 @@ class _Attack:
         if not tries:
             return
         image, variant = (torch.tensor(column) for column in zip(*tries, strict=True))
-        clean = self.images[image].to(self.mover.where)
         new = {
             "image": image,
             "variant": variant,
             "label": self.labels[image],
-            "target": self.targets[image, variant] if self.targets is not None else torch.full_like(image, -1),
+            "target": self.plan.target[image, variant],
+            "steps": self.plan.steps[image, variant],
             "step": torch.zeros_like(image),
         }
         new = {name: t.to(self.mover.where) for name, t in new.items()}
-        new |= {"clean": clean, **self.rule.start(clean, self.streams[image, variant].to(self.mover.where))}
+        clean, streams = (t.to(self.mover.where) for t in (self.images[image], self.streams[image, variant]))
+        x, start = self.rule.first(clean, streams), self.plan.start[image, variant]
+        for number, images in enumerate(self.starts):
+            at = (start == number).nonzero()[:, 0]
+            x[at] = images[image[at]].to(x)
+        new |= {"clean": clean, "x": x, **self.rule.begin(x, clean, streams)}
         self.slots = {name: torch.cat([self.slots[name], t]) for name, t in new.items()} if self.slots else new
 
     def _evaluate(self, objective: Objective):
@@ -176,7 +210,7 @@ class _Attack:
             out = self.mover(x)
             losses = objective(out, s["label"], s["target"], s["variant"])
         gradients = ()
-        if needs and bool((s["step"] < self.rule.steps).any()):
+        if needs and bool((s["step"] < s["steps"]).any()):
             sums = [loss.sum() for loss in losses]
             gradients = tuple(torch.autograd.grad(total, x, retain_graph=total is not sums[-1])[0] for total in sums)
         losses = tuple(loss.detach() for loss in losses)
@@ -189,14 +223,14 @@ class _Attack:
         s, twin_says = self.slots, self.success(out, self.slots["label"])
         if self.mover.exact:
             return twin_says
-        broken, i = torch.zeros_like(twin_says), (twin_says | (s["step"] >= self.rule.steps)).nonzero()[:, 0]
+        broken, i = torch.zeros_like(twin_says), (twin_says | (s["step"] >= s["steps"])).nonzero()[:, 0]
         if len(i):
             broken[i] = self.success(forward(self.mover.model, s["x"][i]), s["label"][i])
         return broken
 
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move what goes on."""
-        at, ended = self.slots["image"].cpu(), self.slots["step"] >= self.rule.steps
+        at, ended = self.slots["image"].cpu(), self.slots["step"] >= self.slots["steps"]
         self.passes[0, at] += 1
         if self.rule.needs_gradient:
             self.passes[1, at] += (~ended).long().cpu()  # none for the last look at a try
@@ -220,7 +254,7 @@ class _Attack:
         self.result[won], self.steps_left[won] = s["x"][broken].cpu(), 0
         for i in won.tolist():
             self.broken_by[i] = self.name
-        again = lost & (s["variant"] + 1 < self.variants)
+        again = lost & (s["variant"].cpu() + 1 < self.tries[at]).to(lost.device)
         self._requeue(s["image"][again], s["variant"][again] + 1)
         return at[(broken | (lost & ~again)).cpu()]
 

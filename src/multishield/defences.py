@@ -1,0 +1,197 @@
+"""Defences that abstain, in one form: scores of an image, and per class the margins of its acceptance.
+
+A class is accepted exactly where all of its margins are >= 0; where no class has that, the image is rejected. So one
+attack serves all of them (`attacks.joint`): it raises the smallest margin of one wrong class. Your own defence is a
+class with `scores` and `margins`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multishield.shield import MultiShield, lead
+
+
+class Defence(nn.Module):
+    """Pixels in [0,1] (B,3,H,W) to K+1 outputs (B,K+1), column K being "reject". What is to be written:
+
+    `scores`: pixels to a tuple of tensors (B,...), with gradients to the pixels.
+    `margins`: these scores to (B,M,K), M conditions of each of the K classes.
+    """
+
+    def scores(self, x: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def outputs(self, scores: tuple[Tensor, ...]) -> Tensor:
+        """The smallest margin of each class, and 0 for "reject": the argmax is the decision, a margin of 0 accepts."""
+        smallest = self.margins(scores).amin(1)
+        return torch.cat([smallest, smallest.new_zeros(len(smallest), 1)], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs(self.scores(x))
+
+
+class Undefended(Defence):
+    """The classifier alone, which never rejects: pixels to logits (B,K)."""
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.classifier = classifier.eval()
+
+    def scores(self, x: Tensor) -> tuple[Tensor]:
+        return (self.classifier(x),)
+
+    def margins(self, scores: tuple[Tensor]) -> Tensor:
+        return lead(scores[0]).unsqueeze(1)
+
+
+class ConfidenceThreshold(Undefended):
+    """A classifier that rejects where it is not confident.
+
+    Args:
+        threshold: of the logit margin (>= 0), or of the maximum softmax probability, in 0..1.
+        of: "margin" or "probability" (Hendrycks & Gimpel 2017).
+    """
+
+    def __init__(self, classifier: nn.Module, threshold: float, of: str = "margin"):
+        super().__init__(classifier)
+        if of not in ("margin", "probability") or not 0 <= threshold < float("inf"):
+            raise ValueError(f"of is {of!r}, threshold {threshold}; accepted are 'margin' or 'probability', and >= 0")
+        self.threshold, self.of = threshold, of
+
+    def margins(self, scores: tuple[Tensor]) -> Tensor:
+        if self.of == "margin":
+            return super().margins(scores) - self.threshold
+        sure = F.log_softmax(scores[0], 1) - math.log(max(self.threshold, 1e-30))
+        return torch.stack([lead(scores[0]), sure], 1)
+
+
+class RejectClass(Defence):
+    """A network with K+1 outputs, the last of them trained to mean "reject"; or any module of that form."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.eval()
+
+    def scores(self, x: Tensor) -> tuple[Tensor]:
+        return (self.network(x),)
+
+    def margins(self, scores: tuple[Tensor]) -> Tensor:
+        return lead(scores[0])[:, :-1].unsqueeze(1)
+
+    def outputs(self, scores: tuple[Tensor]) -> Tensor:
+        """The network's own outputs."""
+        return scores[0]
+
+
+class Unanimity(Defence):
+    """Models that must agree, each with a lead of its own: pixels to scores (B,K) each, the same classes in order.
+
+    Args:
+        leads: by how much the class must lead in each model's scores; a negative one is a tolerance. With a classifier
+            and CLIP this is Multi-Shield with margins.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], leads: Sequence[float] | None = None):
+        super().__init__()
+        self.models, self.leads = nn.ModuleList(models).eval(), tuple(leads or [0.0] * len(models))
+        if len(self.leads) != len(self.models) or not self.models:
+            raise ValueError(f"{len(self.models)} models and {len(self.leads)} leads; give one lead per model")
+
+    def scores(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(model(x) for model in self.models)
+
+    def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
+        return torch.stack([lead(s) - wanted for s, wanted in zip(scores, self.leads, strict=True)], 1)
+
+
+class FeatureSqueezing(Unanimity):
+    """A classifier that must give an image and a squeezed one the same class (after Xu et al. 2018).
+
+    Args:
+        squeeze: pixels to pixels; where it has no useful gradient it should bring one of its own, see `reduced_bits`.
+    """
+
+    def __init__(self, classifier: nn.Module, squeeze: Callable[[Tensor], Tensor] | None = None):
+        squeezed = _Behind(classifier, squeeze or reduced_bits)
+        super().__init__([classifier, squeezed])
+
+
+class _Behind(nn.Module):
+    def __init__(self, model: nn.Module, before: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.model, self.before = model, before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.before(x))
+
+
+def reduced_bits(x: Tensor, bits: int = 4) -> Tensor:
+    """Pixels of few bits. The gradient is the identity's (BPDA, Athalye et al. 2018): rounding has none."""
+    levels = 2**bits - 1
+    return x + ((x * levels).round() / levels - x).detach()
+
+
+def smoothed(x: Tensor) -> Tensor:
+    """The median of each pixel's 3 x 3 neighbours, with its gradient."""
+    b, c, h, w = x.shape
+    patches = F.unfold(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3).view(b, c, 9, h, w)
+    return patches.median(2).values
+
+
+@torch.no_grad()
+def calibrate(
+    build: Callable[[float], nn.Module], images: Tensor, rejection: float, low: float = 0.0, high: float = 1.0
+) -> nn.Module:
+    """The defence whose clean rejection comes nearest to the wanted one from below.
+
+    Args:
+        build: a threshold to a defence; the larger, the more is rejected. Its scores may not depend on it.
+        images: clean validation images (N,3,H,W) in [0,1], never those of the evaluation.
+        rejection: the wanted share, 0 <= rejection < 1.
+        low, high: where the threshold is looked for; `high` is doubled until enough is rejected.
+
+    Raises:
+        ValueError: the share is out of range, or more is rejected at `low` already.
+    """
+    if not 0 <= rejection < 1:
+        raise ValueError(f"rejection is {rejection}; it must be a share, 0 <= rejection < 1")
+    first = build(low)
+    parts = [first.scores(x) for x in images.split(128)]
+    scores = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def rejected(threshold: float) -> float:
+        outputs = build(threshold).outputs(scores)
+        return float((outputs.argmax(1) == outputs.shape[1] - 1).float().mean())
+
+    if rejected(low) > rejection:
+        raise ValueError(f"at the threshold {low}, {rejected(low):.1%} are rejected, not {rejection:.1%}; lower `low`")
+    while rejected(high) <= rejection and high < 1e9:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) <= rejection else (low, middle)
+    return build(low)
+
+
+def as_defence(model: nn.Module) -> nn.Module:
+    """A defence, as it is; any other module as one with K+1 outputs, the last of them "reject"."""
+    return model if hasattr(model, "margins") else RejectClass(model)
+
+
+__all__ = [
+    "ConfidenceThreshold",
+    "Defence",
+    "FeatureSqueezing",
+    "MultiShield",
+    "RejectClass",
+    "Unanimity",
+    "Undefended",
+    "calibrate",
+]
