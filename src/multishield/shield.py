@@ -60,11 +60,14 @@ class MultiShield(nn.Module):
         ValueError: the tolerance is negative or not finite.
     """
 
+    gap = staticmethod(alignment_gap)
+
     def __init__(self, classifier: nn.Module, alignment: nn.Module, tolerance: float = 0.001):
         super().__init__()
         if not 0 <= tolerance < float("inf"):
             raise ValueError(f"tolerance is {tolerance}; it must be a finite number >= 0")
         self.classifier, self.alignment, self.tolerance = classifier, alignment, tolerance
+        self.parts = ("the classifier", "CLIP")  # what messages and attacks call its two margins
         self.eval()  # a batch norm in training mode would let an image's neighbours decide, and learn from them
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import nn
 from multishield.attacks.joint import joint
 from multishield.attacks.loop import mover
 from multishield.attacks.loop.mover import BATCH_SIZE, affordable, bytes_per_image, folded
+from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
 from multishield.evaluation.scenarios import run_baseline
 from multishield.models.cifar_resnet import CifarResNet
@@ -169,4 +170,4 @@ def test_a_baseline_that_does_not_fit_names_its_batch_size(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     data = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), torch.arange(2))
     with pytest.raises(UserError, match=r"baseline.batch_size is 2, .* with net; lower it"):
-        run_baseline("net", Full(1, 1), data, Baseline(attacks=["apgd-ce"], batch_size=2), 8 / 255, 0)
+        run_baseline("net", Full(1, 1), data, Baseline(attacks=["apgd-ce"], batch_size=2), Ball(8 / 255), 0)

@@ -123,7 +123,7 @@ class TestTheWholePipeline:
         for scenarios in metrics.values():
             assert scenarios["adaptive"]["robust_accuracy"] <= scenarios["joint"]["robust_accuracy"]
             assert scenarios["adaptive"]["robust_accuracy"] <= scenarios["paper"]["robust_accuracy"]
-        assert (records.linf <= 8 / 255 + 1e-6).all()
+        assert (records.distance <= 8 / 255 + 1e-6).all()
 
     def test_reports_are_quiet_and_self_contained(self, project):
         notebooks = sorted((project / "reports").glob("*.ipynb"))

@@ -129,7 +129,7 @@ def before() -> dict:
 ATTACKS = {"adaptive_standard", "adaptive_robust"}
 HARMLESS = {
     "a comment": ("attacks/joint.py", "class StepTowardsWeakestMargin:", "# words\nclass StepTowardsWeakestMargin:"),
-    "a docstring": ("attacks/joint.py", '"""Drive both models', '"""Lead both models'),
+    "a docstring": ("attacks/joint.py", '"""Drive all margins', '"""Lead all margins'),
     "an error's sentence": ("shield.py", "it must be a finite number >= 0", "it must be finite"),
     "a loader's sentence": ("data/datasets.py", "are missing or damaged", "are gone"),
     "an annotation": ("attacks/losses.py", "def at(logits: Tensor, classes: Tensor)", "def at(logits, classes)"),

@@ -12,9 +12,11 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from conftest import CHEAP, copy_project, edit_params, run_notebooks
+from multishield.attacks.threat_model import Ball
 from multishield.data import shapes
 from multishield.data.splits import load_split
-from multishield.evaluation.scenarios import load_shield, run_adaptive
+from multishield.evaluation.portfolio import Attacker
+from multishield.evaluation.scenarios import load_shield
 from multishield.params import Params
 
 TINY = CHEAP | {
@@ -87,7 +89,7 @@ def test_the_largest_clip_at_full_depth(tmp_path, monkeypatch):
     params, data = Params.load(), load_split("evaluation")
     shield = load_shield("standard", params.multishield.tolerance)
     eps = params.threat_model.eps
-    found = run_adaptive("standard", "joint", shield, data, params.adaptive, eps, seed=0)
+    found = Attacker("standard", params.adaptive, Ball(eps), seed=0).joint(shield, data, ())
     standing = ~found.success
     assert (found.backwards[standing] == params.adaptive.joint.steps).all(), "it went through both models, to the end"
     assert (found.images - data.pixels).abs().max() <= eps + 1e-6

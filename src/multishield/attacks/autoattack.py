@@ -39,6 +39,7 @@ def autoattack(
     eps: float,
     seed: int,
     ids: Tensor,
+    norm: str = "Linf",
     attacks: tuple[str, ...] = AA_STANDARD,
 ) -> AttackedImages:
     """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
@@ -48,6 +49,7 @@ def autoattack(
 
     Args:
         classifier: pixels to logits (B,K).
+        eps, norm: see `Ball`.
         attacks: names of AutoAttack; the default is its version `standard`.
 
     Raises:
@@ -69,7 +71,7 @@ def autoattack(
         if not len(left):
             break
         counter = _Counter(classifier)
-        options = {"norm": "Linf", "eps": eps, "seed": seed, "device": str(where)}
+        options = {"norm": norm, "eps": eps, "seed": seed, "device": str(where)}
         adversary = AutoAttack(counter, attacks=[name], version="custom", **options)
         # As version "standard" has them, but for fewer than ten classes, where nine targets do not exist.
         adversary.apgd.n_restarts = adversary.fab.n_restarts = 1

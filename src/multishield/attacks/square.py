@@ -1,4 +1,6 @@
-"""Square Attack (Andriushchenko et al. 2020), L-inf: a random search that sees outputs and no gradient.
+"""Square Attack (Andriushchenko et al. 2020): a random search that sees outputs and no gradient.
+
+In L-inf that of the authors. In L2 the same squares, scaled back to the ball: simpler than the authors' proposals.
 
 The black-box attack of the portfolio. What it breaks and no white-box attack does is a sign of masked gradients.
 """
@@ -27,15 +29,17 @@ class RandomSquares:
     needs_gradient = False
 
     def __init__(self, ball: Ball, queries: int, p: float = 0.8):
-        if ball.norm != "Linf":
-            raise ValueError(f"square is for the norm Linf, not {ball.norm}")
         self.ball, self.steps, self.p = ball, queries, p
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
         b, c, _, w = clean.shape
         stripes = (2 * uniform(streams, c * w).view(b, c, 1, w) - 1).sign()
-        return (clean + self.ball.eps * stripes).clamp(0, 1)
+        return self.ball.project(clean + self.pixel(clean) * stripes, clean)
+
+    def pixel(self, clean: Tensor) -> float:
+        """By how much a channel of a pixel changes: eps; for L2 as much of it as all together may."""
+        return self.ball.eps if self.ball.norm == "Linf" else self.ball.eps / math.sqrt(clean[0].numel())
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         best = torch.full((len(x),), -torch.inf, device=x.device)
@@ -59,7 +63,10 @@ class RandomSquares:
         offsets = (torch.arange(n, device=u.device) - start[:, None] for n, start in ((h, top), (w, left)))
         rows, columns = ((offset >= 0) & (offset < side[:, None]) for offset in offsets)  # (B,H) and (B,W)
         square = (rows[:, :, None] & columns[:, None, :])[:, None] * (2 * u[:, 2:] - 1).sign()[:, :, None, None]
-        return self.ball.project(state["best_x"] + 2 * self.ball.eps * square, state["clean"])
+        step = 2 * self.pixel(state["clean"]) * square
+        if self.ball.norm == "L2":  # all of the radius in the square at first, as far as it is not spent elsewhere
+            step = self.ball.eps * square / per_image((c * side * side).float().sqrt())
+        return self.ball.project(state["best_x"] + step, state["clean"])
 
 
 def square(
@@ -68,6 +75,7 @@ def square(
     labels: Tensor,
     *,
     eps: float,
+    norm: str = "Linf",
     success: Success = fooled,
     loss: Callable[[Outputs, Tensor], Tensor] = margin,
     queries: int = 5000,
@@ -77,13 +85,13 @@ def square(
 
     Args:
         model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
-            `loss=partial(evasion_margin, tolerance=tau)` attacks a model that abstains.
-        eps: L-inf radius.
+            `loss=partial(evasion_margin, defence=shield)` attacks a model that abstains.
+        eps, norm: see `Ball`.
         loss: outputs and labels to values (B,) that are raised.
         queries: forward passes per image.
         images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
-    rule, tag = RandomSquares(Ball(eps), queries), "square"
+    rule, tag = RandomSquares(Ball(eps, norm), queries), "square"
     return ascend(
         model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (loss(out, y),), rule=rule, **loop
     )

@@ -51,6 +51,10 @@ class Ball:
         if self.norm not in ("Linf", "L2"):
             raise ValueError(f"norm is {self.norm!r}; accepted are 'Linf' and 'L2'")
 
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """How far images are from the clean ones, (B,)."""
+        return (x_adv - x).abs().amax((1, 2, 3)) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """A point of the ball: the nearest one for L-inf; for L2 scaled back to the sphere, then clipped to [0,1]."""
         if self.norm == "Linf":

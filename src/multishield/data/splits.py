@@ -13,7 +13,7 @@ from multishield.storage.tensors import load_tensors, save_tensors
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N,3,S,S), labels int64 (N,), ids int64 (N,), which name an image for good in whatever subset."""
+    """Images uint8 (N,3,S,S), or float32 in [0,1]; labels int64 (N,); ids int64 (N,), which name an image for good."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -28,7 +28,7 @@ class Split:
     @property
     def pixels(self) -> torch.Tensor:
         """Images as float32 in [0,1]."""
-        return self.images.float() / 255
+        return self.images if self.images.is_floating_point() else self.images.float() / 255
 
     def save(self, path: Path) -> Path:
         return save_tensors(path, {"images": self.images, "labels": self.labels, "ids": self.ids})

@@ -18,12 +18,12 @@ SCENARIOS = {
     "multishield": "shield, attacker unaware of it",
     "paper": "shield, the paper's adaptive attack",
     "joint": "shield, joint targeted attack",
-    "clip-only": "shield, attack on CLIP alone",
     "adaptive": "shield, worst case of all attacks",
+    "denial": "shield, attacker who wants rejection",
 }
 COLUMNS = (
     *("classifier", "scenario", "image", "label", "clean_decision", "attacked_decision", "clean_clip", "attacked_clip"),
-    *("gap_clean", "gap_attacked", "linf", "change", "attack", "forwards", "backwards"),
+    *("gap_clean", "gap_attacked", "distance", "change", "attack", "forwards", "backwards"),
 )
 
 

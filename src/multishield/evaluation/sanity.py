@@ -16,7 +16,7 @@ RULES = {
     "worst case is worst": "the worst case over all attacks leaves at most as many images robust as each attack alone",
     "white box beats black box": "no image is broken by the black-box attack that every white-box attack left standing",
     "larger radius, fewer robust": "robust accuracy under the joint attack does not rise with the radius",
-    "large radius, none robust": "at radius 0.5, where any image can be made grey, no image is classified correctly",
+    "large radius, none robust": "at a radius where any image can be made grey, no image is classified correctly",
     "more steps do not hurt": "the joint attack breaks at least as many images as with half its steps",
     "one attack is enough": "the joint attack alone breaks what all attacks together break, but for one image in 200",
     "broken on the classifier too": "no image is broken behind the shield that the baseline's attack left standing",
@@ -35,13 +35,16 @@ def _broken(records: pd.DataFrame, scenario: str, classes: int) -> set:
 
 # A cosine of two prompts above which they are one: float32 keeps seven digits.
 ALIKE = 1 - 1e-6
+Findings = dict[str, tuple[bool, str]]  # rule -> whether it holds, and the sentence about it
 
 
-def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray) -> pd.DataFrame:
-    """Evaluate every rule for every classifier.
+def check(
+    records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Evaluate every rule for every classifier; of what was not run (no baseline, no prompts) there is no rule.
 
     Args:
-        records: the records of all scenarios. runs: those of `scenarios.sanity_rows`. classes: K.
+        records: the records of all scenarios. runs: those of `Attacker.sanity_rows`. classes: K.
         similarity: cosines of the classes' text embeddings (K,K).
 
     Returns:
@@ -49,75 +52,85 @@ def check(records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: n
     """
     rows = []
     for name, group in records.groupby("classifier", sort=False):
-        outcomes = _outcomes(group, runs[runs.classifier == name], classes, similarity)
-        rows += [(name, rule, *outcome) for rule, outcome in zip(RULES, outcomes, strict=True)]
+        found = _of_attacks(group, classes) | _of_scores(group, classes)
+        if len(runs):
+            found |= _of_runs(group, runs[runs.classifier == name], classes)
+        if similarity is not None:
+            others = similarity[~np.eye(len(similarity), dtype=bool)].max()
+            words = f"the two most similar prompts have a cosine of {others:.4f}"
+            found["own embeddings"] = (bool(others < ALIKE), words)
+        rows += [(name, rule, *found[rule]) for rule in RULES if rule in found]
     return pd.DataFrame(rows, columns=["classifier", "rule", "holds", "finding"])
 
 
-def _outcomes(
-    records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray
-) -> list[tuple[bool, str]]:
-    """Whether each of `RULES` holds for one classifier, and the sentence about it."""
+def _of_attacks(records: pd.DataFrame, classes: int) -> Findings:
+    """The rules that compare the attacks with each other."""
     of = {s: _broken(records, s, classes) for s in records.scenario.unique()}
-    run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
-    run["eps x 1"] = of["joint"] & set(runs.image)
-    n, few = (records.scenario == "joint").sum(), (runs.scenario == "large eps").sum()
-    alone = {s: len(broken) for s, broken in of.items() if s not in ("baseline", "adaptive")}
-    beyond = len(of["adaptive"] - of["baseline"])
-    strongest = max(alone, key=alone.get)
+    alone = {s: len(broken) for s, broken in of.items() if s not in ("baseline", "adaptive", "denial")}
+    n, together, found = int((records.scenario == "adaptive").sum()), len(of["adaptive"]), {}
+    if alone:
+        strongest = max(alone, key=alone.get)
+        all_broke = f"all together broke {together} of {n}, the strongest alone ({strongest}) {alone[strongest]}"
+        found["worst case is worst"] = (together >= alone[strongest], all_broke)
     black_box = int(((records.scenario == "adaptive") & (records.attack == "square")).sum())
-    sizes = [len(run[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
-    large = runs[runs.scenario == "large eps"]
-    standing = int(METRICS["correct_under_attack"][1](large, classes).sum())
-    joint, paper, together = (len(of[s]) for s in ("joint", "paper", "adaptive"))
-    whole, half = len(run["eps x 1"]), len(run["half the steps"])
-    at_radii = f"at half, one and two times the radius, and at 0.5: {', '.join(map(str, sizes))}"
-    return [
-        (joint >= paper, f"joint broke {joint} of {n} images, the paper's attack {paper}"),
-        (
-            together >= alone[strongest],
-            f"all together broke {together} of {n}, the strongest alone ({strongest}) {alone[strongest]}",
-        ),
-        (black_box == 0, f"the black-box attack broke {black_box} of {n} images that were left"),
-        (sizes == sorted(sizes), f"broken of {few} images {at_radii}"),
-        (standing == 0, f"{standing} of {few} images are classified correctly at radius 0.5"),
-        (whole >= half, f"broken of {few} images with all steps {whole}, with half {half}"),
-        (together - joint <= max(1, n // 200), f"joint broke {joint} of the {together} images that all together broke"),
-        (
+    if "joint" in of:
+        joint = len(of["joint"])
+        left = f"the black-box attack broke {black_box} of {n} images that were left"
+        found["white box beats black box"] = (black_box == 0, left)
+        share = f"joint broke {joint} of the {together} images that all together broke"
+        found["one attack is enough"] = (together - joint <= max(1, n // 200), share)
+    if "joint" in of and "paper" in of:
+        both = f"joint broke {joint} of {n} images, the paper's attack {len(of['paper'])}"
+        found["stronger than the paper's"] = (joint >= len(of["paper"]), both)
+    if "baseline" in of:
+        beyond, robust = len(of["adaptive"] - of["baseline"]), n - len(of["baseline"] | of["adaptive"])
+        found["broken on the classifier too"] = (
             beyond == 0,
             f"{beyond} of {together} images broken behind the shield were left to the classifier; with them its robust "
-            f"accuracy is {(n - len(of['baseline'] | of['adaptive'])) / max(n, 1):.1%}",
+            f"accuracy is {robust / max(n, 1):.1%}",
+        )
+    return found
+
+
+def _of_runs(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> Findings:
+    """The rules about joint at other radii and with fewer steps, on the first images."""
+    run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
+    run["eps x 1"] = _broken(records, "joint", classes) & set(runs.image)
+    large = runs[runs.scenario == "large eps"]
+    few, standing = len(large), int(METRICS["correct_under_attack"][1](large, classes).sum())
+    sizes = [len(run[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
+    whole, half = len(run["eps x 1"]), len(run["half the steps"])
+    at_radii = f"at half, one and two times the radius, and at the large one: {', '.join(map(str, sizes))}"
+    found = {
+        "larger radius, fewer robust": (sizes == sorted(sizes), f"broken of {few} images {at_radii}"),
+        "large radius, none robust": (
+            standing == 0,
+            f"{standing} of {few} images are classified correctly at the large radius",
         ),
-        _at_half_the_radius(runs, few - len(of["adaptive"] & set(runs.image)), few, classes),
-        *_of_scores(records, similarity),
-    ]
-
-
-def _at_half_the_radius(runs: pd.DataFrame, shield: int, few: int, classes: int) -> tuple[bool, str]:
-    """Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2, so that one far above
-    the other says that the attack on the detector is weak. Far: their intervals do not overlap."""
+        "more steps do not hurt": (whole >= half, f"broken of {few} images with all steps {whole}, with half {half}"),
+    }
     rows = runs[runs.scenario == "classifier, eps x 0.5"]
-    alone = int(METRICS["correct_under_attack"][1](rows, classes).sum())
-    holds = few > 0 and wilson(shield, few)[0] <= wilson(alone, few)[1]
-    return holds, f"of {few} images the shield holds {shield}, the classifier at half the radius {alone}"
+    if len(rows):
+        # Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2, so that one far
+        # above the other says that the attack on the detector is weak. Far: their intervals do not overlap.
+        alone = int(METRICS["correct_under_attack"][1](rows, classes).sum())
+        shield = few - len(_broken(records, "adaptive", classes) & set(runs.image))
+        words = f"of {few} images the shield holds {shield}, the classifier at half the radius {alone}"
+        found["half the radius"] = (wilson(shield, few)[0] <= wilson(alone, few)[1], words)
+    return found
 
 
-def _of_scores(records: pd.DataFrame, similarity: np.ndarray) -> list[tuple[bool, str]]:
-    """The rules about the models themselves: whether each holds, and the finding."""
-    both, alone = (records[(records.scenario == "baseline") == b] for b in (False, True))
-    scores = [records.change, records.linf, both.gap_clean, both.gap_attacked]
+def _of_scores(records: pd.DataFrame, classes: int) -> Findings:
+    """The rules about the models themselves. A model without CLIP has no gap."""
+    gaps = records[records.clean_clip >= 0]
+    scores = [records.change, records.distance, gaps.gap_clean, gaps.gap_attacked]
     lost = sum(int((~np.isfinite(s)).sum()) for s in scores)
+    change = f"decided again, scores change by at most {100 * records.change.max():.4f} % of the largest"
+    found = {
+        "same again": (bool(records.change.max() <= REPEATABLE), change),
+        "finite": (lost == 0, f"{lost} of {sum(map(len, scores))} gaps, changes and distances are not finite"),
+    }
+    alone = records[records.scenario == ("baseline" if "baseline" in set(records.scenario) else "adaptive")]
     hits, n = int((alone.clean_decision == alone.label).sum()), len(alone)
-    others = similarity[~np.eye(len(similarity), dtype=bool)]
-    return [
-        (
-            bool(records.change.max() <= REPEATABLE),
-            f"decided again, scores change by at most {100 * records.change.max():.4f} % of the largest",
-        ),
-        (lost == 0, f"{lost} of {sum(map(len, scores))} gaps, changes and distances are not finite"),
-        (
-            n > 0 and wilson(hits, n)[0] > 1 / len(similarity),
-            f"{hits} of {n} clean images are right, by chance {n / len(similarity):.0f} would be",
-        ),
-        (bool(others.max() < ALIKE), f"the two most similar prompts have a cosine of {others.max():.4f}"),
-    ]
+    chance = f"{hits} of {n} clean images are right, by chance {n / classes:.0f} would be"
+    return found | {"better than chance": (n > 0 and wilson(hits, n)[0] > 1 / classes, chance)}

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks.loop.result import AttackedImages
+from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
 from multishield.evaluation import records
 from multishield.models.answers import ask_twice
-from multishield.shield import MultiShield, alignment_gap
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,36 @@ def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128, names: list 
     """
     scores, change = ask_twice(model, pixels, names=names, batch_size=batch_size)
     decision = model.outputs(tuple(scores)).argmax(1) if hasattr(model, "outputs") else scores[0].argmax(1)
-    if isinstance(model, MultiShield):
-        return Verdicts(decision, scores[1].argmax(1), alignment_gap(*scores), *scores, change)
+    if hasattr(model, "gap"):  # a shield; it is not imported, so that its code cannot make the baseline stale
+        return Verdicts(decision, scores[1].argmax(1), model.gap(*scores), *scores, change)
     none = torch.full((len(pixels),), torch.nan)
     return Verdicts(decision, torch.full_like(decision, -1), none, scores[0], None, change)
 
 
 def records_of(
-    name: str, scenario: str, model: nn.Module, data: Split, attacked: AttackedImages, eps: float
+    name: str, scenario: str, model: nn.Module, data: Split, attacked: AttackedImages, ball: Ball
 ) -> pd.DataFrame:
-    """Records of one scenario, from stored images: verdicts, and the L-inf distance actually used.
+    """Records of one scenario, from stored images: verdicts, and the distance actually used.
 
     An image that is not broken is the clean one: its attacked decision is then its clean decision.
 
     Args:
         name: the classifier. scenario: one of `records.SCENARIOS`.
-        model: who decides: the classifier alone, or the shield.
+        model: who decides: the classifier alone, or a defence. ball: what the attack was allowed.
 
     Raises:
         RuntimeError: a stored image leaves the ball or [0,1]; no number is printed for such images.
         UserError: see `decide`.
     """
-    linf = (attacked.images - data.pixels).abs().amax(dim=(1, 2, 3))
-    if not linf.max() <= eps + 1e-6 or attacked.images.min() < 0 or attacked.images.max() > 1:
+    distance, eps = ball.distance(attacked.images, data.pixels), ball.eps
+    if not distance.max() <= eps + 1e-6 or attacked.images.min() < 0 or attacked.images.max() > 1:
         raise RuntimeError(
-            f"an attacked image of {name}/{scenario} is {linf.max():.6f} away (eps is {eps:.6f}) or leaves [0,1]"
+            f"an attacked image of {name}/{scenario} is {distance.max():.6f} away (eps is {eps:.6f}) or leaves [0,1]"
         )
     ids = data.ids.tolist()
     clean, after = (decide(model, pixels, names=ids) for pixels in (data.pixels, attacked.images))
     columns = {"image": data.ids, "label": data.labels}
-    columns |= {"linf": linf, "change": torch.maximum(clean.change, after.change)}
+    columns |= {"distance": distance, "change": torch.maximum(clean.change, after.change)}
     columns |= {"clean_decision": clean.decision, "clean_clip": clean.clip, "gap_clean": clean.gap}
     columns |= {"attacked_decision": after.decision, "attacked_clip": after.clip, "gap_attacked": after.gap}
     columns |= {"forwards": attacked.forwards, "backwards": attacked.backwards}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from multishield.models.classifier import device, forward
+from multishield.models.classifier import called, device_of, forward
 from multishield.storage.errors import UserError
 
 # By how much a score may change when its image is decided again, as a part of the largest score: rounding, not chance.
@@ -17,8 +17,8 @@ def ask_twice(
     """A model's scores of images, and of the same images in reverse order and in batches of another size.
 
     Args:
-        model: pixels (N,3,H,W) in [0,1] to logits (N,K); or a `MultiShield`, whose logits and cosines are asked for.
-        who: what a message calls the model; "the classifier" or "CLIP" unless given.
+        model: pixels (N,3,H,W) in [0,1] to logits (N,K); or a defence, whose scores are asked for.
+        who: what a message calls the model; its parts' names unless given.
         names: what it calls the images; their numbers unless given.
 
     Returns:
@@ -31,19 +31,20 @@ def ask_twice(
     scores = _scores(model, pixels, batch_size)
     again = _scores(model, pixels.flip(0), max(1, min(batch_size, len(pixels)) // 2))
     change = torch.zeros(len(pixels))
-    for whose, once, twice in zip(("the classifier", "CLIP"), scores, again, strict=False):
-        part = (once - twice.flip(0)).abs().amax(1) / once.abs().max().clamp_min(1e-12)
+    for number, (once, twice) in enumerate(zip(scores, again, strict=True)):
+        part = (once - twice.flip(0)).abs().flatten(1).amax(1) / once.abs().max().clamp_min(1e-12)
         change, i = torch.maximum(change, part), int(part.argmax())
         if part[i] > REPEATABLE:
             raise UserError(
-                f"{who or whose} answers differently when asked again: the scores of image {names[i] if names else i} "
-                f"change by {100 * float(part[i]):.2g} % of the largest. A model must answer by the image alone: no "
-                "dropout, no noise, no look at the other images of the batch (call .eval(); see what its forward does)"
+                f"{who or called(model, number)} answers differently when asked again: the scores of image "
+                f"{names[i] if names else i} change by {100 * float(part[i]):.2g} % of the largest. A model must "
+                "answer by the image alone: no dropout, no noise, no look at a batch's other images (call .eval(); see "
+                "what its forward does)"
             )
     return scores, change
 
 
 def _scores(model: nn.Module, pixels: Tensor, batch_size: int) -> list[Tensor]:
-    parts = [forward(getattr(model, "scores", model), x.to(device())) for x in pixels.split(batch_size)]
+    parts = [forward(getattr(model, "scores", model), x.to(device_of(model))) for x in pixels.split(batch_size)]
     parts = [part if isinstance(part, tuple) else (part,) for part in parts]
     return [torch.cat(column).cpu() for column in zip(*parts, strict=True)]

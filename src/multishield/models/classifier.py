@@ -115,14 +115,20 @@ def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     """
     filled = len(x) if len(x) >= UNFILLED else -(-len(x) // SMALLEST) * SMALLEST
     out = model(x if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
-    for scores, whose in zip(out if isinstance(out, tuple) else (out,), ("the classifier", "CLIP"), strict=False):
+    for number, scores in enumerate(out if isinstance(out, tuple) else (out,)):
         if not scores.isfinite().all():
             bad = int((~scores.isfinite()).flatten(1).any(1).nonzero()[0, 0])
             raise UserError(
-                f"{whose} gives image {bad} of a batch of {len(x)} the scores {_some(scores[bad])}, which are not "
-                "finite; look for damaged weights, a division by zero or an overflow in it"
+                f"{called(model, number)} gives image {bad} of a batch of {len(x)} the scores {_some(scores[bad])}, "
+                "which are not finite; look for damaged weights, a division by zero or an overflow in it"
             )
     return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
+
+
+def called(model: Callable, number: int) -> str:
+    """What a message calls the part of a model that gave the score of that number."""
+    parts = getattr(getattr(model, "__self__", model), "parts", ("the classifier",))
+    return parts[number] if number < len(parts) else f"part {number + 1}"
 
 
 def _some(scores: Tensor) -> str:

@@ -26,9 +26,9 @@ class Section(BaseModel):
 
 
 class ThreatModel(Section):
-    """Linf alone: the attacks of `attacks/` know L2, too, and no stage asks for it."""
+    """The ball of every attack of the evaluation, see `attacks.threat_model.Ball`."""
 
-    norm: Literal["Linf"]
+    norm: Literal["Linf", "L2"]
     eps: Eps
 
 
@@ -196,7 +196,12 @@ class JointAttack(Section):
     restarts: Count
 
 
-class AlignmentAttack(Section):
+class PartsAttack(Section):
+    targets: Count
+    steps: Annotated[int, Field(ge=5)]
+
+
+class DenialAttack(Section):
     steps: Annotated[int, Field(ge=5)]
 
 
@@ -211,7 +216,8 @@ class Sanity(Section):
 class Adaptive(Section):
     paper: PaperAttack
     joint: JointAttack
-    alignment: AlignmentAttack
+    parts: PartsAttack
+    denial: DenialAttack
     square: SquareAttack
     sanity: Sanity
 

@@ -8,8 +8,10 @@ import hashlib
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -54,6 +56,31 @@ class Checkpoint:
         return [value for value in found if value is not None]
 
 
+# Where checkpoints are kept outside the pipeline, see `kept_in`.
+_KEPT_IN: ContextVar[Path | None] = ContextVar("kept_in", default=None)
+
+
+@contextmanager
+def kept_in(folder: Path | None) -> Iterator[None]:
+    """Keep the checkpoints of several computations in a folder until all have ended well; None: in a temporary one.
+
+    Where the runner has named a stage, that one keeps them.
+    """
+    if os.environ.get(paths.RUN):
+        yield
+        return
+    where = folder or Path(tempfile.mkdtemp())
+    token = _KEPT_IN.set(where)
+    try:
+        yield
+    finally:
+        _KEPT_IN.reset(token)
+        if folder is None:
+            shutil.rmtree(where)
+    if folder is not None:
+        shutil.rmtree(where, ignore_errors=True)
+
+
 @contextmanager
 def checkpoint(task: str, *inputs) -> Iterator[Checkpoint]:
     """The checkpoint of a task, in a folder under `.multishield/` named by a fingerprint of all its inputs.
@@ -62,11 +89,12 @@ def checkpoint(task: str, *inputs) -> Iterator[Checkpoint]:
     names the stage in RUN; without a runner when the block ends), so that `dvc repro --force` computes everything anew
     instead of reading back what it is meant to check.
     """
-    stage = os.environ.get(paths.RUN)
-    folder = paths.state("resume", *([stage] if stage else []), f"{task}-{fingerprint(*inputs)}")
+    stage, outside = os.environ.get(paths.RUN), _KEPT_IN.get()
+    place = outside or paths.state("resume", *([stage] if stage else []))
+    folder = place / f"{task}-{fingerprint(*inputs)}"
     folder.mkdir(parents=True, exist_ok=True)
     yield Checkpoint(folder)
-    if not stage:
+    if not stage and not outside:
         shutil.rmtree(folder)
 
 
