@@ -75,6 +75,8 @@ class ConfidenceThreshold(Undefended):
 class RejectClass(Defence):
     """A network with K+1 outputs, the last of them trained to mean "reject"; or any module of that form."""
 
+    parts = ("the network",)
+
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network.eval()
@@ -168,7 +170,7 @@ def calibrate(
 
     def rejected(threshold: float) -> float:
         outputs = build(threshold).outputs(scores)
-        return float((outputs.argmax(1) == outputs.shape[1] - 1).float().mean())
+        return int((outputs.argmax(1) == outputs.shape[1] - 1).sum()) / len(outputs)
 
     if rejected(low) > rejection:
         raise ValueError(f"at the threshold {low}, {rejected(low):.1%} are rejected, not {rejection:.1%}; lower `low`")

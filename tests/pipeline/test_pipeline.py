@@ -164,7 +164,8 @@ class TestTheWholePipeline:
     def test_changed_words_of_a_notebook_reach_its_page_without_a_run(self, project):
         path = project / "notebooks" / "06_adaptive.ipynb"
         source = path.read_text()
-        path.write_text(source.replace("The attacks aim at the shield itself.", "Other words."))
+        assert "The attacks aim at the shield itself" in source
+        path.write_text(source.replace("The attacks aim at the shield itself", "Other words."))
         done = run(project, "dvc", "repro")
         assert re.findall(r"Running stage '([\w@-]+)'", done.stdout) == ["check", "publish"]
         assert "Other words." in (project / "reports" / "06_adaptive_robust.html").read_text()
