@@ -1,10 +1,11 @@
-"""What the attack engine costs against AutoAttack's package, and `joint` against the paper's attack.
+"""What the attacks of `evaluate` cost against AutoAttack's package, and `joint` against the paper's attack.
 
 Run it in a project whose pipeline has run, with nothing else on the machine:
 
     python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N]
 
-It prints a Markdown table. Times are seconds on this machine; only their ratio means something.
+It prints a Markdown table. Passes are forwards and backwards per image, and the same on every machine; seconds are of
+this machine, and only their ratio means something.
 """
 
 import argparse
@@ -14,16 +15,19 @@ import time
 import torch
 from pyautoattack import AutoAttack
 
-from multishield.attacks.apgd import apgd
-from multishield.attacks.joint import joint
-from multishield.attacks.paper import paper
-from multishield.attacks.square import square
-from multishield.attacks.threat_model import fooled
+from multishield.attacks.autoattack import Counter
+from multishield.attacks.loop.result import AttackedImages
+from multishield.attacks.threat_model import Ball, fooled
 from multishield.data import splits
+from multishield.defences import Undefended
+from multishield.evaluation.portfolio import Attacker
 from multishield.evaluation.scenarios import load_shield
+from multishield.evaluator import DEFAULTS
 from multishield.params import Params
+from multishield.storage import paths
+from multishield.storage.checkpoints import kept_in
 
-STEPS = {"apgd-ce": "ce", "apgd-t": "dlr-targeted"}
+ATTACKS = ["apgd-ce", "apgd-t", "square"]
 
 
 def timed(function):
@@ -32,47 +36,63 @@ def timed(function):
     return function(), time.perf_counter() - started
 
 
-def plain(network):
-    """The network as PyTorch loads it, which is how one hands it to AutoAttack's package: channels first, parameters
-    with gradients. Layout, freezing and folding are this engine's own doing, and so part of the comparison."""
-    return copy.deepcopy(network).to(memory_format=torch.contiguous_format).requires_grad_(True)
-
-
-def theirs(network, x, y, eps, attacks, queries):
-    """AutoAttack's package: the images that are left, attack after attack."""
-    network = plain(network)
-    adversary = AutoAttack(network, attacks=attacks, version="custom", norm="Linf", eps=eps, seed=0, device="cpu")
+def theirs(network, data, eps, queries):
+    """AutoAttack's package on the network as PyTorch loads it: channels first, parameters with gradients, batch norms
+    as they are. Layout, freezing and folding are this package's own doing, and so part of the comparison."""
+    network = copy.deepcopy(network).to(memory_format=torch.contiguous_format).requires_grad_(True)
+    counter = Counter(network)
+    adversary = AutoAttack(counter, attacks=ATTACKS, version="custom", norm="Linf", eps=eps, seed=0, device="cpu")
     adversary.apgd.n_restarts, adversary.apgd_targeted.n_target_classes = 1, 9
     adversary.square.n_queries = queries
-    images, _ = adversary.run_standard_evaluation(x, y, batch_size=128)
+    images, _ = adversary.run_standard_evaluation(data.pixels, data.labels, batch_size=128)
     with torch.no_grad():
-        return ~fooled(network(images), y)
+        return ~fooled(network(images), data.labels), counter.forwards, counter.backwards
 
 
-def ours(network, x, y, eps, attacks, queries):
-    """The same attacks in the same order on this package's engine, as the stages run it."""
-    robust = torch.ones(len(x), dtype=torch.bool)
-    for name in attacks:
-        left = robust.nonzero()[:, 0]
-        if not len(left):
-            break
-        options = {"eps": eps, "seed": 0, "ids": left}
-        if name == "square":
-            result = square(network, x[left], y[left], queries=queries, **options)
-        else:
-            result = apgd(network, x[left], y[left], loss=STEPS[name], **options)
-        robust[left[result.success]] = False
-    return robust
+def ours(attacker, network, data, attacks=("parts", "square")):
+    """The attacks of `evaluate` on a classifier alone, which are those of the pipeline."""
+    defence = Undefended(network)
+    (found,) = attacker.parts(defence, data).values()
+    found = attacker.against_survivors(defence, data, found)
+    return counted([found])
+
+
+def counted(results: list[AttackedImages]):
+    """Which images the last of some attacks has left, and the passes of all."""
+    forwards, backwards = (sum(int(getattr(r, kind).sum()) for r in results) for kind in ("forwards", "backwards"))
+    return ~results[-1].success, forwards, backwards
 
 
 def compare(what, first, second) -> None:
-    """Run two ways of the same thing; print robust accuracies, seconds and their ratio."""
+    """Run two ways of the same thing; print robust accuracies, passes per image, seconds and their ratio."""
     (a, a_seconds), (b, b_seconds) = timed(first), timed(second)
-    print(
-        f"| {what} | {a.float().mean():.1%} | {b.float().mean():.1%} | {a_seconds:.1f} | {b_seconds:.1f} | "
-        f"{a_seconds / b_seconds:.1f} |",
-        flush=True,
+    cells = [what, f"{a[0].float().mean():.1%}", f"{b[0].float().mean():.1%}"]
+    cells += [f"{forwards / len(left):.0f}, {backwards / len(left):.0f}" for left, forwards, backwards in (a, b)]
+    cells += [f"{a_seconds:.1f}", f"{b_seconds:.1f}", f"{a_seconds / b_seconds:.1f}"]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def rows_of(name: str, params: Params, data: splits.Split, queries: int) -> None:
+    """Print the rows of one classifier."""
+    shield, ball = load_shield(name, params.multishield.tolerance), Ball(**params.threat_model.model_dump())
+    strong = DEFAULTS.model_copy(update={"square": DEFAULTS.square.model_copy(update={"queries": queries})})
+    compare(
+        f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate` (parts, square)",
+        lambda: theirs(shield.classifier, data, ball.eps, queries),
+        lambda: ours(Attacker(name, strong, ball, params.seed), shield.classifier, data),
     )
+    attacker = Attacker(name, params.adaptive, ball, params.seed)
+    known = AttackedImages.load(paths.artifacts("baseline", name, "attacked.safetensors"))[torch.arange(len(data))]
+
+    def joint():
+        """With the attack on CLIP alone that it begins from; AutoAttack's images are scenario 2's."""
+        begun = list(attacker.parts(shield, data, [known]).values())
+        return counted([*begun[1:], attacker.joint(shield, data, begun)])
+
+    compare(f"{name} with shield: paper, joint", lambda: counted([attacker.paper(shield, data)]), joint)
+    models, whole = passes(shield, data.pixels)
+    cells = f"| | | | | {models:.1f} | {whole:.1f} | {models / whole:.3f} |"
+    print(f"| {name}: its two models' passes, the shield's (ms) {cells}", flush=True)
 
 
 def passes(shield, x, repeats: int = 25) -> tuple[float, float]:
@@ -85,41 +105,20 @@ def passes(shield, x, repeats: int = 25) -> tuple[float, float]:
     return tuple(1000 * sorted(t)[repeats // 2] for t in times.values())
 
 
-def rows_of(name: str, params: Params, data: splits.Split, queries: int) -> None:
-    """Print the rows of one classifier."""
-    x, y, eps = data.pixels, data.labels, params.threat_model.eps
-    shield = load_shield(name, params.multishield.tolerance)
-    for attacks in (["apgd-ce"], ["apgd-ce", "apgd-t", "square"]):
-        compare(
-            f"{name}: pyautoattack, ours ({', '.join(attacks)})",
-            lambda: theirs(shield.classifier, x, y, eps, attacks, queries),  # noqa: B023 - called at once
-            lambda: ours(shield.classifier, x, y, eps, attacks, queries),  # noqa: B023
-        )
-    options = {"eps": eps, "seed": 0, "ids": data.ids}
-    reference = params.adaptive.paper.model_dump()
-    for targets, steps in ((params.adaptive.joint.targets, params.adaptive.joint.steps), (2, 40)):
-        compare(
-            f"{name} with shield: paper (2 x {reference['steps']} steps), joint ({targets} x {steps})",
-            lambda: ~paper(shield, x, y, **reference, **options).success,
-            lambda t=targets, s=steps: ~joint(shield, x, y, targets=t, steps=s, **options).success,
-        )
-    models, whole = passes(shield, x)
-    ratio = f"{models:.1f} | {whole:.1f} | {models / whole:.3f}"
-    print(f"| {name}: its two models' passes, the shield's (ms) | | | {ratio} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("classifiers", nargs="+")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--queries", type=int, default=5000)
     options = parser.parse_args()
     params, data = Params.load(), splits.load_split("evaluation")[: options.images]
     eps = params.threat_model.eps * 255
     print(f"N = {len(data)}, eps {eps:g}/255, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| first, second | robust, first | robust, second | s, first | s, second | ratio |\n" + "|---" * 6 + "|")
+    heads = ["first, second", *(f"{head}, {way}" for head in ("robust", "passes", "s") for way in ("first", "second"))]
+    print(f"| {' | '.join(heads)} | ratio |\n" + "|---" * 8 + "|")
     for name in options.classifiers:
-        rows_of(name, params, data, options.queries)
+        with kept_in(None):  # a benchmark resumes nothing
+            rows_of(name, params, data, options.queries)
 
 
 if __name__ == "__main__":

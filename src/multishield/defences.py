@@ -157,13 +157,15 @@ def calibrate(
         build: a threshold to a defence; the larger, the more is rejected. Its scores may not depend on it.
         images: clean validation images (N,3,H,W) in [0,1], never those of the evaluation.
         rejection: the wanted share, 0 <= rejection < 1.
-        low, high: where the threshold is looked for; `high` is doubled until enough is rejected.
+        low, high: where the threshold is looked for, low < high; further up where too little is rejected at `high`.
 
     Raises:
-        ValueError: the share is out of range, or more is rejected at `low` already.
+        ValueError: the share is out of range, low is not below high, or more is rejected at `low` already.
     """
-    if not 0 <= rejection < 1:
-        raise ValueError(f"rejection is {rejection}; it must be a share, 0 <= rejection < 1")
+    if not 0 <= rejection < 1 or not low < high:
+        raise ValueError(
+            f"rejection is {rejection}, low {low}, high {high}; accepted are 0 <= rejection < 1, and low < high"
+        )
     first = build(low)
     parts = [first.scores(x) for x in images.split(128)]
     scores = tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -175,7 +177,7 @@ def calibrate(
     if rejected(low) > rejection:
         raise ValueError(f"at the threshold {low}, {rejected(low):.1%} are rejected, not {rejection:.1%}; lower `low`")
     while rejected(high) <= rejection and high < 1e9:
-        low, high = high, 2 * high
+        low, high = high, high + 2 * (high - low)
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if rejected(middle) <= rejection else (low, middle)

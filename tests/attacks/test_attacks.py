@@ -11,6 +11,7 @@ from multishield.attacks.autoattack import autoattack
 from multishield.attacks.joint import evasion_margin, joint, targets_in_turn
 from multishield.attacks.paper import ce_loss, dlr_loss, paper
 from multishield.attacks.pgd import fgsm
+from multishield.attacks.square import square
 from multishield.attacks.threat_model import evaded, fooled
 from multishield.shield import MultiShield
 
@@ -166,3 +167,19 @@ def test_fgsm_is_exact_on_a_linear_model():
     result = fgsm(model, x, y, eps=EPS, seed=0, ids=torch.arange(100))
     assert torch.equal(result.success, (z[:, 0] - z[:, 1]).abs() < reach)
     assert 5 < result.success.sum() < 100
+
+
+def test_a_search_without_hope_ends_early_and_loses_nothing(monkeypatch):
+    model, x = Linear(2), images(60)
+    z = model(x)
+    y, gap = z.argmax(1), (z[:, 0] - z[:, 1]).abs()
+    reach = EPS * (model.weight[0] - model.weight[1]).abs().sum()
+    options = {"eps": EPS, "seed": 0, "ids": torch.arange(60), "queries": 2000}
+    found = square(model, x, y, **options)
+    assert not (found.success & (gap >= reach)).any()
+    assert (found.forwards[gap > 1.5 * reach] <= 803).all(), "judged after 800 queries"
+    assert (gap > 1.5 * reach).sum() > 5
+    monkeypatch.setattr("multishield.attacks.square.PATIENCE", torch.inf)
+    patient = square(model, x, y, **options)
+    assert torch.equal(patient.success, found.success)
+    assert (patient.forwards[gap > reach] > 2000).all()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from multishield.attacks.parts import denial, one_margin
-from multishield.defences import ConfidenceThreshold, Unanimity
+from multishield.defences import ConfidenceThreshold, Unanimity, Undefended
 
 EPS = 8 / 255
 
@@ -60,3 +60,33 @@ def test_denial_reaches_exactly_what_is_near_the_region_of_rejection():
     agree(found, distance < 0, distance.abs() > 1e-3)
     assert (defence(found.images).argmax(1) == 2)[found.success].all()
     assert (found.images - x).abs().max() <= EPS + 1e-6
+
+
+def test_targets_without_hope_are_given_up_and_near_ones_are_not():
+    """Scores of three classes, linear: what is beyond reach costs a fifth of the steps, and no verdict."""
+
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.randn(3, 48, generator=torch.Generator().manual_seed(2))
+
+        def forward(self, x):
+            return (x.flatten(1) - 0.5) @ self.weight.T
+
+    model, x = Three(), images()
+    y, defence = model(x).argmax(1), Undefended(model)
+    reach = EPS * (model.weight[:, None] - model.weight[None]).abs().sum(2)[y]  # (B,3): how far each class can come up
+    gap = model(x).gather(1, y[:, None]) - model(x) - reach
+    nearest = gap.scatter(1, y[:, None], torch.inf).amin(1)
+    options = {"eps": EPS, "seed": 0, "ids": torch.arange(len(x)), "steps": 100, "targets": 2}
+    left = []
+    found = one_margin(
+        defence, x, y, part=0, tag="on the classifier", watch=lambda i, f, steps: left.append(steps), **options
+    )
+    agree(found, nearest <= 0, nearest.abs() > 1e-3)
+    beyond = (gap.scatter(1, y[:, None], torch.inf) > reach).all(1)  # more is missing than can be gained
+    assert beyond.sum() > 10
+    both_untargeted, given_up = 2 * 101, 2 * 24
+    assert (found.forwards[beyond] <= 1 + both_untargeted + given_up).all()
+    assert left == sorted(left, reverse=True), "the progress line never goes back"
+    assert left[-1] == 0

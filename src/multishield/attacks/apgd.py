@@ -16,6 +16,9 @@ from multishield.attacks.loop.loop import Plan, State, ascend
 from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.threat_model import Ball, fooled
 
+# A targeted try is given up at a checkpoint where its gap to success is larger than this part of what it has gained.
+# Measured: see benchmarks/README.md.
+HOPELESS = 0.5
 # Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
 Combine = Callable[[State, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
@@ -41,12 +44,22 @@ class AutoSteps:
         rho: the fraction of steps that must raise the loss between two checkpoints.
         momentum: alpha of the paper.
         combine: one value and gradient from several.
+        aim: the loss at which a targeted try has succeeded; those that will not get there are given up (`HOPELESS`).
     """
 
     needs_gradient = True
 
-    def __init__(self, ball: Ball, steps: int, rho: float = 0.75, momentum: float = 0.75, combine: Combine = the_only):
+    def __init__(
+        self,
+        ball: Ball,
+        steps: int,
+        rho: float = 0.75,
+        momentum: float = 0.75,
+        combine: Combine = the_only,
+        aim: float | None = None,
+    ):
         self.ball, self.steps, self.rho, self.momentum, self.combine = ball, steps, rho, momentum, combine
+        self.aim = aim
         # At a checkpoint the number of steps since the last one, elsewhere 0.
         self.interval = torch.zeros(steps + 1)
         for last, now in pairwise([0, *checkpoints(steps)]):
@@ -56,7 +69,7 @@ class AutoSteps:
         return self.ball.random(clean, streams)
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
-        values = {"best": -torch.inf, "best_at_judgement": -torch.inf, "last": torch.inf}
+        values = {"best": -torch.inf, "best_at_judgement": -torch.inf, "last": torch.inf, "began": 0.0}
         values |= {"rises": 0.0, "size": 2 * self.ball.eps, "halved": True}
         state = {name: torch.full((len(x),), value, device=x.device) for name, value in values.items()}
         return state | {"previous": x.clone(), "best_x": x.clone(), "best_gradient": torch.zeros_like(x)}
@@ -73,6 +86,7 @@ class AutoSteps:
 
     def _record(self, state: State, value: Tensor, gradient: Tensor) -> None:
         """Take in the loss and the gradient at x."""
+        state["began"] = torch.where(state["step"] == 0, value, state["began"])
         state["rises"] = state["rises"] + (value > state["last"])
         state["last"] = value
         better = value > state["best"]
@@ -92,6 +106,10 @@ class AutoSteps:
         state["halved"] = torch.where(judged, halve, state["halved"])
         state["best_at_judgement"] = torch.where(judged, state["best"], state["best_at_judgement"])
         state["rises"] = torch.where(judged, 0.0, state["rises"])
+        if self.aim is not None:
+            gap, gained = self.aim - state["best"], state["best"] - state["began"]
+            hopeless = judged & (state["target"] >= 0) & (gap > HOPELESS * gained)
+            state["steps"] = torch.where(hopeless, state["step"] + 1, state["steps"])  # it is looked at once more
         back = per_image(halve)
         return torch.where(back, state["best_x"], state["x"]), torch.where(back, state["best_gradient"], gradient)
 

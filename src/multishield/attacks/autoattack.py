@@ -13,7 +13,7 @@ from multishield.models.classifier import device_of
 from multishield.params.values import AA_STANDARD, check_attacks
 
 
-class _Counter(nn.Module):
+class Counter(nn.Module):
     """A model that counts how many images pass through it, forwards and backwards."""
 
     def __init__(self, model: nn.Module):
@@ -70,7 +70,7 @@ def autoattack(
         left = (~done).nonzero().squeeze(1)
         if not len(left):
             break
-        counter = _Counter(classifier)
+        counter = Counter(classifier)
         options = {"norm": norm, "eps": eps, "seed": seed, "device": str(where)}
         adversary = AutoAttack(counter, attacks=[name], version="custom", **options)
         # As version "standard" has them, but for fewer than ten classes, where nine targets do not exist.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multishield.attacks.apgd import AutoSteps, likeliest
 from multishield.attacks.loop.loop import Plan, ascend
 from multishield.attacks.loop.result import AttackedImages
-from multishield.attacks.losses import at, rival
+from multishield.attacks.losses import at, ce, rival
 from multishield.attacks.threat_model import Ball
 from multishield.models.classifier import device_of
 
@@ -32,22 +32,25 @@ def one_margin(
 
     Args:
         defence: see `joint`. part: which of its M margins.
-        targets: wrong classes to try (at most K-1), after one untargeted try.
+        targets: wrong classes to try (at most K-1), after two untargeted tries: the best of them, and cross-entropy.
+            Most of them are hopeless, and given up after a fifth of their steps (`apgd.HOPELESS`).
         eps, norm: see `Ball`. steps: per try. images, labels, tag: see `ascend`. loop: its other arguments.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         margins = defence.margins(scores)[:, part]
-        return (torch.where(target < 0, rival(margins, y), at(margins, target.clamp_min(0))),)
+        untargeted = torch.where(variant == 0, rival(margins, y), ce(margins, y))
+        return (torch.where(target < 0, untargeted, at(margins, target.clamp_min(0))),)
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
         order = likeliest(defence.margins(scores)[:, part], y, targets)
-        return Plan(torch.cat([torch.full_like(order[:, :1], -1), order], 1))
+        return Plan(torch.cat([order.new_full((len(order), 2), -1), order], 1))
 
     def success(scores, y: Tensor) -> Tensor:
         return rival(defence.margins(scores)[:, part], y) >= 0
 
-    return _auto_steps(defence, images, labels, tag, success, objective, plan, Ball(eps, norm), steps, loop)
+    rule = AutoSteps(Ball(eps, norm), steps, aim=0.0)
+    return _run(defence, images, labels, tag=tag, success=success, objective=objective, plan=plan, rule=rule, **loop)
 
 
 def denial(
@@ -76,9 +79,9 @@ def denial(
         outputs = defence.outputs(scores)
         return outputs.argmax(1) == outputs.shape[1] - 1
 
-    return _auto_steps(defence, images, labels, "denial", success, objective, plan, Ball(eps, norm), steps, loop)
+    rules = {"tag": "denial", "success": success, "objective": objective, "plan": plan}
+    return _run(defence, images, labels, rule=AutoSteps(Ball(eps, norm), steps), **rules, **loop)
 
 
-def _auto_steps(defence, images, labels, tag, success, objective, plan, ball, steps, loop) -> AttackedImages:
-    rules = {"tag": tag, "success": success, "objective": objective, "plan": plan, "rule": AutoSteps(ball, steps)}
-    return ascend(defence.scores, images, labels, where=device_of(defence), **rules, **loop)
+def _run(defence, images, labels, **loop) -> AttackedImages:
+    return ascend(defence.scores, images, labels, where=device_of(defence), **loop)

@@ -23,8 +23,18 @@ from multishield.models.classifier import Outputs
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+# The loss rises about as much with each doubling of the queries. From the first of these on, the search ends where
+# PATIENCE times that pace would not make it positive by the last query.
+JUDGED_AT = (800, 1600, 3200, 6400)
+PATIENCE = 2.0
+
+
 class RandomSquares:
-    """Propose the best point so far with one square of +-eps per channel; keep what raises the loss."""
+    """Propose the best point so far with one square of +-eps per channel; keep what raises the loss.
+
+    Args:
+        p: share of the image that the first square covers.
+    """
 
     needs_gradient = False
 
@@ -43,7 +53,7 @@ class RandomSquares:
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         best = torch.full((len(x),), -torch.inf, device=x.device)
-        return {"best_x": clean.clone(), "best": best, "stream": streams}
+        return {"best_x": clean.clone(), "best": best, "best_at_half": best.clone(), "stream": streams}
 
     def side(self, step: Tensor, height: int, width: int) -> Tensor:
         """Side of the squares at a query, (B,) int64."""
@@ -55,6 +65,7 @@ class RandomSquares:
         better = losses[0] > state["best"]
         state["best"] = torch.where(better, losses[0], state["best"])
         state["best_x"] = torch.where(per_image(better), state["x"], state["best_x"])
+        self._give_up(state)
         c, h, w = state["clean"].shape[1:]
         u = uniform(state["stream"] + 1 + state["step"], 2 + c)
         side = self.side(state["step"], h, w)
@@ -67,6 +78,17 @@ class RandomSquares:
         if self.ball.norm == "L2":  # all of the radius in the square at first, as far as it is not spent elsewhere
             step = self.ball.eps * square / per_image((c * side * side).float().sqrt())
         return self.ball.project(state["best_x"] + step, state["clean"])
+
+    def _give_up(self, state: State) -> None:
+        """Look at the pace at each of JUDGED_AT, and keep the loss at half of the next one."""
+        step, best = state["step"], state["best"]
+        judged = torch.isin(step, torch.tensor(JUDGED_AT, device=step.device))
+        if judged.any():
+            doublings = (self.steps / step.clamp_min(1)).log2()
+            hopeless = judged & (best + PATIENCE * (best - state["best_at_half"]) * doublings <= 0)
+            state["steps"] = torch.where(hopeless, step + 1, state["steps"])
+        kept = judged | (step == JUDGED_AT[0] // 2)
+        state["best_at_half"] = torch.where(kept, best, state["best_at_half"])
 
 
 def square(
@@ -87,8 +109,8 @@ def square(
         model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
             `loss=partial(evasion_margin, defence=shield)` attacks a model that abstains.
         eps, norm: see `Ball`.
-        loss: outputs and labels to values (B,) that are raised.
-        queries: forward passes per image.
+        loss: outputs and labels to values (B,) that are raised; positive, or 0, where the decision is wrong.
+        queries: forward passes per image, at most: a search without hope ends early.
         images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
     rule, tag = RandomSquares(Ball(eps, norm), queries), "square"

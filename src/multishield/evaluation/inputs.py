@@ -18,7 +18,7 @@ def usable_images(images: Tensor, labels: Tensor) -> None:
     """
     if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and len(images)):
         raise UserError(f"images are {_shape(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
-    if not images.is_floating_point():
+    if images.dtype != torch.float32:
         raise UserError(f"images are {images.dtype}; pixels are float32 in [0,1]: divide by 255")
     if not images.isfinite().all():
         raise UserError(f"image {_first(~images.isfinite())} has a pixel that is not a finite number")

@@ -46,7 +46,10 @@ NO_TRY = -2
 
 
 class Rule(Protocol):
-    """How an attack moves. `state` holds per slot "x", "clean", "step", "steps", and what `begin` adds."""
+    """How an attack moves. `state` holds per slot "x", "clean", "step", "steps", "target", and what `begin` adds.
+
+    A rule that sees no hope for a try lowers its "steps".
+    """
 
     steps: int
     needs_gradient: bool
@@ -128,7 +131,8 @@ class _Attack:
         self.queue.extend((int(i), 0) for i in (standing & (self.tries > 0)).nonzero()[:, 0])
         self.streams = torch.stack([stream(v) for v in range(self.plan.target.shape[1])], 1)
         each = torch.where(self.plan.target != NO_TRY, self.plan.steps + 1, 0)
-        self.steps_left = torch.where(standing, each.sum(1), 0)
+        self.from_try = torch.nn.functional.pad(each.flip(1).cumsum(1).flip(1), (0, 1))  # steps from a try on, at most
+        self.steps_left = torch.where(standing, self.from_try[:, 0], 0)
         idle = ~standing | (self.tries == 0)
         if idle.any():
             self._report(idle.nonzero()[:, 0])
@@ -254,6 +258,8 @@ class _Attack:
         self.result[won], self.steps_left[won] = s["x"][broken].cpu(), 0
         for i in won.tolist():
             self.broken_by[i] = self.name
+        tried, over = at[lost.cpu()], s["variant"][lost].cpu() + 1
+        self.steps_left[tried] = self.from_try[tried, over]  # a rule may have given up early
         again = lost & (s["variant"].cpu() + 1 < self.tries[at]).to(lost.device)
         self._requeue(s["image"][again], s["variant"][again] + 1)
         return at[(broken | (lost & ~again)).cpu()]

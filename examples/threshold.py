@@ -1,0 +1,30 @@
+"""A confidence threshold on a model of RobustBench, calibrated to reject 5 % of clean validation images.
+
+    python examples/threshold.py          # needs: pip install --no-deps --requirement requirements-robustbench.lock
+
+Without a network the architecture has random weights here, which says nothing but that all of it runs. With one, put
+`robustbench.utils.load_model(NAME, threat_model="Linf")` into `classifier`, and CIFAR-10's images into the other two.
+"""
+
+import torch
+
+from multishield import ConfidenceThreshold, calibrate, evaluate
+from multishield.data.shapes import render_split
+from multishield.models import model_zoo, robustbench
+
+NAME = "Addepalli2022Efficient_RN18"  # the smallest of them
+
+
+def images_and_labels(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rendered shapes in place of CIFAR-10: (N,3,32,32) float32 in [0,1], and labels in 0..9."""
+    images, labels, _ = render_split(split, count)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    classifier = robustbench.architecture(model_zoo.find("cifar10", NAME)).eval()
+    validation, _ = images_and_labels("train", 60)
+    defence = calibrate(lambda t: ConfidenceThreshold(classifier, t), validation, rejection=0.05)
+    images, labels = images_and_labels("test", 8)
+    print(evaluate(defence, images, labels, eps=8 / 255, attacks=["parts", "joint", "square"]))
