@@ -19,8 +19,9 @@ from multishield.attacks.losses import at
 from multishield.attacks.threat_model import Ball, evades
 from multishield.models.classifier import device_of, forward
 
-# Steps of the last tries, on images that every part has lost and the defence has not, in units of the others'.
-LONG = 5
+# For images that every part has lost and the defence has not: steps of the long tries from each start, in units of the
+# others', and rounds of tries from more random points.
+LONG, ROUNDS = 5, 3
 
 
 def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -84,7 +85,8 @@ def joint(
         defence: a `MultiShield`, or another one with `scores`, `margins` and `outputs` (see `defences`).
         eps, norm: see `Ball`.
         starts: what attacks on the parts alone have made of the same images. An image that one of them has not broken
-            gets one random try; an image that all have broken gets all tries, and at the end `LONG` times the steps.
+            gets one random try; an image that all have broken gets all tries, at the end long ones and more random
+            ones (`LONG`, `ROUNDS`).
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
         steps: steps per try.
         restarts: random starts per target.
@@ -96,12 +98,13 @@ def joint(
     lost = torch.stack([start.success for start in starts], 1) if starts else torch.ones(len(images), 1).bool()
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        """Columns: two targets from each start, the random tries, the long ones."""
-        drawn = targets_in_turn(defence.margins(scores), y, targets).repeat(1, restarts).cpu()
-        hopeful = lost[index].all(1, keepdim=True)
+        """Columns: two targets from each start, the random tries, the long ones, more random ones."""
+        ordered = targets_in_turn(defence.margins(scores), y, targets).cpu()
+        drawn, hopeful = ordered.repeat(1, restarts), lost[index].all(1, keepdim=True)
         columns = [(t[index].where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(named)]
         columns += [(drawn[:, :1], -1, 1), (drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
         columns += [(t[index, :1].where(hopeful, NO_TRY), k, LONG) for k, t in enumerate(named)]
+        columns += [(ordered.where(hopeful, NO_TRY), -1, 1)] * (ROUNDS if starts else 0)
         target = torch.cat([t for t, _, _ in columns], 1)
         start = torch.cat([torch.full_like(t, k) for t, k, _ in columns], 1)
         length = torch.cat([torch.full_like(t, steps * times) for t, _, times in columns], 1)

@@ -10,11 +10,12 @@ from multishield.params.choices import ByParameter
 from multishield.storage.errors import UserError, closest
 
 CLASSES = {"cifar10": 10, "imagenet": 1000}
-# Settings: data set; radius in units of [0,1] pixels; preprocessing: side of the images, shorter side before the centre
-# crop (None: not resized), interpolation of that resizing.
-CIFAR = ("cifar10", 8 / 255, (32, None, None))
-CROPPED = ("imagenet", 4 / 255, (224, 256, "bicubic"))
-WHOLE = ("imagenet", 4 / 255, (224, 224, "bicubic"))
+# Settings: data set; norm and radius, in units of [0,1] pixels; preprocessing: side of the images, shorter side before
+# the centre crop (None: not resized), interpolation of that resizing.
+CIFAR = ("cifar10", "Linf", 8 / 255, (32, None, None))
+CIFAR_L2 = ("cifar10", "L2", 0.5, (32, None, None))
+CROPPED = ("imagenet", "Linf", 4 / 255, (224, 256, "bicubic"))
+WHOLE = ("imagenet", "Linf", 4 / 255, (224, 224, "bicubic"))
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Entry:
     name: str
     source: str
     dataset: str
+    norm: str
     eps: float
     preprocessing: tuple[int, int | None, str | None]
     clean: float
     autoattack: float | None
     reference: str
-    norm: str = "Linf"
 
     @property
     def size(self) -> int:
@@ -52,6 +53,7 @@ ROWS = ByParameter(
         "Chen2020Adversarial": (ROBUSTBENCH, CIFAR, 86.04, 51.56, "arxiv.org/abs/2003.12862"),
         "Xu2023Exploring_WRN-28-10": (ROBUSTBENCH, CIFAR, 93.69, 63.89, "arxiv.org/abs/2302.03015"),
         "Addepalli2022Efficient_RN18": (ROBUSTBENCH, CIFAR, 85.71, 52.48, "arxiv.org/abs/2210.15318"),
+        "Augustin2020Adversarial": (ROBUSTBENCH, CIFAR_L2, 91.08, 72.91, "arxiv.org/abs/2003.09461"),
         "Debenedetti2022Light_XCiT-S12": (ROBUSTBENCH, WHOLE, 72.34, 41.78, "arxiv.org/abs/2209.07399"),
         "Singh2023Revisiting_ConvNeXt-L-ConvStem": (ROBUSTBENCH, CROPPED, 77.00, 57.70, "arxiv.org/abs/2303.01870"),
         "Singh2023Revisiting_ViT-B-ConvStem": (ROBUSTBENCH, CROPPED, 76.30, 54.66, "arxiv.org/abs/2303.01870"),
@@ -65,7 +67,9 @@ ROWS = ByParameter(
 # What the paper reports of the classifiers that it fine-tunes, by model and data set: clean accuracy alone.
 _PAPER = "https://arxiv.org/abs/2412.10353"
 FINETUNED = {
-    ("resnet18", data): Entry(f"resnet18 on {data}", "finetune", data, 8 / 255, (224, None, None), clean, None, _PAPER)
+    ("resnet18", data): Entry(
+        f"resnet18 on {data}", "finetune", data, "Linf", 8 / 255, (224, None, None), clean, None, _PAPER
+    )
     for data, clean in (("caltech101", 91.88), ("stl10", 95.25), ("pets", 87.74))
 }
 # Data sets whose classes differ in size: drawing equally many of each is another mean than that of the whole test set.
