@@ -36,6 +36,9 @@ def copied(seed: int) -> Path:
     if not target.exists():
         subprocess.run(["git", "clone", "--quiet", str(paths.root()), str(target)], check=True)
         shutil.copytree(paths.root() / "data", target / "data")
+        # What is computed already, by this project or by another seed's clone, is not computed again.
+        cache = ["dvc", "config", "--local", "cache.dir", str(paths.root() / ".dvc" / "cache")]
+        subprocess.run(cache, cwd=target, check=True)
     yaml = YAML()
     values = yaml.load((target / "params.yaml").read_text(encoding="utf-8"))
     values["seed"] = seed

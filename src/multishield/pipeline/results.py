@@ -52,7 +52,11 @@ def compare(ours: pd.DataFrame, committed: pd.DataFrame) -> str:
             value outside the committed low..high (95 % Wilson) is named.
     """
     keys = ["classifier", "scenario", "metric"]
-    both = committed.merge(ours, on=keys, how="outer", suffixes=("_committed", ""))
+    both = committed.merge(ours, on=keys, how="outer", suffixes=("_committed", ""), indicator="where")
+    alone = both[both["where"] != "both"]
+    if len(alone):
+        rows = sorted({f"{row.classifier}, {row.scenario}" for row in alone.itertuples()})
+        return f"This table and the committed one have not the same rows: in one of them alone are {'; '.join(rows)}."
     different = both[both.value != both.value_committed]
     if not len(different):
         return "This table and the committed one: the same."
