@@ -127,14 +127,15 @@ def test_small_batches_are_filled_up():
 def test_an_image_has_the_same_bits_in_a_batch_of_any_size(network):
     """Outputs and gradients at the sizes that `forward` computes at: multiples of four, and everything from 16 on."""
     torch.manual_seed(0)
-    side = 32 if network == "resnet20" else 224
+    side = {"resnet20": 32, "ViT-L-14": 112}.get(network, 224)  # 65 tokens, one more than a multiple of 8, as 257 are
     if network == "resnet20":
         model = build_network("resnet20", 10)
     elif network == "torchvision":
         model = torchvision.models.resnet18()
     else:  # the first two of its blocks: the others are the same
         config = open_clip.get_model_config(network)
-        model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"] | {"layers": 2}, config["text_cfg"]).visual
+        vision = config["vision_cfg"] | {"layers": 2, "image_size": side}
+        model = open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"]).visual
     model, x = freeze(Classifier(model, [0.5] * 3, [0.25] * 3)), torch.rand(28, 3, side, side)
 
     def both(part):

@@ -53,11 +53,12 @@ def measured(correct: int, robust: int, n: int) -> pd.DataFrame:
 
 
 def test_every_entry_has_its_setting():
-    assert len(CATALOGUE) == 12
+    assert len(CATALOGUE) == 13
     for entry in CATALOGUE.values():
         assert 0 <= entry.autoattack <= entry.clean <= 100
         assert entry.size == (32 if entry.dataset == "cifar10" else 224)
-        assert entry.eps * 255 == pytest.approx(8 if entry.dataset == "cifar10" else 4)
+        radius = 127.5 if entry.norm == "L2" else 8 if entry.dataset == "cifar10" else 4
+        assert entry.eps * 255 == pytest.approx(radius)
         assert entry.reference.startswith("https://")
 
 

@@ -17,7 +17,8 @@ def test_l2(tmp_path, rendered):
     attacks = {"baseline.attacks": ["apgd-ce", "square"], "threat_model.norm": "L2", "threat_model.eps": EPS}
     edit_params(project, SMALL | attacks | {"dataset.evaluate": 10})
     run_notebooks(project)
-    records = pd.read_csv(project / "reports" / "records.csv")
+    report = project / "artifacts" / "report"
+    records = pd.read_csv(report / "records.csv")
     assert set(records.scenario) == {"baseline", "multishield", "paper", "joint", "adaptive", "denial"}
     clean = Split.load(project / "artifacts" / "dataset" / "evaluation.safetensors").pixels
     stored = {"baseline": "baseline/robust/attacked"}
@@ -29,4 +30,4 @@ def test_l2(tmp_path, rendered):
         rows = records[records.scenario == name].sort_values("image")
         assert sorted(rows.distance) == pytest.approx(sorted(distance.tolist()), abs=1e-4)
     assert records[records.scenario != "multishield"].distance.max() > 0.9 * EPS
-    assert (project / "reports" / "tables" / "sanity.md").exists()
+    assert set(pd.read_csv(report / "sanity.csv").scenario) >= {"large eps", "eps x 2"}
