@@ -53,6 +53,14 @@ def test_metrics_by_hand():
     assert set(metrics.n) == {5}
 
 
+def test_the_attacker_who_wants_rejection_has_won_where_it_is():
+    rows = [(0, 0, 0), (0, 0, 3), (1, 1, 2), (1, 3, 3), (2, 0, 0)]
+    metrics = records.metrics(frame("denial", rows), 3)
+    assert value(metrics, "attack_success", "denial") == 2 / 5
+    assert value(metrics, "robust_accuracy", "denial") == 3 / 5
+    assert value(metrics, "correct_under_attack", "denial") == 1 / 5
+
+
 def test_a_shield_that_rejects_everything_is_unmasked():
     metrics = records.metrics(frame("multishield", [(0, 10, 10)] * 4), 10)
     assert value(metrics, "robust_accuracy") == 1

@@ -19,7 +19,7 @@ SCENARIOS = {
     "paper": "shield, the paper's adaptive attack",
     "joint": "shield, joint targeted attack",
     "adaptive": "shield, worst case of all attacks",
-    "denial": "shield, attacker who wants rejection",
+    "denial": "shield, another attacker: a rejected image is his success",
 }
 COLUMNS = (
     *("classifier", "scenario", "image", "label", "clean_decision", "attacked_decision", "clean_clip", "attacked_clip"),
@@ -39,15 +39,21 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def _won(f: pd.DataFrame, k: int) -> pd.Series:
+    """Where the attacker has what he wants: an accepted wrong class, in the scenario "denial" rejection."""
+    rejected = f.attacked_decision == k
+    return rejected.where(f.scenario == "denial", (f.attacked_decision != f.label) & ~rejected)
+
+
 # Metric -> (name in tables, rows counted). All are ratios to all N evaluated images (method: a rejected clean image is
-# an error; a failed attack stays in the denominator).
+# an error; a failed attack stays in the denominator). Robust is what the attacker has not won.
 METRICS: dict[str, tuple[str, Callable[[pd.DataFrame, int], pd.Series]]] = {
     "clean_accuracy": ("clean accuracy", lambda f, k: f.clean_decision == f.label),
     "clean_rejection": ("clean rejection", lambda f, k: f.clean_decision == k),
-    "robust_accuracy": ("robust accuracy", lambda f, k: (f.attacked_decision == f.label) | (f.attacked_decision == k)),
+    "robust_accuracy": ("robust accuracy", lambda f, k: ~_won(f, k)),
     "correct_under_attack": ("correct under attack", lambda f, k: f.attacked_decision == f.label),
     "rejection_under_attack": ("rejected under attack", lambda f, k: f.attacked_decision == k),
-    "attack_success": ("attack success", lambda f, k: (f.attacked_decision != f.label) & (f.attacked_decision != k)),
+    "attack_success": ("attack success", _won),
     "clip_accuracy_clean": ("CLIP accuracy, clean", lambda f, k: f.clean_clip == f.label),
     "clip_accuracy_attacked": ("CLIP accuracy, attacked", lambda f, k: f.attacked_clip == f.label),
 }

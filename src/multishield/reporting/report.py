@@ -32,10 +32,11 @@ def histories(params: Params) -> dict[str, pd.DataFrame]:
 def introduction(params: Params) -> str:
     """What was measured, as Markdown: the threat model, the scenarios, and that a demonstration is one."""
     threat = params.threat_model
+    radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
     text = (
         f"A classifier is paired with CLIP; where the two disagree by more than the tolerance "
         f"{params.multishield.tolerance:g}, the shield rejects the image. Threat model: {threat.norm}, radius "
-        f"{threat.eps * 255:g}/255. Ratios are per cent of all N images, with 95 % Wilson intervals."
+        f"{radius}. Ratios are per cent of all N images, with 95 % Wilson intervals."
     )
     note = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
     return f'{text}\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else text
