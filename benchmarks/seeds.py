@@ -1,7 +1,7 @@
 """How far the demo's figures move with the seed: the committed pipeline once per seed, each in a clone.
 
-    python benchmarks/seeds.py                # five seeds; five times as long as `make reproduce`
-    python benchmarks/seeds.py --seeds 0 1    # some of them
+    python benchmarks/seeds.py                # five seeds; that of params.yaml is taken from DVC's cache
+    python benchmarks/seeds.py --seeds 3 4    # some of them; rows of the others stay in the table
 
 The seed decides everything that is drawn: which images are trained on and attacked, initial weights, batches, attacks.
 Writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). A killed run goes on where
@@ -79,8 +79,11 @@ def spread(rows: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    rows = pd.concat([measured(seed) for seed in parser.parse_args().seeds], ignore_index=True)
-    columns = ["seed", "classifier", "scenario", "metric", "value", "n"]
+    seeds, columns = parser.parse_args().seeds, ["seed", "classifier", "scenario", "metric", "value", "n"]
+    rows = pd.concat([measured(seed) for seed in seeds], ignore_index=True)
+    if paths.reports("seeds.csv").exists():
+        before = pd.read_csv(paths.reports("seeds.csv"))
+        rows = pd.concat([before[~before.seed.isin(seeds)], rows], ignore_index=True).sort_values("seed", kind="stable")
     text = rows[columns].to_csv(index=False, float_format="%.6f", lineterminator="\n")
     write_text(paths.reports("seeds.csv"), text)
     table = to_markdown(spread(rows))
