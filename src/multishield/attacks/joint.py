@@ -77,6 +77,8 @@ def joint(
     targets: int = 3,
     steps: int = 60,
     restarts: int = 1,
+    long: int = LONG,
+    rounds: int = ROUNDS,
     **loop,
 ) -> AttackedImages:
     """Drive all margins to one target after the other, until the defence accepts a wrong class, whichever it is.
@@ -90,6 +92,7 @@ def joint(
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
         steps: steps per try.
         restarts: random starts per target.
+        long, rounds: see `LONG`.
         images, labels: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
     where, ball = device_of(defence), Ball(eps, norm)
@@ -103,8 +106,8 @@ def joint(
         drawn, hopeful = ordered.repeat(1, restarts), lost[index].all(1, keepdim=True)
         columns = [(t[index].where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(named)]
         columns += [(drawn[:, :1], -1, 1), (drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
-        columns += [(t[index, :1].where(hopeful, NO_TRY), k, LONG) for k, t in enumerate(named)]
-        columns += [(ordered.where(hopeful, NO_TRY), -1, 1)] * (ROUNDS if starts else 0)
+        columns += [(t[index, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(named)]
+        columns += [(ordered.where(hopeful, NO_TRY), -1, 1)] * (rounds if starts else 0)
         target = torch.cat([t for t, _, _ in columns], 1)
         start = torch.cat([torch.full_like(t, k) for t, k, _ in columns], 1)
         length = torch.cat([torch.full_like(t, steps * times) for t, _, times in columns], 1)

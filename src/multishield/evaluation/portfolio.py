@@ -1,7 +1,7 @@
 """The attacks on a model that abstains, each resumable, the worst case of them, and the runs that judge them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -49,8 +49,8 @@ class Attacker:
         """The same one with other parameters or in another ball."""
         return Attacker(f"{self.name}, {label}", params, ball, self.seed)
 
-    def run(self, attack: Callable[..., AttackedImages], tag: str, defence: nn.Module, data: Split, starts=()):
-        """One attack on all images: from a defence, images, labels and the loop's keywords to a result."""
+    def run(self, attack: partial, tag: str, defence: nn.Module, data: Split, starts=()) -> AttackedImages:
+        """One attack on all images. Its settings are bound; it takes a defence, images, labels, and the loop's own."""
 
         def compute(part: Tensor, watch: Watch) -> AttackedImages:
             c, begun = data[part], {"starts": [start[part] for start in starts]} if starts else {}
@@ -58,7 +58,7 @@ class Attacker:
 
         ball = {"eps": self.ball.eps, "norm": self.ball.norm, "seed": self.seed}
         margins = margins_of(defence, data)  # for code and thresholds that no state holds
-        inputs = (tag, defence, margins, data.images, data.labels, data.ids, self.params.model_dump(), ball)
+        inputs = (tag, attack.keywords, defence, margins, data.images, data.labels, data.ids, ball)
         inputs += tuple(t for start in starts for t in (start.images, start.success))
         return attack_resumably(f"{tag} attack on {self.name}", compute, len(data), *inputs)
 
@@ -77,9 +77,9 @@ class Attacker:
         """The untargeted attack of the paper's reference, on the K+1 outputs of any defence."""
         return self.run(partial(paper, **self.params.paper.model_dump()), "paper", defence, data)
 
-    def joint(self, defence: nn.Module, data: Split, starts: Sequence[AttackedImages]) -> AttackedImages:
-        """The attack that is believed, from what attacks on the parts have made."""
-        return self.run(partial(joint, **self.params.joint.model_dump()), "joint", defence, data, starts)
+    def joint(self, defence: nn.Module, data: Split, starts: Sequence[AttackedImages], **more) -> AttackedImages:
+        """The attack that is believed, from what attacks on the parts have made. more: see `joint`."""
+        return self.run(partial(joint, **self.params.joint.model_dump(), **more), "joint", defence, data, starts)
 
     def denial(self, defence: nn.Module, data: Split) -> AttackedImages:
         """The attacker who wants rejection."""
@@ -133,7 +133,8 @@ class Attacker:
         anywhere = [replace(start, broken_by=["elsewhere"] * len(few)) for start in starts]
         fewer = self.params.joint.model_copy(update={"steps": max(1, self.params.joint.steps // 2)})
         half = self.params.model_copy(update={"joint": fewer})
-        ball, large = self.ball, grey(self.ball, data)
+        # What all parts have lost at eps they may hold at half of it: no long tries there, which would be for nothing.
+        ball, large, short = self.ball, grey(self.ball, data), {"long": 1, "rounds": 0}
         runs = {
             "eps x 0.5": (defence, self.params, ball.eps / 2, starts),
             "eps x 2": (defence, self.params, min(2 * ball.eps, large), anywhere),
@@ -146,7 +147,8 @@ class Attacker:
         rows = []
         for scenario, (model, params, eps, begun) in runs.items():
             other = replace(ball, eps=eps)
-            attacked = self.at(scenario, params, other).joint(model, few, begun)
+            more = short if eps < ball.eps else {}
+            attacked = self.at(scenario, params, other).joint(model, few, begun, **more)
             rows.append(records_of(self.name, scenario, model, few, attacked, other))
         return pd.concat(rows, ignore_index=True)
 
