@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from multishield import UserError, evaluate
-from multishield.defences import ConfidenceThreshold, Undefended
+from multishield.defences import ConfidenceThreshold, Defence, Undefended
 from multishield.evaluation.portfolio import ALPHAS, Attacker
 from multishield.evaluator import ATTACKS, DEFAULTS
+from multishield.shield import lead
 
 EPS = 8 / 255
 QUICK = DEFAULTS.model_copy(
@@ -135,7 +136,7 @@ def test_l2():
     y = z.argmax(1)
     normal = (model.classifier.weight[0] - model.classifier.weight[1]).norm()
     distance = (z[:, 0] - z[:, 1]).abs() / normal
-    eps = float(distance.median())
+    eps = float(distance.detach().median())
     result = evaluate(model, x, y, eps, norm="L2", settings=QUICK, attacks=["parts", "joint", "square"])
     broken = result.attacked["adaptive"].success
     sure = (distance - eps).abs() > 0.02 * eps
@@ -191,6 +192,29 @@ def test_what_is_refused(change, words):
     with pytest.raises(UserError, match=words) as error:
         evaluate(**given, settings=QUICK)
     assert "\n" not in str(error.value)
+
+
+class Detector(Defence):
+    """A score of one number per image beside the classifier's."""
+
+    def __init__(self, unit=1.0):
+        super().__init__()
+        self.classifier, self.unit = Linear().eval(), unit
+
+    def scores(self, x):
+        return self.classifier(x), self.unit * x.mean((1, 2, 3))
+
+    def margins(self, scores):
+        return torch.stack([lead(scores[0]), (0.6 - scores[1])[:, None].expand_as(scores[0])], 1)
+
+
+def test_a_detector_may_give_one_number_per_image():
+    x = images(6)
+    result = evaluate(Detector(), x, torch.zeros(6, dtype=torch.long), EPS, settings=QUICK)
+    assert {"on part 1", "on part 2"} <= set(result.attacked)
+    assert not result.notes, "the defence's own flag is no training mode"
+    with pytest.raises(UserError, match=r"image 0 .* are not finite|not a finite number"):
+        evaluate(Detector(torch.nan), x, torch.zeros(6, dtype=torch.long), EPS, settings=QUICK)
 
 
 def test_every_attack_has_a_row_of_its_own():

@@ -43,7 +43,9 @@ def usable_model(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[nn.M
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is {_shape(model)}; a torch.nn.Module or a defence is accepted")
-    notes = ["it was in training mode and was put into evaluation mode"] if model.training else []
+    # A defence's own flag means nothing: it has no layers but those of its models.
+    training = any(part.training for part in model.modules() if not hasattr(part, "margins"))
+    notes = ["it was in training mode and was put into evaluation mode"] if training else []
     defence = as_defence(model.eval())
     defence.eval()
     x = images[:4].to(device_of(defence)).requires_grad_()

@@ -32,7 +32,7 @@ def ask_twice(
     again = _scores(model, pixels.flip(0), max(1, min(batch_size, len(pixels)) // 2))
     change = torch.zeros(len(pixels))
     for number, (once, twice) in enumerate(zip(scores, again, strict=True)):
-        part = (once - twice.flip(0)).abs().flatten(1).amax(1) / once.abs().max().clamp_min(1e-12)
+        part = (once - twice.flip(0)).abs().reshape(len(once), -1).amax(1) / once.abs().max().clamp_min(1e-12)
         change, i = torch.maximum(change, part), int(part.argmax())
         if part[i] > REPEATABLE:
             raise UserError(

@@ -117,7 +117,7 @@ def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     out = model(x if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
     for number, scores in enumerate(out if isinstance(out, tuple) else (out,)):
         if not scores.isfinite().all():
-            bad = int((~scores.isfinite()).flatten(1).any(1).nonzero()[0, 0])
+            bad = int((~scores.isfinite()).reshape(len(scores), -1).any(1).nonzero()[0, 0])
             raise UserError(
                 f"{called(model, number)} gives image {bad} of a batch of {len(x)} the scores {_some(scores[bad])}, "
                 "which are not finite; look for damaged weights, a division by zero or an overflow in it"
