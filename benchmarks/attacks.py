@@ -4,8 +4,8 @@ Run it in a project whose pipeline has run, with nothing else on the machine:
 
     python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N]
 
-It prints a Markdown table. Passes are forwards and backwards per image, and the same on every machine; seconds are of
-this machine, and only their ratio means something.
+It prints a Markdown table. Passes are forwards and backwards per image: work without a clock. Seconds are of this
+machine, and only their ratio means something.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def theirs(network, data, eps, queries):
         return ~fooled(network(images), data.labels), counter.forwards, counter.backwards
 
 
-def ours(attacker, network, data, attacks=("parts", "square")):
+def ours(attacker, network, data):
     """The attacks of `evaluate` on a classifier alone, which are those of the pipeline."""
     defence = Undefended(network)
     (found,) = attacker.parts(defence, data).values()
