@@ -14,6 +14,7 @@ _PUBLIC = {
     "Params": "params",
     "RejectClass": "defences",
     "Source": "data.datasets",
+    "SummedLogProbabilities": "defences",
     "Unanimity": "defences",
     "Undefended": "defences",
     "UserError": "storage.errors",

@@ -118,11 +118,39 @@ class FeatureSqueezing(Unanimity):
 
     Args:
         squeeze: pixels to pixels; where it has no useful gradient it should bring one of its own, see `reduced_bits`.
+        leads: of the image and of the squeezed one, see `Unanimity`.
     """
 
-    def __init__(self, classifier: nn.Module, squeeze: Callable[[Tensor], Tensor] | None = None):
+    def __init__(
+        self,
+        classifier: nn.Module,
+        squeeze: Callable[[Tensor], Tensor] | None = None,
+        leads: Sequence[float] | None = None,
+    ):
         squeezed = _Behind(classifier, squeeze or reduced_bits)
-        super().__init__([classifier, squeezed])
+        super().__init__([classifier, squeezed], leads)
+
+
+class SummedLogProbabilities(Defence):
+    """A classifier and CLIP that are one: the class must lead in the sum of both models' log-probabilities.
+
+    Args:
+        scale: what CLIP's cosines are multiplied with, so that both models are equally sure. threshold: the lead, >= 0.
+    """
+
+    parts = ("the sum",)
+
+    def __init__(self, classifier: nn.Module, alignment: nn.Module, scale: float, threshold: float):
+        super().__init__()
+        self.classifier, self.alignment, self.scale, self.threshold = classifier, alignment, scale, threshold
+        self.eval()
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classifier(x), self.alignment(x)
+
+    def margins(self, scores: tuple[Tensor, Tensor]) -> Tensor:
+        total = scores[0].log_softmax(1) + (self.scale * scores[1]).log_softmax(1)
+        return (lead(total) - self.threshold).unsqueeze(1)
 
 
 class _Behind(nn.Module):
@@ -162,13 +190,25 @@ def calibrate(
     Raises:
         ValueError: the share is out of range, low is not below high, or more is rejected at `low` already.
     """
+    first = build(low)
+    where = next((p.device for p in first.parameters()), images.device)
+    parts = [first.scores(x.to(where)) for x in images.split(128)]
+    scores = tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return build(threshold_for(build, scores, rejection, low, high))
+
+
+def threshold_for(
+    build: Callable[[float], nn.Module],
+    scores: tuple[Tensor, ...],
+    rejection: float,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> float:
+    """The threshold that `calibrate` chooses, from the defence's scores of the images, each (N,...)."""
     if not 0 <= rejection < 1 or not low < high:
         raise ValueError(
             f"rejection is {rejection}, low {low}, high {high}; accepted are 0 <= rejection < 1, and low < high"
         )
-    first = build(low)
-    parts = [first.scores(x) for x in images.split(128)]
-    scores = tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def rejected(threshold: float) -> float:
         outputs = build(threshold).outputs(scores)
@@ -181,7 +221,7 @@ def calibrate(
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if rejected(middle) <= rejection else (low, middle)
-    return build(low)
+    return low
 
 
 def as_defence(model: nn.Module) -> nn.Module:
@@ -195,7 +235,9 @@ __all__ = [
     "FeatureSqueezing",
     "MultiShield",
     "RejectClass",
+    "SummedLogProbabilities",
     "Unanimity",
     "Undefended",
     "calibrate",
+    "threshold_for",
 ]

@@ -224,7 +224,7 @@ class TestTheWholePipeline:
         shutil.rmtree(project / "plots")
 
     def test_a_notebook_that_fails_is_named(self, project):
-        path = project / "notebooks" / "07_report.ipynb"
+        path = project / "notebooks" / "08_report.ipynb"
         source = path.read_text()
         broken = nbformat.reads(source, as_version=4)
         broken.cells[3].source = "1 / 0"
@@ -233,7 +233,7 @@ class TestTheWholePipeline:
         done = run(project, "dvc", "repro")
         path.write_text(source)
         assert done.returncode != 0
-        assert re.search(r"error: 07_report\.ipynb, cell \[2\]: ZeroDivisionError: division by zero", done.stderr)
+        assert re.search(r"error: 08_report\.ipynb, cell \[2\]: ZeroDivisionError: division by zero", done.stderr)
         copy = re.search(r"The executed copy is (\S+)", done.stderr)[1]
         assert Path(project / copy).exists()
         assert "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ attacks on the parts have ended, and the budget goes to the images that those ha
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ def joint(
     restarts: int = 1,
     long: int = LONG,
     rounds: int = ROUNDS,
+    nearest: bool = False,
     **loop,
 ) -> AttackedImages:
     """Drive all margins to one target after the other, until the defence accepts a wrong class, whichever it is.
@@ -93,6 +95,8 @@ def joint(
         steps: steps per try.
         restarts: random starts per target.
         long, rounds: see `LONG`.
+        nearest: return an image that resisted where it was nearest to evasion, and not as it was: what the strictest of
+            several thresholds has resisted may be accepted by a looser one.
         images, labels: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
     where, ball = device_of(defence), Ball(eps, norm)
@@ -128,6 +132,7 @@ def joint(
         where=where,
         plan=plan,
         starts=begun,
+        nearness=partial(evasion_margin, defence=defence) if nearest else None,
         **loop,
     )
 

@@ -14,6 +14,7 @@ from multishield.params.sections import (
     Baseline,
     Classifiers,
     Clips,
+    Comparison,
     Dataset,
     Report,
     Section,
@@ -38,6 +39,7 @@ class Params(Section):
     baseline: Baseline
     multishield: Shield
     adaptive: Adaptive
+    comparison: Comparison
     report: Report
 
     @model_validator(mode="after")

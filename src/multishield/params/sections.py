@@ -222,6 +222,13 @@ class Adaptive(Section):
     sanity: Sanity
 
 
+class Comparison(Section):
+    """Defences at equal clean rejection; `attack` is on each family's strictest member."""
+
+    rejection: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)]
+    attack: JointAttack
+
+
 class Report(Section):
     title: str
     examples: Annotated[int, Field(ge=1, le=12)]

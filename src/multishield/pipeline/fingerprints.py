@@ -35,6 +35,7 @@ SECTIONS = {
     "baseline": ("baseline", "seed", "threat_model"),
     "multishield": ("multishield", "threat_model"),
     "adaptive": ("adaptive", "multishield", "seed", "threat_model"),
+    "comparison": ("adaptive", "comparison", "multishield", "seed", "threat_model"),
     "report": ("baseline", "classifiers", "dataset", "multishield", "report", "threat_model"),
 }
 # Functions whose texts are for people.

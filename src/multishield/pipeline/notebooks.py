@@ -8,8 +8,8 @@ from multishield.storage import paths
 from multishield.storage.errors import UserError
 from multishield.storage.files import write_text
 
-STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "report")
-PER_CLASSIFIER = ("training", "baseline", "multishield", "adaptive")
+STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "comparison", "report")
+PER_CLASSIFIER = ("training", "baseline", "multishield", "adaptive", "comparison")
 
 
 def runs(classifiers: list[str]) -> list[tuple[str, str | None]]:

@@ -86,6 +86,44 @@ def scenarios(records: pd.DataFrame, classes: int) -> Figure:
     return figure
 
 
+def rejection_curves(table: pd.DataFrame) -> Figure:
+    """Robust accuracy against clean rejection, a curve per defence, from `evaluation.comparison.table`.
+
+    Bars are 95 % Wilson intervals. Higher is better at the same place; what lies further right has paid with rejection.
+    """
+    names, defences = list(dict.fromkeys(table.classifier)), list(dict.fromkeys(table.defence))
+    figure, panels = _panels(len(names), 4.8, 4.2, "robust accuracy, worst case")
+    for axis, name in zip(panels, names, strict=True):
+        for defence, colour, marker in zip(defences, sns.color_palette("colorblind"), "osD^vP*", strict=False):
+            of = table[(table.classifier == name) & (table.defence == defence)].sort_values("rejection")
+            error = (of.robust - of.robust_low).clip(lower=0), (of.robust_high - of.robust).clip(lower=0)
+            style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4, "elinewidth": 0.6}
+            axis.errorbar(of.rejection, of.robust, yerror=error, label=defence, capsize=2, **style)
+        axis.set(title=f"{name} (N = {table[table.classifier == name].n.iloc[0]})", xlabel="clean rejection")
+        axis.set(ylim=(0, 1.02))
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+    panels[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def alpha_curves(curves: dict[str, pd.DataFrame]) -> Figure:
+    """The robustness curve per classifier: what is held if rejecting within alpha * eps is an error, with intervals."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.6))
+    for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind"), strict=False):
+        axis.plot(curve.alpha, curve.value, "o-", color=colour, label=name, markersize=4)
+        axis.fill_between(curve.alpha, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+    axis.set(
+        xlabel="alpha: rejecting within alpha \N{MULTIPLICATION SIGN} eps is an error",
+        ylabel="images held",
+        ylim=(0, 1.02),
+    )
+    axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+    axis.legend(fontsize=8)
+    return figure
+
+
 def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
     """Distribution of the alignment gap: clean images, AutoAttack's, and those of the adaptive attacks.
 

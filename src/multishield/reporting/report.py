@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from multishield.evaluation import records, sanity
+from multishield.evaluation import comparison, records, sanity
 from multishield.params import Params
 from multishield.reporting import figures, tables
 from multishield.storage import paths
@@ -88,6 +88,44 @@ def write_comparison(comparison: pd.DataFrame) -> None:
     """Write published beside measured figures, where there are any."""
     if len(comparison):
         _write_table("published.csv", comparison.to_csv(index=False, lineterminator="\n"))
+
+
+def write_equal_rejection(params: Params) -> pd.DataFrame:
+    """The defences at equal clean rejection (`comparison.table`), of all classifiers; written with their records."""
+    files = [paths.artifacts("comparison", name, "records.csv") for name in params.classifiers]
+    rows = pd.concat([pd.read_csv(f, dtype={"attack": str}) for f in files], ignore_index=True)
+    write_text(paths.artifacts("report", "comparison.csv"), rows.to_csv(index=False, lineterminator="\n"))
+    table = comparison.table(rows)
+    if len(table):
+        _write_table("comparison.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+        _write_table("comparison.md", tables.to_markdown(tables.comparison(table)))
+    return table
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """What CLIP is worth, in a sentence per classifier, as Markdown: at the shield's own clean rejection."""
+    if not len(table):
+        return "There are no validation images (`dataset.validation: 0`), so there are no thresholds to compare."
+    lines = []
+    for name, of in table[table.own].groupby("classifier", sort=False):
+        by = of.set_index("defence")
+        shield, simple = by.loc["Multi-Shield"], by.loc[comparison.REFERENCE]
+        lines.append(
+            f"- **{name}**: at the shield's own clean rejection ({shield.rejection:.1%}; the threshold's is "
+            f"{simple.rejection:.1%}) Multi-Shield leaves {shield.robust:.1%} robust, a threshold on the classifier's "
+            f"own logit margin {simple.robust:.1%}. {shield.gained} images are held by the shield alone, {shield.lost} by "
+            f"the threshold alone (McNemar, p {_p(shield.p)}, N = {shield.n})."
+        )
+    return "\n".join(lines)
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def curves(params: Params) -> dict[str, pd.DataFrame]:
+    """The robustness curve of each classifier's shield, see `Attacker.curve`."""
+    return {name: pd.read_csv(paths.artifacts("adaptive", name, "curve.csv")) for name in params.classifiers}
 
 
 class Picture:

@@ -21,6 +21,22 @@ def results(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def comparison(table: pd.DataFrame) -> pd.DataFrame:
+    """The defences at equal clean rejection (`evaluation.comparison.table`) in per cent with 95 % Wilson intervals."""
+    shares = {"rejection": "clean_rejection", "clean": "clean_accuracy"}
+    shares |= {"robust": "robust_accuracy", "correct": "correct_under_attack"}
+    rows = []
+    for row in table.to_dict("records"):
+        wanted = f"{100 * row['wanted']:.1f}" + (" (the shield's own)" if row["own"] else "")
+        cells = {"classifier": row["classifier"], "defence": row["defence"], "wanted rejection": wanted}
+        for share, metric in shares.items():
+            value, low, high = (row[name] for name in (share, f"{share}_low", f"{share}_high"))
+            cells[METRICS[metric][0]] = cell(pd.Series({"value": value, "low": low, "high": high}))
+        p = "" if pd.isna(row["p"]) else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
+        rows.append(cells | {"gained": row["gained"], "lost": row["lost"], "p": p, "N": row["n"]})
+    return pd.DataFrame(rows)
+
+
 def to_markdown(frame: pd.DataFrame) -> str:
     """A Markdown table, first two columns to the left, numbers to the right."""
     head, *body = ("| " + " | ".join(map(str, row)) + " |\n" for row in (frame.columns, *frame.itertuples(index=False)))

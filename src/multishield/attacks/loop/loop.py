@@ -81,6 +81,7 @@ def ascend(
     starts: Sequence[Tensor] = (),
     batch_size: int | None = None,
     watch: Watch | None = None,
+    nearness: Callable[[Outputs, Tensor], Tensor] | None = None,
 ) -> AttackedImages:
     """Attack each image until it is broken or all its tries have failed.
 
@@ -97,13 +98,15 @@ def ascend(
         batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
             for. It has no influence on results.
         watch: see `Watch`.
+        nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned where it
+            was nearest; without, as it was.
     """
     if not len(images):
         none = torch.zeros(0, dtype=torch.long)
         return AttackedImages(images.clone(), [], none, none)
     where = where or device_of(getattr(model, "__self__", model))
     mover = Mover(model, images[0].shape, where)
-    attack = _Attack(mover, images, labels, starts, success, rule, tag, watch, batch_size)
+    attack = _Attack(mover, images, labels, starts, success, rule, tag, watch, batch_size, nearness)
     return attack.run(objective, plan, variants, lambda v: keys(seed, f"{tag}/{v}", ids))
 
 
@@ -114,10 +117,13 @@ class _Attack:
     "step" say where it stands, and the rule adds its own state.
     """
 
-    def __init__(self, mover: Mover, images, labels, starts, success: Success, rule: Rule, name, watch, batch_size):
+    def __init__(
+        self, mover: Mover, images, labels, starts, success: Success, rule: Rule, name, watch, batch_size, nearness
+    ):
         self.mover, self.success, self.rule, self.name, self.watch = mover, success, rule, name, watch
         self.images, self.labels, self.starts = images, labels, starts
         self.batch_size = batch_size or affordable(mover.twin, mover.sample, mover.where)
+        self.nearness, self.nearest = nearness, torch.full((len(images),), -torch.inf)
         self.result, self.broken_by = images.clone(), [""] * len(images)
         self.passes = torch.tensor([[1], [0]]).repeat(1, len(images))  # one forward each, on the clean image
         self.queue: deque[tuple[int, int]] = deque()
@@ -213,12 +219,21 @@ class _Attack:
         with torch.set_grad_enabled(needs):
             out = self.mover(x)
             losses = objective(out, s["label"], s["target"], s["variant"])
+        if self.nearness:
+            self._keep_nearest(self.nearness(out, s["label"]).detach().cpu())
         gradients = ()
         if needs and bool((s["step"] < s["steps"]).any()):
             sums = [loss.sum() for loss in losses]
             gradients = tuple(torch.autograd.grad(total, x, retain_graph=total is not sums[-1])[0] for total in sums)
         losses = tuple(loss.detach() for loss in losses)
         return self._verdict(out), losses, gradients
+
+    def _keep_nearest(self, near: Tensor) -> None:
+        """Keep the images of slots that are nearer to evasion than theirs ever was: an image has one slot at a time."""
+        at = self.slots["image"].cpu()
+        nearer = near > self.nearest[at]
+        self.nearest[at[nearer]] = near[nearer]
+        self.result[at[nearer]] = self.slots["x"].detach().cpu()[nearer]
 
     @torch.no_grad()
     def _verdict(self, out: Outputs) -> Tensor:

@@ -1,0 +1,200 @@
+"""Defences at equal clean rejection: is CLIP worth more than a threshold on the classifier's own confidence?
+
+A defence that rejects more is more robust by the paper's metric, so robust accuracies say something only where as many
+clean images are rejected. A family of defences differs in one threshold, which is chosen on validation images for each
+wanted rejection; what it then rejects of the evaluation images is part of the result.
+
+One attack per family serves all of its thresholds: it aims at the strictest, and an image that resists is kept where it
+was nearest to evasion. Then every stored image, other families' and earlier stages' included, is shown to every
+defence: the worst case.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import pandas as pd
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from multishield.attacks.joint import joint
+from multishield.attacks.loop.result import AttackedImages
+from multishield.data.splits import Split
+from multishield.defences import ConfidenceThreshold, FeatureSqueezing, SummedLogProbabilities, Unanimity, threshold_for
+from multishield.evaluation.portfolio import Attacker
+from multishield.evaluation.records import wilson
+from multishield.models.classifier import outputs
+from multishield.params import Comparison
+from multishield.shield import MultiShield, lead
+
+REFERENCE = "logit margin"  # what all others are tested against
+COLUMNS = (
+    *("classifier", "defence", "wanted", "own", "image", "label", "clean_decision", "attacked_decision", "attack"),
+    "classes",
+)
+
+
+class Family(NamedTuple):
+    """Defences that differ in a threshold.
+
+    Attributes:
+        build: a threshold to a defence; the larger, the more is rejected. low: where the threshold is looked for.
+        scores: whose outputs its scores are, of `_models`. starts: whose attacked images its attack begins at.
+        bound: it accepts nothing that these parts do not: what has not broken them needs no long search.
+    """
+
+    build: Callable[[float], nn.Module]
+    low: float
+    scores: tuple[str, ...]
+    starts: tuple[str, ...]
+    bound: bool = True
+
+
+def families(shield: MultiShield, clean: dict[str, Tensor]) -> dict[str, Family]:
+    """Every family by its name, the reference first.
+
+    Args:
+        shield: its classifier and CLIP are in all of them.
+        clean: the models' outputs for validation images. A model's unit is the spread of its best class's lead there:
+            logits and cosines have none in common.
+    """
+    classifier, clip = shield.classifier, shield.alignment
+    z, c = (float(lead(clean[name]).amax(1).std()) for name in ("classifier", "CLIP"))
+    alone, both = ("classifier",), ("classifier", "CLIP")
+    parts = ("baseline", "on CLIP")
+    return {
+        REFERENCE: Family(lambda t: ConfidenceThreshold(classifier, t), 0.0, alone, parts[:1]),
+        "softmax": Family(lambda t: ConfidenceThreshold(classifier, t, of="probability"), 0.0, alone, parts[:1]),
+        "squeezing": Family(
+            lambda t: FeatureSqueezing(classifier, leads=(max(t, 0.0), t)), -1e3, ("classifier", "squeezed"), parts[:1]
+        ),
+        # The tolerance is -t; a positive t asks for a lead of CLIP.
+        "Multi-Shield": Family(lambda t: Unanimity((classifier, clip), (0.0, t)), -2.0, both, parts),
+        "Multi-Shield, margins": Family(
+            lambda t: Unanimity((classifier, clip), (max(t, 0.0) * z, t * c)), -1e3, both, parts
+        ),
+        # Here CLIP may decide against the classifier, so an image that neither has lost alone may still be broken.
+        "log-probabilities": Family(
+            lambda t: SummedLogProbabilities(classifier, clip, z / c, t), 0.0, both, parts, False
+        ),
+    }
+
+
+def _models(shield: MultiShield) -> dict[str, nn.Module]:
+    """The models whose outputs are the scores of all families."""
+    squeezed = FeatureSqueezing(shield.classifier).models[1]
+    return {"classifier": shield.classifier, "CLIP": shield.alignment, "squeezed": squeezed}
+
+
+class Compared(NamedTuple):
+    """What `compare` has found: a row per defence and evaluation image, and the images of each family's attack.
+
+    The rows' columns are `COLUMNS`. "wanted" is the clean rejection that the threshold was chosen for, "own" where that
+    is the shield's with its tolerance; "classes" is K, which as a decision means "reject"; "attack" is whose image was
+    accepted as a wrong class, "clean" where no attack was needed, empty where none was.
+    """
+
+    rows: pd.DataFrame
+    attacked: dict[str, AttackedImages]
+
+
+def compare(
+    attacker: Attacker,
+    shield: MultiShield,
+    data: Split,
+    validation: Split,
+    params: Comparison,
+    pool: dict[str, AttackedImages],
+) -> Compared:
+    """Every family at every wanted rejection, and at the shield's own.
+
+    Args:
+        data, validation: the images that are attacked; clean images that thresholds are chosen on. Without those there
+            are no rows.
+        pool: images of earlier attacks by name, "baseline" and "on CLIP" among them.
+    """
+    if not len(validation):
+        return Compared(pd.DataFrame(columns=list(COLUMNS)), {})
+    models = _models(shield)
+    known = {name: outputs(model, validation.pixels) for name, model in models.items()}
+    own = shield.outputs((known["classifier"], known["CLIP"])).argmax(1) == known["CLIP"].shape[1]
+    own = float(own.double().mean())
+    found, chosen, attacked = families(shield, known), {}, {}
+    for name, family in found.items():
+        scores = tuple(known[model] for model in family.scores)
+        levels = {w: threshold_for(family.build, scores, w, family.low) for w in sorted({*params.rejection, own})}
+        chosen[name] = {wanted: family.build(threshold) for wanted, threshold in levels.items()}
+        strictest = chosen[name][max(levels)]
+        attacked[name] = _attacked(attacker, name, family, strictest, data, params, pool)
+    shown = {
+        source: {m: outputs(model, a.images) for m, model in models.items()} for source, a in (pool | attacked).items()
+    }
+    shown = {"clean": {m: outputs(model, data.pixels) for m, model in models.items()}} | shown
+    rows = []
+    for name, family in found.items():
+        candidates = {source: tuple(of[m] for m in family.scores) for source, of in shown.items()}
+        for wanted, defence in chosen[name].items():
+            rows.append(_verdicts(defence, candidates, data).assign(defence=name, wanted=wanted, own=wanted == own))
+    return Compared(pd.concat(rows, ignore_index=True).assign(classifier=attacker.name)[list(COLUMNS)], attacked)
+
+
+def _attacked(
+    attacker: Attacker, name: str, family: Family, defence: nn.Module, data: Split, params: Comparison, pool
+) -> AttackedImages:
+    """The joint attack on a family's strictest member."""
+    starts = [pool[start] for start in family.starts]
+    if not family.bound:
+        starts = [replace(start, broken_by=["elsewhere"] * len(data)) for start in starts]
+    attack = partial(joint, nearest=True, long=1, rounds=0, **params.attack.model_dump())
+    return attacker.run(attack, f"joint, {name},", defence, data, starts)
+
+
+def _verdicts(defence: nn.Module, candidates: dict[str, tuple[Tensor, ...]], data: Split) -> pd.DataFrame:
+    """Per image the decision on the clean one, and on the first candidate that is accepted as a wrong class."""
+    decisions = {source: defence.outputs(scores) for source, scores in candidates.items()}
+    rejected = decisions["clean"].shape[1] - 1
+    before = decisions["clean"].argmax(1)
+    after, attack = before.clone(), [""] * len(data)
+    for source, out in decisions.items():
+        decision = out.argmax(1)
+        for i in ((decision != data.labels) & (decision != rejected)).nonzero()[:, 0].tolist():
+            if not attack[i]:
+                after[i], attack[i] = decision[i], source
+    columns = {"image": data.ids, "label": data.labels, "clean_decision": before, "attacked_decision": after}
+    frame = pd.DataFrame({name: t.numpy() for name, t in columns.items()})
+    return frame.assign(attack=attack, classes=rejected)
+
+
+def broken(rows: pd.DataFrame) -> pd.Series:
+    """Where the attacker has an accepted wrong class."""
+    return (rows.attacked_decision != rows.label) & (rows.attacked_decision != rows.classes)
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per classifier, wanted rejection and defence, as fractions with 95 % Wilson intervals.
+
+    `p` is of McNemar's exact test against the threshold on the logit margin at the same wanted rejection, on the same
+    images: "gained" are robust with this defence alone, "lost" with the threshold alone. It is NaN for the threshold
+    itself. Tests are not corrected for their number.
+    """
+    found = []
+    for (classifier, wanted, own), group in rows.groupby(["classifier", "wanted", "own"], sort=False):
+        robust = {name: ~broken(of).set_axis(of.image) for name, of in group.groupby("defence", sort=False)}
+        simple = robust[REFERENCE]
+        for name, of in group.groupby("defence", sort=False):
+            gained, lost = int((robust[name] & ~simple).sum()), int((simple & ~robust[name]).sum())
+            shares = {"rejection": of.clean_decision == of.classes, "clean": of.clean_decision == of.label}
+            shares |= {"robust": ~broken(of), "correct": of.attacked_decision == of.label}
+            row = {"classifier": classifier, "wanted": wanted, "own": own, "defence": name}
+            for share, counted in shares.items():
+                hits = int(counted.sum())
+                row |= dict(zip((share, f"{share}_low", f"{share}_high"), _ratio(hits, len(of)), strict=True))
+            p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+            row |= {"gained": gained, "lost": lost, "p": float("nan") if name == REFERENCE else p, "n": len(of)}
+            found.append(row)
+    return pd.DataFrame(found)
+
+
+def _ratio(hits: int, n: int) -> tuple[float, float, float]:
+    return hits / n, *wilson(hits, n)
