@@ -11,6 +11,7 @@ from multishield.defences import (
     ConfidenceThreshold,
     FeatureSqueezing,
     RejectClass,
+    SummedLogProbabilities,
     Unanimity,
     Undefended,
     calibrate,
@@ -46,7 +47,14 @@ KNOWN = {
     "unanimity": (lambda: Unanimity([Table(*LOGITS), Table(*OTHER)]), [0, REJECT, 2]),
     "unanimity, by some lead": (lambda: Unanimity([Table(*LOGITS), Table(*OTHER)], [0.0, 0.5]), [0, REJECT, REJECT]),
     "unanimity of three": (lambda: Unanimity([Table(*LOGITS), Table(*OTHER), Table(*COSINES)]), [0, REJECT, REJECT]),
+    # The sums lead by 3.0, 0.1 and 3.0 of logits, and by 10 times 0.1, -0.01 and -0.2 of cosines.
+    "summed, equally sure": (lambda: _sum(10.0, 0.5), [0, REJECT, 2]),
+    "summed, CLIP surer": (lambda: _sum(20.0, 0.0), [0, 1, 0]),
 }
+
+
+def _sum(scale, threshold):
+    return SummedLogProbabilities(Table(*LOGITS), Table(*COSINES), scale, threshold)
 
 
 @pytest.mark.parametrize(("build", "decisions"), KNOWN.values(), ids=KNOWN)

@@ -148,9 +148,10 @@ def _targets_at(defence: nn.Module, images: Tensor, labels: Tensor, where: torch
 def evasion_margin(scores: tuple[Tensor, ...], labels: Tensor, defence: nn.Module) -> Tensor:
     """A loss without gradients in mind, for a black-box attack that sees the scores: how near evasion is, (B,).
 
-    The best wrong class's smallest margin, each in units of its spread over the classes: not negative exactly where a
-    wrong class is accepted.
+    The best wrong class's smallest margin: not negative exactly where a wrong class is accepted. Several margins are in
+    units of their spread over the classes; one needs no unit, and of two classes the spread would be the margin itself.
     """
     margins = defence.margins(scores)
-    smallest = (margins / margins.std(2, keepdim=True).clamp_min(1e-12)).amin(1)
-    return smallest.scatter(1, labels.view(-1, 1), -torch.inf).amax(1)
+    if margins.shape[1] > 1 and margins.shape[2] > 2:
+        margins = margins / margins.std(2, keepdim=True).clamp_min(1e-12)
+    return margins.amin(1).scatter(1, labels.view(-1, 1), -torch.inf).amax(1)

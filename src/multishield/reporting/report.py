@@ -113,8 +113,8 @@ def verdict(table: pd.DataFrame) -> str:
         lines.append(
             f"- **{name}**: at the shield's own clean rejection ({shield.rejection:.1%}; the threshold's is "
             f"{simple.rejection:.1%}) Multi-Shield leaves {shield.robust:.1%} robust, a threshold on the classifier's "
-            f"own logit margin {simple.robust:.1%}. {shield.gained} images are held by the shield alone, {shield.lost} by "
-            f"the threshold alone (McNemar, p {_p(shield.p)}, N = {shield.n})."
+            f"own logit margin {simple.robust:.1%}. {shield.gained} images are held by the shield alone, {shield.lost} "
+            f"by the threshold alone (McNemar, p {_p(shield.p)}, N = {shield.n})."
         )
     return "\n".join(lines)
 
