@@ -98,7 +98,7 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
             of = table[(table.classifier == name) & (table.defence == defence)].sort_values("rejection")
             error = (of.robust - of.robust_low).clip(lower=0), (of.robust_high - of.robust).clip(lower=0)
             style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4, "elinewidth": 0.6}
-            axis.errorbar(of.rejection, of.robust, yerror=error, label=defence, capsize=2, **style)
+            axis.errorbar(of.rejection, of.robust, yerr=error, label=defence, capsize=2, **style)
         axis.set(title=f"{name} (N = {table[table.classifier == name].n.iloc[0]})", xlabel="clean rejection")
         axis.set(ylim=(0, 1.02))
         axis.set_xlim(left=0)
