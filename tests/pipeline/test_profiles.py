@@ -117,7 +117,7 @@ def test_a_thousand_classes_on_real_photographs(tmp_path):
             "dataset.resize": 72,
             "dataset.train": 0,
             "dataset.validation": 0,
-            "dataset.evaluate": 16,
+            "dataset.evaluate": 6,
             "training": {"resnet18": {"source": "torchvision", "model": "resnet18", "weights": "resnet18.safetensors"}},
             "alignment": {
                 "source": "file",
