@@ -110,7 +110,8 @@ def joint(
         drawn, hopeful = ordered.repeat(1, restarts), lost[index].all(1, keepdim=True)
         columns = [(t[index].where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(named)]
         columns += [(drawn[:, :1], -1, 1), (drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
-        columns += [(t[index, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(named)]
+        if long > 1:  # as long as the others they would be the same again
+            columns += [(t[index, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(named)]
         columns += [(ordered.where(hopeful, NO_TRY), -1, 1)] * (rounds if starts else 0)
         target = torch.cat([t for t, _, _ in columns], 1)
         start = torch.cat([torch.full_like(t, k) for t, k, _ in columns], 1)

@@ -29,6 +29,7 @@ from multishield.params import Comparison
 from multishield.shield import MultiShield, lead
 
 REFERENCE = "logit margin"  # what all others are tested against
+FEWEST = 10  # validation images; fewer choose no threshold
 COLUMNS = (
     *("classifier", "defence", "wanted", "own", "image", "label", "clean_decision", "attacked_decision", "attack"),
     "classes",
@@ -56,11 +57,13 @@ def families(shield: MultiShield, clean: dict[str, Tensor]) -> dict[str, Family]
 
     Args:
         shield: its classifier and CLIP are in all of them.
-        clean: the models' outputs for validation images. A model's unit is the spread of its best class's lead there:
-            logits and cosines have none in common.
+        clean: the models' outputs for validation images. Logits and cosines have no unit in common, so both models' leads
+            are compared by what they are there: by their quantiles, or by their spread.
     """
     classifier, clip = shield.classifier, shield.alignment
-    z, c = (float(lead(clean[name]).amax(1).std()) for name in ("classifier", "CLIP"))
+    k = clean["classifier"].argmax(1, keepdim=True)
+    leads = [lead(clean[name]).gather(1, k)[:, 0].double() for name in ("classifier", "CLIP")]
+    scale = float(leads[0].std() / leads[1].std().clamp_min(1e-6))
     alone, both = ("classifier",), ("classifier", "CLIP")
     parts = ("baseline", "on CLIP")
     return {
@@ -71,12 +74,13 @@ def families(shield: MultiShield, clean: dict[str, Tensor]) -> dict[str, Family]
         ),
         # The tolerance is -t; a positive t asks for a lead of CLIP.
         "Multi-Shield": Family(lambda t: Unanimity((classifier, clip), (0.0, t)), -2.0, both, parts),
+        # Both models must lead, each by what the same share of validation images does not reach with it.
         "Multi-Shield, margins": Family(
-            lambda t: Unanimity((classifier, clip), (max(t, 0.0) * z, t * c)), -1e3, both, parts
+            lambda q: Unanimity((classifier, clip), [float(of.quantile(min(q, 1.0))) for of in leads]), 0.0, both, parts
         ),
         # Here CLIP may decide against the classifier, so an image that neither has lost alone may still be broken.
         "log-probabilities": Family(
-            lambda t: SummedLogProbabilities(classifier, clip, z / c, t), 0.0, both, parts, False
+            lambda t: SummedLogProbabilities(classifier, clip, scale, t), 0.0, both, parts, False
         ),
     }
 
@@ -110,11 +114,11 @@ def compare(
     """Every family at every wanted rejection, and at the shield's own.
 
     Args:
-        data, validation: the images that are attacked; clean images that thresholds are chosen on. Without those there
-            are no rows.
+        data, validation: the images that are attacked; clean images that thresholds are chosen on. With fewer
+            than `FEWEST` of these there are no rows.
         pool: images of earlier attacks by name, "baseline" and "on CLIP" among them.
     """
-    if not len(validation):
+    if len(validation) < FEWEST:
         return Compared(pd.DataFrame(columns=list(COLUMNS)), {})
     models = _models(shield)
     known = {name: outputs(model, validation.pixels) for name, model in models.items()}
