@@ -126,7 +126,7 @@ def before() -> dict:
     return stale(fingerprints.PACKAGE, demo())
 
 
-ATTACKS = {"adaptive_standard", "adaptive_robust"}
+ATTACKS = {f"{stage}_{name}" for stage in ("adaptive", "comparison") for name in ("standard", "robust")}
 HARMLESS = {
     "a comment": ("attacks/joint.py", "class StepTowardsWeakestMargin:", "# words\nclass StepTowardsWeakestMargin:"),
     "a docstring": ("attacks/joint.py", '"""Drive all margins', '"""Lead all margins'),
@@ -184,6 +184,14 @@ TELLING = {
     "adversarial training": (
         ("training/classifier.py", "x + eps * (2 * noise - 1)", "x + eps * noise"),
         {"training_standard", "training_robust"},
+    ),
+    "a defence of the comparison": (
+        (
+            "evaluation/comparison.py",
+            "SummedLogProbabilities(classifier, clip, scale, t)",
+            "ConfidenceThreshold(clip, t)",
+        ),
+        {"comparison_standard", "comparison_robust"},
     ),
     "a default": (("params/sections.py", "beta: Weight = 6.0", "beta: Weight = 5.0"), set()),
 }

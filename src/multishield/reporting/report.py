@@ -105,7 +105,7 @@ def write_equal_rejection(params: Params) -> pd.DataFrame:
 def verdict(table: pd.DataFrame) -> str:
     """What CLIP is worth, in a sentence per classifier, as Markdown: at the shield's own clean rejection."""
     if not len(table):
-        return "There are hardly any validation images (`dataset.validation`), so no thresholds were chosen: no comparison."
+        return "There are few validation images (`dataset.validation`), so no threshold was chosen: no comparison."
     lines = []
     for name, of in table[table.own].groupby("classifier", sort=False):
         by = of.set_index("defence")
