@@ -73,7 +73,8 @@ def scenarios(records: pd.DataFrame, classes: int) -> Figure:
         of = dict(list(records[records.classifier == name].groupby("scenario")))
         clean = {"clean,\nno shield": "baseline", "clean,\nshield": "multishield"}
         bars = {title: _shares(of[s], "clean", classes) for title, s in clean.items()}
-        bars |= {s: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of}
+        # Not that of denial: there, what is rejected is the attacker's success.
+        bars |= {s: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of and s != "denial"}
         below = np.zeros(len(bars))
         for share, (label, colour) in zip(zip(*bars.values(), strict=True), OUTCOMES.items(), strict=True):
             axis.bar(list(bars), share, bottom=below, color=colour, label=label, width=0.72)

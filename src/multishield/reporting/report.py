@@ -42,6 +42,20 @@ def introduction(params: Params) -> str:
     return f'{text}\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else text
 
 
+def finding(metrics: pd.DataFrame) -> str:
+    """What a reader takes away, a sentence per classifier from its own figures, as Markdown."""
+    value = metrics[metrics.metric == "robust_accuracy"].set_index(["classifier", "scenario"]).value
+    lines = []
+    for name, of in metrics.groupby("classifier", sort=False):
+        robust = {s: f"{100 * value[name, s]:.1f} %" for s in ("baseline", "multishield", "paper", "adaptive")}
+        lines.append(
+            f"- **{name}**, {of.n.iloc[0]} images: AutoAttack leaves {robust['baseline']} robust without the shield, and "
+            f"{robust['multishield']} with it as long as the attacker is unaware of it. The paper's adaptive attack leaves "
+            f"{robust['paper']}, all attacks together **{robust['adaptive']}**."
+        )
+    return "\n".join(lines)
+
+
 def legend() -> str:
     """What the scenarios are, as Markdown."""
     return "\n".join(f"- **{name}**: {text}" for name, text in records.SCENARIOS.items())

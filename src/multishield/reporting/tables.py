@@ -1,5 +1,7 @@
 """Tables, as functions of the records' metrics: the same rows as Markdown, LaTeX and CSV."""
 
+import re
+
 import pandas as pd
 
 from multishield.evaluation.records import METRICS, SCENARIOS, cell
@@ -51,6 +53,11 @@ def to_latex(frame: pd.DataFrame) -> str:
 def to_html(frame: pd.DataFrame, words: bool = False) -> str:
     """An HTML table; one of words is set to the left and wraps, one of numbers is set to the right."""
     return frame.to_html(index=False, border=0, classes="words" if words else None)
+
+
+def results_html(frame: pd.DataFrame) -> str:
+    """The result table as HTML, the worst case's rows set off."""
+    return re.sub(r"<tr>(\s*<td>[^<]*</td>\s*<td>adaptive</td>)", r'<tr class="worst">\1', to_html(frame))
 
 
 def nested(metrics: pd.DataFrame) -> dict:
