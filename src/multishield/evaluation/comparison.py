@@ -57,8 +57,8 @@ def families(shield: MultiShield, clean: dict[str, Tensor]) -> dict[str, Family]
 
     Args:
         shield: its classifier and CLIP are in all of them.
-        clean: the models' outputs for validation images. Logits and cosines have no unit in common, so both models' leads
-            are compared by their quantiles or by their spread.
+        clean: the models' outputs for validation images. Logits and cosines have no unit in common: both models' leads
+            are compared by their quantiles, or by their spread.
     """
     classifier, clip = shield.classifier, shield.alignment
     k = clean["classifier"].argmax(1, keepdim=True)

@@ -49,9 +49,9 @@ def finding(metrics: pd.DataFrame) -> str:
     for name, of in metrics.groupby("classifier", sort=False):
         robust = {s: f"{100 * value[name, s]:.1f} %" for s in ("baseline", "multishield", "paper", "adaptive")}
         lines.append(
-            f"- **{name}**, {of.n.iloc[0]} images: AutoAttack leaves {robust['baseline']} robust without the shield, and "
-            f"{robust['multishield']} with it as long as the attacker is unaware of it. The paper's adaptive attack leaves "
-            f"{robust['paper']}, all attacks together **{robust['adaptive']}**."
+            f"- **{name}**, {of.n.iloc[0]} images: AutoAttack leaves {robust['baseline']} robust without the shield, "
+            f"{robust['multishield']} with it while the attacker is unaware of it. Of the attacks that know it, the "
+            f"paper's leaves {robust['paper']}, all together **{robust['adaptive']}**."
         )
     return "\n".join(lines)
 
