@@ -67,6 +67,9 @@ CHEAP = {
     "adaptive.denial.steps": 5,
     "adaptive.square.queries": 10,
     "adaptive.sanity.images": 4,
+    "comparison.rejection": [0.1],
+    "comparison.attack.targets": 1,
+    "comparison.attack.steps": 4,
     "report.examples": 1,
 }
 SMALL = CHEAP | {

@@ -127,7 +127,7 @@ class TestTheWholePipeline:
 
     def test_reports_are_quiet_and_self_contained(self, project):
         notebooks = sorted((project / "reports").glob("*.ipynb"))
-        assert len(notebooks) == 3 + 4
+        assert len(notebooks) == 3 + 5
         for path in notebooks:
             outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
             assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], path.name
@@ -176,7 +176,7 @@ class TestTheWholePipeline:
         good, before = (project / "params.yaml").read_text(), (project / "dvc.lock").read_text()
         edit_params(project, {"multishield.tolerance": 0.01})
         ran = re.findall(r"Running stage '([\w-]+)", run(project, "dvc", "repro").stdout)
-        assert {"multishield", "adaptive", "report"} <= set(ran)
+        assert {"multishield", "adaptive", "comparison", "report"} <= set(ran)
         assert (project / "dvc.lock").read_text() != before
         (project / "params.yaml").write_text(good)
         done = run(project, "dvc", "repro")
@@ -187,12 +187,13 @@ class TestTheWholePipeline:
         ("change", "expected"),
         [
             ({"report.examples": 2}, {"report"}),
-            ({"multishield.tolerance": 0.01}, {"multishield", "adaptive", "report"}),
-            ({"adaptive.joint.steps": 6}, {"adaptive"}),
+            ({"multishield.tolerance": 0.01}, {"multishield", "adaptive", "comparison", "report"}),
+            ({"adaptive.joint.steps": 6}, {"adaptive", "comparison"}),
+            ({"comparison.attack.steps": 6}, {"comparison"}),
             ({"baseline.attacks": ["square"]}, {"baseline", "report"}),
             ({"training.robust.epochs": 2}, {"training@robust"}),
             ({"alignment.prompts": ["a {}"]}, {"alignment"}),
-            ({"threat_model.eps": "4/255"}, {"baseline", "multishield", "adaptive", "report"}),
+            ({"threat_model.eps": "4/255"}, {"baseline", "multishield", "adaptive", "comparison", "report"}),
         ],
     )
     def test_a_change_makes_stale_exactly_what_depends_on_it(self, project, change, expected):

@@ -1,11 +1,12 @@
 """Figures keep readable with many classifiers and many classes."""
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from multishield.reporting import figures
+from multishield.reporting import figures, report, tables
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +38,61 @@ def test_an_example_of_a_thousand_classes_shows_the_true_one_and_the_likeliest()
     assert [t.get_text() for t in labels if t.get_fontweight() == "bold"] == ["class 500"]
     few = figures.example({"clean": np.zeros((8, 8, 3))}, {"clean": scores[:10]}, names[:10], label=3)
     assert [t.get_text() for t in few.axes[1].get_yticklabels()] == names[:10]
+
+
+def test_fonts_with_more_scripts_follow_where_the_machine_has_them(monkeypatch):
+    have = ["DejaVu Sans", "Noto Sans CJK JP", "SimHei"]
+    monkeypatch.setattr(figures.font_manager, "get_font_names", lambda: have)
+    with mpl.rc_context():
+        figures.style()
+        assert mpl.rcParams["font.family"] == ["sans-serif", "Noto Sans CJK JP", "SimHei"]
+        assert not mpl.rcParams["text.parse_math"], "a class may be called $x$"
+    monkeypatch.setattr(figures.font_manager, "get_font_names", lambda: have[:1])
+    with mpl.rc_context():
+        figures.style()
+        assert mpl.rcParams["font.family"] == ["sans-serif"]
+
+
+def comparison_table():
+    rows = [
+        {"classifier": name, "wanted": wanted, "own": wanted == 0.2, "defence": defence, "n": 50}
+        | {"rejection": wanted + 0.01, "rejection_low": 0.0, "rejection_high": 0.4}
+        | {"robust": robust, "robust_low": robust - 0.1, "robust_high": robust + 0.1}
+        | {"clean": 0.8, "clean_low": 0.7, "clean_high": 0.9, "correct": 0.4, "correct_low": 0.3, "correct_high": 0.5}
+        | {"gained": 1, "lost": 9, "p": float("nan") if defence == "logit margin" else 0.021484}
+        for name in ("standard", "robust")
+        for wanted in (0.05, 0.2)
+        for defence, robust in (("logit margin", 0.6), ("Multi-Shield", 0.4))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_robust_accuracy_is_drawn_against_the_rejection_that_was_reached():
+    figure = figures.rejection_curves(comparison_table())
+    panels = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in panels] == ["standard (N = 50)", "robust (N = 50)"]
+    for axis in panels:
+        lines = {container.get_label(): container.lines[0] for container in axis.containers}
+        assert list(lines) == ["logit margin", "Multi-Shield"]
+        assert lines["Multi-Shield"].get_xdata().tolist() == pytest.approx([0.06, 0.21])
+        assert lines["Multi-Shield"].get_ydata().tolist() == [0.4, 0.4]
+
+
+def test_the_comparison_as_a_table_and_in_a_sentence():
+    table = tables.comparison(comparison_table())
+    assert table.p.tolist() == ["", "0.021"] * 4
+    assert (
+        table["wanted rejection"].tolist() == ["5.0", "5.0", "20.0 (the shield's own)", "20.0 (the shield's own)"] * 2
+    )
+    assert table["robust accuracy"].tolist()[:2] == ["60.0 [50.0, 70.0]", "40.0 [30.0, 50.0]"]
+    said = report.verdict(comparison_table())
+    assert said.count("\n") == 1
+    assert (
+        "- **robust**: at the shield's own clean rejection (21.0%; the threshold's is 21.0%) Multi-Shield leaves 40.0%"
+        in said
+    )
+    assert (
+        "logit margin 60.0%. 1 images are held by the shield alone, 9 by the threshold alone (McNemar, p = 0.021"
+        in said
+    )
+    assert "no threshold was chosen" in report.verdict(comparison_table()[:0])
