@@ -47,7 +47,7 @@ def overlay(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_every_model_of_robustbench_runs_through_our_code(overlay, tmp_path):
     (tmp_path / "params.yaml").touch()
     (tmp_path / "dvc.yaml").touch()
