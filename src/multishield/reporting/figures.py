@@ -101,9 +101,9 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
             style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4, "elinewidth": 0.6}
             axis.errorbar(of.rejection, of.robust, yerr=error, label=defence, capsize=2, **style)
         axis.set(title=f"{name} (N = {table[table.classifier == name].n.iloc[0]})", xlabel="clean rejection")
-        axis.set(ylim=(0, 1.02))
+        axis.set(ylim=(-0.02, 1.02))
         axis.set_xlim(left=0)
-        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
     panels[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
