@@ -69,7 +69,7 @@ CHEAP = {
     "adaptive.sanity.images": 4,
     "comparison.rejection": [0.1],
     "comparison.attack.targets": 1,
-    "comparison.attack.steps": 4,
+    "comparison.attack.steps": 5,
     "report.examples": 1,
 }
 SMALL = CHEAP | {

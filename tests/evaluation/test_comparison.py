@@ -38,17 +38,21 @@ def levels(*values):
     return Split(images, (level > 0.5).long(), torch.arange(len(level)))
 
 
-def untouched(data):
+def beyond_grey(data):
+    """What breaks the classifier alone, where eps reaches."""
+    away = data.pixels - 0.5
+    names = ["baseline" if reached else "" for reached in (away.abs().amax((1, 2, 3)) <= EPS).tolist()]
+    images = data.pixels - away.sign() * EPS
     none = torch.zeros(len(data), dtype=torch.long)
-    return AttackedImages(data.pixels.clone(), [""] * len(data), none, none)
+    return AttackedImages(images, names, none, none)
 
 
 def compared(validation, data):
     shield = MultiShield(Brightness(), Brightness(0.1), 0.0)
-    params = Comparison.model_validate({"rejection": WANTED, "attack": {"targets": 1, "steps": 20, "restarts": 1}})
+    params = Comparison.model_validate({"rejection": WANTED, "attack": {"targets": 1, "steps": 20}})
     with kept_in(None):
         attacker = Attacker("levels", DEFAULTS, Ball(EPS), 0)
-        pool = {"baseline": untouched(data), "on CLIP": untouched(data)}
+        pool = dict.fromkeys(("baseline", "on CLIP", "adaptive"), beyond_grey(data))
         return comparison.compare(attacker, shield, data, validation, params, pool)
 
 

@@ -189,7 +189,7 @@ class TestTheWholePipeline:
             ({"report.examples": 2}, {"report"}),
             ({"multishield.tolerance": 0.01}, {"multishield", "adaptive", "comparison", "report"}),
             ({"adaptive.joint.steps": 6}, {"adaptive", "comparison"}),
-            ({"comparison.attack.steps": 6}, {"comparison"}),
+            ({"comparison.attack.steps": 7}, {"comparison"}),
             ({"baseline.attacks": ["square"]}, {"baseline", "report"}),
             ({"training.robust.epochs": 2}, {"training@robust"}),
             ({"alignment.prompts": ["a {}"]}, {"alignment"}),

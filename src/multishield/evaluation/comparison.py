@@ -5,21 +5,23 @@ clean images are rejected. A family of defences differs in one threshold, which 
 wanted rejection; what it then rejects of the evaluation images is part of the result.
 
 One attack per family serves all of its thresholds: it aims at the strictest, and an image that resists is kept where it
-was nearest to evasion. Then every stored image, other families' and earlier stages' included, is shown to every
-defence: the worst case.
+was nearest to evasion. Where one margin decides it is APGD, elsewhere `joint`. Most families accept nothing that the
+classifier alone does not accept: their attacks leave out the images on which no attack has broken the classifier. Then
+every stored image, other families' and earlier stages' included, is shown to every defence: the worst case.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from multishield.attacks.joint import joint
 from multishield.attacks.loop.result import AttackedImages
+from multishield.attacks.parts import one_margin
 from multishield.data.splits import Split
 from multishield.defences import ConfidenceThreshold, FeatureSqueezing, SummedLogProbabilities, Unanimity, threshold_for
 from multishield.evaluation.portfolio import Attacker
@@ -41,14 +43,15 @@ class Family(NamedTuple):
 
     Attributes:
         build: a threshold to a defence; the larger, the more is rejected. low: where the threshold is looked for.
-        scores: whose outputs its scores are, of `_models`. starts: whose attacked images its attack begins at.
-        bound: it accepts nothing that these parts do not: what has not broken them needs no long search.
+        scores: whose outputs its scores are, of `_models`.
+        part: the number of the margin that decides alone; None where several do.
+        bound: a class that it accepts is the classifier's, so that nothing else can be broken.
     """
 
     build: Callable[[float], nn.Module]
     low: float
     scores: tuple[str, ...]
-    starts: tuple[str, ...]
+    part: int | None = None
     bound: bool = True
 
 
@@ -65,22 +68,21 @@ def families(shield: MultiShield, clean: dict[str, Tensor]) -> dict[str, Family]
     leads = [lead(clean[name]).gather(1, k)[:, 0].double() for name in ("classifier", "CLIP")]
     scale = float(leads[0].std() / leads[1].std().clamp_min(1e-6))
     alone, both = ("classifier",), ("classifier", "CLIP")
-    parts = ("baseline", "on CLIP")
     return {
-        REFERENCE: Family(lambda t: ConfidenceThreshold(classifier, t), 0.0, alone, parts[:1]),
-        "softmax": Family(lambda t: ConfidenceThreshold(classifier, t, of="probability"), 0.0, alone, parts[:1]),
+        REFERENCE: Family(lambda t: ConfidenceThreshold(classifier, t), 0.0, alone, part=0),
+        "softmax": Family(lambda t: ConfidenceThreshold(classifier, t, of="probability"), 0.0, alone, part=1),
         "squeezing": Family(
-            lambda t: FeatureSqueezing(classifier, leads=(max(t, 0.0), t)), -1e3, ("classifier", "squeezed"), parts[:1]
+            lambda t: FeatureSqueezing(classifier, leads=(max(t, 0.0), t)), -1e3, ("classifier", "squeezed")
         ),
         # The tolerance is -t; a positive t asks for a lead of CLIP.
-        "Multi-Shield": Family(lambda t: Unanimity((classifier, clip), (0.0, t)), -2.0, both, parts),
+        "Multi-Shield": Family(lambda t: Unanimity((classifier, clip), (0.0, t)), -2.0, both),
         # Both models must lead, each by what the same share of validation images does not reach with it.
         "Multi-Shield, margins": Family(
-            lambda q: Unanimity((classifier, clip), [float(of.quantile(min(q, 1.0))) for of in leads]), 0.0, both, parts
+            lambda q: Unanimity((classifier, clip), [float(of.quantile(min(q, 1.0))) for of in leads]), 0.0, both
         ),
-        # Here CLIP may decide against the classifier, so an image that neither has lost alone may still be broken.
+        # Here CLIP may decide against the classifier.
         "log-probabilities": Family(
-            lambda t: SummedLogProbabilities(classifier, clip, scale, t), 0.0, both, parts, False
+            lambda t: SummedLogProbabilities(classifier, clip, scale, t), 0.0, both, part=0, bound=False
         ),
     }
 
@@ -116,7 +118,8 @@ def compare(
     Args:
         data, validation: the images that are attacked; clean images that thresholds are chosen on. With fewer
             than `FEWEST` of these there are no rows.
-        pool: images of earlier attacks by name, "baseline" and "on CLIP" among them.
+        pool: images of earlier attacks by name: "baseline" on the classifier alone, "on CLIP", "adaptive" (the shield's
+            worst case), and others.
     """
     if len(validation) < FEWEST:
         return Compared(pd.DataFrame(columns=list(COLUMNS)), {})
@@ -146,12 +149,17 @@ def compare(
 def _attacked(
     attacker: Attacker, name: str, family: Family, defence: nn.Module, data: Split, params: Comparison, pool
 ) -> AttackedImages:
-    """The joint attack on a family's strictest member."""
-    starts = [pool[start] for start in family.starts]
-    if not family.bound:
-        starts = [replace(start, broken_by=["elsewhere"] * len(data)) for start in starts]
-    attack = partial(joint, nearest=True, long=1, rounds=0, **params.attack.model_dump())
-    return attacker.run(attack, f"joint, {name},", defence, data, starts)
+    """The attack on a family's strictest member; images that cannot be broken stay as they are."""
+    lost = pool["baseline"].success | pool["adaptive"].success
+    at = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
+    settings = params.attack.model_dump() | {"nearest": True}
+    if family.part is None:
+        attack = partial(joint, long=1, rounds=0, **settings)
+        starts = [pool[name][at] for name in ("baseline", *(["on CLIP"] if "CLIP" in family.scores else []))]
+    else:
+        attack, starts = partial(one_margin, part=family.part, tag=name, **settings), ()
+    kept = AttackedImages.untouched(data.pixels)
+    return kept.replaced(at, attacker.run(attack, f"{name}:", defence, data[at], starts)) if len(at) else kept
 
 
 def _verdicts(defence: nn.Module, candidates: dict[str, tuple[Tensor, ...]], data: Split) -> pd.DataFrame:

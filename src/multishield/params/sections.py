@@ -223,10 +223,10 @@ class Adaptive(Section):
 
 
 class Comparison(Section):
-    """Defences at equal clean rejection; `attack` is on each family's strictest member."""
+    """Defences at equal clean rejection; `attack` is on each family's strictest member, see `evaluation.comparison`."""
 
     rejection: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)]
-    attack: JointAttack
+    attack: PartsAttack
 
 
 class Report(Section):
