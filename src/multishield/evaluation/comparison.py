@@ -19,7 +19,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from multishield.attacks.joint import joint
+from multishield.attacks.joint import evasion_margin, joint
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.parts import one_margin
 from multishield.data.splits import Split
@@ -94,7 +94,7 @@ def _models(shield: MultiShield) -> dict[str, nn.Module]:
 
 
 class Compared(NamedTuple):
-    """What `compare` has found: a row per defence and evaluation image, and the images of each family's attack.
+    """What `compare` has found: a row per defence and evaluation image, and each family's attacked images.
 
     The rows' columns are `COLUMNS`. "wanted" is the clean rejection that the threshold was chosen for, "own" where that
     is the shield's with its tolerance; "classes" is K, which as a decision means "reject"; "attack" is whose image was
@@ -102,7 +102,7 @@ class Compared(NamedTuple):
     """
 
     rows: pd.DataFrame
-    attacked: dict[str, AttackedImages]
+    attacked: dict[str, Tensor]
 
 
 def compare(
@@ -134,10 +134,8 @@ def compare(
         chosen[name] = {wanted: family.build(threshold) for wanted, threshold in levels.items()}
         strictest = chosen[name][max(levels)]
         attacked[name] = _attacked(attacker, name, family, strictest, data, params, pool)
-    shown = {
-        source: {m: outputs(model, a.images) for m, model in models.items()} for source, a in (pool | attacked).items()
-    }
-    shown = {"clean": {m: outputs(model, data.pixels) for m, model in models.items()}} | shown
+    images = {"clean": data.pixels} | {source: before.images for source, before in pool.items()} | attacked
+    shown = {source: {m: outputs(model, x) for m, model in models.items()} for source, x in images.items()}
     rows = []
     for name, family in found.items():
         candidates = {source: tuple(of[m] for m in family.scores) for source, of in shown.items()}
@@ -148,18 +146,24 @@ def compare(
 
 def _attacked(
     attacker: Attacker, name: str, family: Family, defence: nn.Module, data: Split, params: Comparison, pool
-) -> AttackedImages:
-    """The attack on a family's strictest member; images that cannot be broken stay as they are."""
+) -> Tensor:
+    """The images (N,3,H,W) after the attack on a family's strictest member; what cannot be broken stays as it is."""
     lost = pool["baseline"].success | pool["adaptive"].success
     at = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
-    settings = params.attack.model_dump() | {"nearest": True}
+    settings, starts = params.attack.model_dump(), ()
     if family.part is None:
-        attack = partial(joint, long=1, rounds=0, **settings)
-        starts = [pool[name][at] for name in ("baseline", *(["on CLIP"] if "CLIP" in family.scores else []))]
+        attack = partial(joint, nearest=True, long=1, rounds=0, **settings)
+        starts = [pool[start][at] for start in ("baseline", *(["on CLIP"] if "CLIP" in family.scores else []))]
     else:
-        attack, starts = partial(one_margin, part=family.part, tag=name, **settings), ()
-    kept = AttackedImages.untouched(data.pixels)
-    return kept.replaced(at, attacker.run(attack, f"{name}:", defence, data[at], starts)) if len(at) else kept
+        attack = partial(_nearest_on_one_margin, part=family.part, tag=name, **settings)
+    images = data.pixels.clone()
+    if len(at):
+        images[at] = attacker.run(attack, f"{name}:", defence, data[at], starts).images
+    return images
+
+
+def _nearest_on_one_margin(defence: nn.Module, images: Tensor, labels: Tensor, **settings) -> AttackedImages:
+    return one_margin(defence, images, labels, nearness=partial(evasion_margin, defence=defence), **settings)
 
 
 def _verdicts(defence: nn.Module, candidates: dict[str, tuple[Tensor, ...]], data: Split) -> pd.DataFrame:

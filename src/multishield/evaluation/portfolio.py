@@ -100,7 +100,7 @@ class Attacker:
         One that it breaks is a finding: gradients did not show the way (see `sanity`).
         """
         left = (~worst.success).nonzero()[:, 0]
-        return worst.replaced(left, self.square(defence, data[left])) if len(left) else worst
+        return _with(worst, left, self.square(defence, data[left])) if len(left) else worst
 
     def curve(self, defence: nn.Module, data: Split, worst: AttackedImages, denied: AttackedImages) -> pd.DataFrame:
         """The robustness curve of Chen et al. 2023 (arXiv 2305.01139): where rejecting a hardly touched image is wrong.
@@ -115,7 +115,7 @@ class Attacker:
                 left = found.success.nonzero()[:, 0]
                 weaker = self.at(f"{alpha:g} eps", self.params, replace(self.ball, eps=alpha * self.ball.eps))
                 held = replace(denied, broken_by=[""] * len(data))
-                found = held.replaced(left, weaker.denial(defence, data[left])) if len(left) else held
+                found = _with(held, left, weaker.denial(defence, data[left])) if len(left) else held
             right = decide(defence, data.pixels).decision == data.labels if alpha == 0 else ~found.success
             hits = int((standing & right).sum())
             rows.append((alpha, hits / len(data), *wilson(hits, len(data)), len(data)))
@@ -162,6 +162,15 @@ def grey(ball: Ball, data: Split) -> float:
 def margins_of(defence: nn.Module, data: Split) -> Tensor:
     """The margins of the first images, (B,M,K) on the CPU."""
     return defence.margins(forward(defence.scores, data[:8].pixels.to(device_of(defence)))).cpu()
+
+
+def _with(before: AttackedImages, at: Tensor, found: AttackedImages) -> AttackedImages:
+    """The same, but for the images of some indices; passes add up."""
+    images, names = before.images.index_copy(0, at, found.images), list(before.broken_by)
+    for i, name in zip(at.tolist(), found.broken_by, strict=True):
+        names[i] = name
+    passes = (getattr(before, kind).index_add(0, at, getattr(found, kind)) for kind in ("forwards", "backwards"))
+    return AttackedImages(images, names, *passes)
 
 
 def worst_case(defence: nn.Module, data: Split, candidates: dict[str, AttackedImages]) -> AttackedImages:

@@ -39,21 +39,6 @@ class AttackedImages:
         names = [self.broken_by[i] for i in index.tolist()]
         return AttackedImages(self.images[index], names, self.forwards[index], self.backwards[index])
 
-    def replaced(self, index: Tensor, found: "AttackedImages") -> "AttackedImages":
-        """The same, but for the images of int64 indices; passes add up."""
-        names = list(self.broken_by)
-        for i, name in zip(index.tolist(), found.broken_by, strict=True):
-            names[i] = name
-        images = self.images.index_copy(0, index, found.images)
-        passes = (getattr(self, kind).index_add(0, index, getattr(found, kind)) for kind in ("forwards", "backwards"))
-        return AttackedImages(images, names, *passes)
-
-    @classmethod
-    def untouched(cls, images: Tensor) -> "AttackedImages":
-        """Images that no attack was made on."""
-        none = torch.zeros(len(images), dtype=torch.long)
-        return cls(images.clone(), [""] * len(images), none, none)
-
     def tensors(self) -> dict[str, Tensor]:
         """As named tensors: names are numbered, and their text is a row of bytes."""
         names = sorted(set(self.broken_by))
