@@ -147,7 +147,11 @@ def compare(
 def _attacked(
     attacker: Attacker, name: str, family: Family, defence: nn.Module, data: Split, params: Comparison, pool
 ) -> Tensor:
-    """The images (N,3,H,W) after the attack on a family's strictest member; what cannot be broken stays as it is."""
+    """The images (N,3,H,W) after the attack on a family's strictest member; what cannot be broken stays as it is.
+
+    Raises:
+        RuntimeError: an image leaves the ball or [0,1]; no number is printed for such images.
+    """
     lost = pool["baseline"].success | pool["adaptive"].success
     at = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
     settings, starts = params.attack.model_dump(), ()
@@ -159,6 +163,11 @@ def _attacked(
     images = data.pixels.clone()
     if len(at):
         images[at] = attacker.run(attack, f"{name}:", defence, data[at], starts).images
+    distance, ball = float(attacker.ball.distance(images, data.pixels).max()), attacker.ball
+    if not distance <= ball.eps + 1e-6 or images.min() < 0 or images.max() > 1:
+        raise RuntimeError(
+            f"an image of the attack on {name} is {distance:.6f} away (eps is {ball.eps:.6f}) or leaves [0,1]"
+        )
     return images
 
 
