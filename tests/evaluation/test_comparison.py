@@ -149,9 +149,9 @@ def test_without_validation_images_nothing_is_compared(found):
 
 
 def test_an_image_outside_the_ball_is_no_result(found, monkeypatch):
-    def too_far(defence, images, labels, **settings):
+    def too_far(defence, images, labels, watch, **settings):
         none = torch.zeros(len(images), dtype=torch.long)
-        return AttackedImages(images + 2 * EPS, ["far"] * len(images), none, none)
+        watch(torch.arange(len(images)), AttackedImages(images + 2 * EPS, ["far"] * len(images), none, none), 0)
 
     monkeypatch.setattr(comparison, "one_margin", too_far)
     with pytest.raises(RuntimeError, match=r"attack on logit margin is 0\.0627\d\d away \(eps is 0\.031373\)"):
