@@ -46,8 +46,9 @@ results/%/index.html: profiles/%.yaml
 	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. params.yaml results/$*.part/
 	rm -rf results/$* && mv results/$*.part results/$* && touch $@
 
-# Two processes, each with one thread: more threads in small networks only wait for each other.
-TESTS := pytest --numprocesses 2 --dist loadscope
+# Two processes, each with one thread: more threads in small networks only wait for each other. Files in their order: by
+# their number of tests the few that take long would come last, and one process would wait.
+TESTS := pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test: lint
 	$(RUN) $(TESTS) -m "not long"
