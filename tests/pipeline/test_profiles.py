@@ -94,13 +94,13 @@ def test_one_command_gets_from_a_bare_clone_to_dvc(tmp_path):
 @pytest.mark.imagenet
 @pytest.mark.timeout(900)
 def test_a_thousand_classes_on_real_photographs(tmp_path):
-    """ImageNet's own folders, a torchvision network of 1000 classes, no training and no validation images.
+    """ImageNet's own folders, a small torchvision network of 1000 classes, no training and no validation images.
 
     Weights are random: what is shown is that every stage takes 1000 classes, not how good anything is.
     """
     copy_project(tmp_path)
     torch.manual_seed(0)
-    save_file(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.safetensors")
+    save_file(torchvision.models.shufflenet_v2_x0_5().state_dict(), tmp_path / "net.safetensors")
     config = small_config("test_resnet", 64)
     config["text_cfg"]["context_length"] = 32  # the longest of the thousand names does not fit into the demo's 16
     model = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
@@ -110,15 +110,17 @@ def test_a_thousand_classes_on_real_photographs(tmp_path):
         tmp_path,
         CHEAP
         | {
-            "classifiers": ["resnet18"],
+            "classifiers": ["shufflenet"],
             "dataset.name": "imagenet",
             "dataset.root": os.environ["MULTISHIELD_IMAGENET"],
             "dataset.image_size": 64,
             "dataset.resize": 72,
             "dataset.train": 0,
             "dataset.validation": 0,
-            "dataset.evaluate": 6,
-            "training": {"resnet18": {"source": "torchvision", "model": "resnet18", "weights": "resnet18.safetensors"}},
+            "dataset.evaluate": 16,
+            "training": {
+                "shufflenet": {"source": "torchvision", "model": "shufflenet_v2_x0_5", "weights": "net.safetensors"}
+            },
             "alignment": {
                 "source": "file",
                 "prompts": ["photo of a {}"],
@@ -130,6 +132,6 @@ def test_a_thousand_classes_on_real_photographs(tmp_path):
     )
     run_notebooks(tmp_path)
     assert len(json.loads((tmp_path / "artifacts" / "dataset" / "classes.json").read_text())) == 1000
-    metrics = json.loads((tmp_path / "artifacts" / "report" / "metrics.json").read_text())["resnet18"]
+    metrics = json.loads((tmp_path / "artifacts" / "report" / "metrics.json").read_text())["shufflenet"]
     assert metrics["baseline"]["robust_accuracy"] <= 0.1
     assert metrics["adaptive"]["robust_accuracy"] <= metrics["multishield"]["robust_accuracy"]
