@@ -204,7 +204,10 @@ def threshold_for(
     low: float = 0.0,
     high: float = 1.0,
 ) -> float:
-    """The threshold that `calibrate` chooses, from the defence's scores of the images, each (N,...)."""
+    """The threshold that `calibrate` chooses, from the defence's scores of the images, each (N,...).
+
+    Args and errors are those of `calibrate`.
+    """
     if not 0 <= rejection < 1 or not low < high:
         raise ValueError(
             f"rejection is {rejection}, low {low}, high {high}; accepted are 0 <= rejection < 1, and low < high"

@@ -92,7 +92,7 @@ def test_the_comparison_as_a_table_and_in_a_sentence():
         in said
     )
     assert (
-        "logit margin 60.0%. 1 images are held by the shield alone, 9 by the threshold alone (McNemar, p = 0.021"
+        "logit margin 60.0%. 1 images are held by the shield alone, 9 by the threshold alone (McNemar's p: 0.021"
         in said
     )
     assert "no threshold was chosen" in report.verdict(comparison_table()[:0])

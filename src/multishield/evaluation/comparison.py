@@ -172,6 +172,7 @@ def _attacked(
 
 
 def _nearest_on_one_margin(defence: nn.Module, images: Tensor, labels: Tensor, **settings) -> AttackedImages:
+    """APGD on one margin, as `joint` with `nearest`."""
     return one_margin(defence, images, labels, nearness=partial(evasion_margin, defence=defence), **settings)
 
 

@@ -98,10 +98,10 @@ def write_findings(params: Params, all_records: pd.DataFrame, classes: int) -> p
     return findings
 
 
-def write_comparison(comparison: pd.DataFrame) -> None:
+def write_published(table: pd.DataFrame) -> None:
     """Write published beside measured figures, where there are any."""
-    if len(comparison):
-        _write_table("published.csv", comparison.to_csv(index=False, lineterminator="\n"))
+    if len(table):
+        _write_table("published.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def write_equal_rejection(params: Params) -> pd.DataFrame:
@@ -128,13 +128,9 @@ def verdict(table: pd.DataFrame) -> str:
             f"- **{name}**: at the shield's own clean rejection ({shield.rejection:.1%}; the threshold's is "
             f"{simple.rejection:.1%}) Multi-Shield leaves {shield.robust:.1%} robust, a threshold on the classifier's "
             f"own logit margin {simple.robust:.1%}. {shield.gained} images are held by the shield alone, {shield.lost} "
-            f"by the threshold alone (McNemar, p {_p(shield.p)}, N = {shield.n})."
+            f"by the threshold alone (McNemar's p: {tables.p_value(shield.p)}, N = {shield.n})."
         )
     return "\n".join(lines)
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def curves(params: Params) -> dict[str, pd.DataFrame]:

@@ -34,9 +34,13 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
         for share, metric in shares.items():
             value, low, high = (row[name] for name in (share, f"{share}_low", f"{share}_high"))
             cells[METRICS[metric][0]] = cell(pd.Series({"value": value, "low": low, "high": high}))
-        p = "" if pd.isna(row["p"]) else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-        rows.append(cells | {"gained": row["gained"], "lost": row["lost"], "p": p, "N": row["n"]})
+        rows.append(cells | {"gained": row["gained"], "lost": row["lost"], "p": p_value(row["p"]), "N": row["n"]})
     return pd.DataFrame(rows)
+
+
+def p_value(p: float) -> str:
+    """A test's p, `0.023` or `< 0.001`; empty where nothing was tested (NaN)."""
+    return "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
