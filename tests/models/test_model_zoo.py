@@ -86,7 +86,7 @@ def test_published_figures_agree_or_differ(tmp_path, monkeypatch):
     assert table.notes.tolist() == ["", ""]
     assert table.measured[0] == "94.0 [87.5, 97.2]"
     assert table.N.tolist() == [100, 100]
-    report.write_comparison(table)
+    report.write_published(table)
     file = tmp_path / "artifacts" / "report" / "tables" / "published.csv"
     written = pd.read_csv(file, dtype=str, keep_default_na=False)
     assert written.equals(table.astype(str))
@@ -148,7 +148,7 @@ def test_without_a_catalogued_classifier_there_is_no_table(tmp_path, monkeypatch
     file.write_text('{"architecture": {"source": "train", "architecture": "resnet8"}}')
     comparison = published.compare(params(), measured(1, 0, 2))
     assert comparison.empty
-    report.write_comparison(comparison)
+    report.write_published(comparison)
     assert not (tmp_path / "artifacts" / "report").exists()
 
 
