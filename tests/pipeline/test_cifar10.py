@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -68,8 +69,16 @@ def test_the_clip_classifies_and_its_preprocessing_matters(real, source, test_sp
 
 
 @pytest.mark.timeout(1200)
+def test_a_classifier_is_trained_on_real_images(real):
+    edit_params(real, SMALL | {"classifiers": ["resnet20-fgsm"]})
+    run_notebooks(real, until="training")
+    history = pd.read_csv(real / "artifacts" / "training" / "resnet20-fgsm" / "history.csv")
+    assert history.clean_accuracy.max() > 0.12
+
+
+@pytest.mark.timeout(1200)
 def test_the_pipeline_on_real_images(real):
-    edit_params(real, SMALL)
+    edit_params(real, SMALL | {"classifiers": ["resnet20"]})
     run_notebooks(real)
     metrics = json.loads((real / "artifacts" / "report" / "metrics.json").read_text())
     standard = metrics["resnet20"]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from killing import Killed, data, kill_after
 from multishield.params import ClipTrained, Trained
 from multishield.storage.errors import UserError
-from multishield.training import classifier, clip
+from multishield.training import attacked, classifier, clip
 
 
 def options(**changes):
@@ -117,7 +117,7 @@ def test_a_killed_clip_training_ends_with_the_same_weights(project_root, monkeyp
 
 def test_augmentation_moves_but_does_not_invent():
     x = torch.rand(50, 3, 32, 32)
-    moved = classifier._augment(x, torch.Generator().manual_seed(0))
+    moved = attacked.augment(x, torch.Generator().manual_seed(0))
     assert moved.shape == x.shape
     assert (moved.mean((1, 2, 3)) <= x.mean((1, 2, 3)) + 0.05).all()
     assert set(moved[0].flatten().tolist()) <= {0.0, *x[0].flatten().tolist()}

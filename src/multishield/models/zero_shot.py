@@ -98,11 +98,14 @@ class ZeroShotClassifier(nn.Module):
         self.image_tower, self.preprocess = image_tower.to(memory_format=torch.channels_last), preprocess
         self.register_buffer("text", text)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        """Pixels to image embeddings (B,D), as the tower gives them."""
         embedding = self.image_tower(self.preprocess(x))
-        if isinstance(embedding, tuple):  # CoCa's tower returns its tokens too
-            embedding = embedding[0]
-        return F.normalize(embedding, dim=-1) @ self.text.T
+        # CoCa's tower returns its tokens too.
+        return embedding[0] if isinstance(embedding, tuple) else embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.embed(x), dim=-1) @ self.text.T
 
 
 def align(clip: Clip, text: Tensor) -> ZeroShotClassifier:
@@ -189,12 +192,15 @@ def _structure(model: nn.Module) -> str:
 def save_alignment(clip: Clip, params: Clips, config: dict | None, text: Tensor, folder: Path) -> None:
     """Write what `load_alignment` needs: `clip.json`, the text embeddings, and the weights where they are ours.
 
-    A CLIP that came from elsewhere is not copied: `clip.json` says where it is. SigLIP's bias is not needed: the same
-    for all classes, it changes neither cosines nor a softmax over classes.
+    A CLIP that came from elsewhere is not copied: `clip.json` says where it is; of one that was made robust here, the
+    image tower is. SigLIP's bias is not needed: the same for all classes, it changes neither cosines nor a softmax over
+    classes.
     """
     save_tensors(folder / "text.safetensors", {"text": text, "scale": clip.model.logit_scale.exp().detach().reshape(1)})
     if params.source == "train":
         save_tensors(folder / "clip.safetensors", clip.model.state_dict())
+    elif params.robust:
+        save_tensors(folder / "tower.safetensors", clip.model.visual.state_dict())
     record = {"params": params.model_dump(), "config": config}
     record |= {"preprocessing": asdict(clip.preprocessing), "antialias": clip.antialias}
     write_json(folder / "clip.json", record)
@@ -209,6 +215,8 @@ def load_alignment() -> ZeroShotClassifier:
         load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
     else:
         clip = load_clip(TypeAdapter(Clips).validate_python(record["params"]))
+        if record["params"]["robust"]:
+            load_exactly(clip.model.visual, load_tensors(folder / "tower.safetensors"), str(folder))
     return freeze(align(clip, load_tensors(folder / "text.safetensors")["text"])).to(device())
 
 

@@ -126,18 +126,40 @@ class ClassifierFactory(Section):
 Classifiers = Trained | Checkpoint | Catalogued | Torchvision | Timm | FineTuned | ClassifierFactory
 
 
-class ClipTrained(Section):
+class RobustTower(Section):
+    """Adversarial training of the CLIP's image tower, before it is used."""
+
+    method: Literal["tecoa", "fare"]
+    eps: Eps
+    steps: Count
+    step_size: Eps
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Rate
+    weight_decay: Weight = 1e-4
+    augment: bool = False
+    validation_steps: Count
+
+
+class Clip(Section):
+    """What all sources of a CLIP share: the prompts, and whether the image tower is made robust."""
+
+    prompts: Annotated[list[Prompt], Field(min_length=1)]
+    robust: RobustTower | None = None
+
+
+class ClipTrained(Clip):
     """A small CLIP that the pipeline trains on the data set's image-caption pairs."""
 
     source: Literal["train"]
-    prompts: Annotated[list[Prompt], Field(min_length=1)]
     tower: Annotated[str, Field(min_length=1)]
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Rate
 
 
-class ClipOpen(Section):
+class ClipOpen(Clip):
     """A model of open_clip, by name and pretrained tag (or the path of a weights file).
 
     `image_tower` replaces its image tower: a file, or "hf-hub:owner/name" in the layout of Hugging Face's transformers
@@ -145,27 +167,24 @@ class ClipOpen(Section):
     """
 
     source: Literal["open_clip"]
-    prompts: Annotated[list[Prompt], Field(min_length=1)]
     model: str
     pretrained: str | None
     image_tower: Annotated[str, Field(min_length=1)] | None = None
 
 
-class ClipFile(Section):
+class ClipFile(Clip):
     """A CLIP in open_clip's classes from a JSON configuration and a safetensors file."""
 
     source: Literal["file"]
-    prompts: Annotated[list[Prompt], Field(min_length=1)]
     config: str
     weights: str
     antialias: bool = True
 
 
-class ClipFactory(Section):
+class ClipFactory(Clip):
     """A CLIP that an extension builds: "module:function", returning a `multishield.models.clip.Clip`."""
 
     source: Literal["factory"]
-    prompts: Annotated[list[Prompt], Field(min_length=1)]
     factory: Factory
 
 

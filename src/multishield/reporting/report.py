@@ -22,10 +22,13 @@ def gather(params: Params) -> pd.DataFrame:
 
 
 def histories(params: Params) -> dict[str, pd.DataFrame]:
-    """Training histories: the classifiers', and CLIP's under the name "CLIP". Loaded models have no curve."""
+    """Training histories: the classifiers', "CLIP"'s and that of its "robust tower". Loaded models have no curve."""
     found = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
-    found["CLIP"] = paths.artifacts("alignment", "history.csv")
-    frames = {name: pd.read_csv(path) for name, path in found.items()}
+    found |= {
+        "CLIP": paths.artifacts("alignment", "history.csv"),
+        "robust tower": paths.artifacts("alignment", "robust.csv"),
+    }
+    frames = {name: pd.read_csv(path) for name, path in found.items() if path.is_file()}
     return {name: frame for name, frame in frames.items() if frame.epoch.min() > 0}
 
 

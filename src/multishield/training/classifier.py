@@ -22,16 +22,8 @@ from multishield.models.classifier import Classifier, accuracy, device, freeze, 
 from multishield.params import Checkpoint, Classifiers, FineTuned, Trained
 from multishield.storage import paths
 from multishield.storage.errors import UserError
+from multishield.training.attacked import augment, grown, perturb
 from multishield.training.epochs import converging, run_epochs
-
-
-def _perturb(model: nn.Module, x: Tensor, loss_of, x_adv: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """Signed gradient ascent on `loss_of(logits)` from `x_adv`, kept in the ball around x."""
-    for _ in range(steps):
-        x_adv = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss_of(model(x_adv)), x_adv)
-        x_adv = Ball(eps).project(x_adv.detach() + step * gradient.sign(), x)
-    return x_adv.detach()
 
 
 def batch_loss(
@@ -53,13 +45,13 @@ def batch_loss(
         with torch.no_grad():
             clean = F.log_softmax(model(x), 1)
         start = Ball(eps).project(x + 1e-3 * (2 * noise - 1), x)
-        x_adv = _perturb(model, x, lambda z: _kl(clean, z), start, eps, step, steps)
+        x_adv = perturb(model, x, lambda z: _kl(clean, z), start, eps, step, steps)
         model.train()
         logits = model(x)
         # Both sides carry gradients: the regulariser smooths the clean output too (Zhang et al. 2019, eq. 5).
         return F.cross_entropy(logits, y) + params.beta * _kl(F.log_softmax(logits, 1), model(x_adv))
     start = Ball(eps).project(x + eps * (2 * noise - 1), x)
-    x_adv = _perturb(model, x, lambda z: F.cross_entropy(z, y), start, eps, step, steps)
+    x_adv = perturb(model, x, lambda z: F.cross_entropy(z, y), start, eps, step, steps)
     return F.cross_entropy(model(x_adv), y)
 
 
@@ -67,26 +59,11 @@ def _kl(clean_log_probabilities: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, 1), clean_log_probabilities, log_target=True, reduction="batchmean")
 
 
-def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random horizontal flips, and shifts by up to an eighth of the side with zero padding, drawn for each image."""
-    flip = torch.rand(len(x), generator=generator) < 0.5
-    x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
-    pad = x.shape[2] // 8
-    padded = F.pad(x, (pad,) * 4)
-    shifts = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)
-    rows = shifts[0].view(-1, 1) + torch.arange(x.shape[2])
-    columns = shifts[1].view(-1, 1) + torch.arange(x.shape[3])
-    image = torch.arange(len(x)).view(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
 def _radius(params: Trained | FineTuned, epoch: float) -> float:
     """The radius of the training attack after so many epochs; 0 for training on clean images."""
     if params.source == "finetune" or params.method == "standard":
         return 0.0
-    # At full eps from the first step FGSM training can stay at chance. The square keeps eps small until the network
-    # has learned something.
-    return params.eps * (min(1.0, epoch / params.warmup_epochs) ** 2 if params.warmup_epochs else 1.0)
+    return params.eps * grown(epoch, params.warmup_epochs)
 
 
 def _one_epoch(
@@ -99,7 +76,7 @@ def _one_epoch(
     total = 0.0
     for i, batch in enumerate(batches):
         x, y = split[batch].pixels, split.labels[batch].to(device())
-        x = (_augment(x, generator) if params.augment else x).to(device())
+        x = (augment(x, generator) if params.augment else x).to(device())
         loss = batch_loss(model, x, y, params, _radius(params, epoch + i / len(batches)), generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
