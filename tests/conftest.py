@@ -70,6 +70,10 @@ CHEAP = {
     "comparison.rejection": [0.1],
     "comparison.attack.targets": 1,
     "comparison.attack.steps": 5,
+    "studies.images": 4,
+    "studies.prompts": {"one": {"templates": ["a {}"]}},
+    "studies.tolerance": [0.01],
+    "studies.eps": ["8/255"],
     "report.examples": 1,
 }
 SMALL = CHEAP | {

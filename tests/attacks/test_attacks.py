@@ -8,7 +8,8 @@ import torch
 from multishield.attacks import losses
 from multishield.attacks.apgd import apgd, checkpoints, likeliest
 from multishield.attacks.autoattack import autoattack
-from multishield.attacks.joint import evasion_margin, joint, targets_in_turn
+from multishield.attacks.joint import joint, targets_in_turn
+from multishield.attacks.losses import evasion_margin
 from multishield.attacks.paper import ce_loss, dlr_loss, paper
 from multishield.attacks.pgd import fgsm
 from multishield.attacks.square import square

@@ -127,7 +127,7 @@ class TestTheWholePipeline:
 
     def test_reports_are_quiet_and_self_contained(self, project):
         notebooks = sorted((project / "reports").glob("*.ipynb"))
-        assert len(notebooks) == 3 + 5
+        assert len(notebooks) == 3 + 5 + 3
         for path in notebooks:
             outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
             assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], path.name
@@ -176,7 +176,7 @@ class TestTheWholePipeline:
         good, before = (project / "params.yaml").read_text(), (project / "dvc.lock").read_text()
         edit_params(project, {"multishield.tolerance": 0.01})
         ran = re.findall(r"Running stage '([\w-]+)", run(project, "dvc", "repro").stdout)
-        assert {"multishield", "adaptive", "comparison", "report"} <= set(ran)
+        assert {"multishield", "adaptive", "comparison", "studies", "report"} <= set(ran)
         assert (project / "dvc.lock").read_text() != before
         (project / "params.yaml").write_text(good)
         done = run(project, "dvc", "repro")
@@ -187,13 +187,14 @@ class TestTheWholePipeline:
         ("change", "expected"),
         [
             ({"report.examples": 2}, {"report"}),
-            ({"multishield.tolerance": 0.01}, {"multishield", "adaptive", "comparison", "report"}),
-            ({"adaptive.joint.steps": 6}, {"adaptive", "comparison"}),
+            ({"multishield.tolerance": 0.01}, {"multishield", "adaptive", "comparison", "studies", "report"}),
+            ({"adaptive.joint.steps": 6}, {"adaptive", "comparison", "studies"}),
             ({"comparison.attack.steps": 7}, {"comparison"}),
+            ({"studies.tolerance": [0.02]}, {"studies@tolerance"}),
             ({"baseline.attacks": ["square"]}, {"baseline", "report"}),
             ({"training.robust.epochs": 2}, {"training@robust"}),
             ({"alignment.prompts": ["a {}"]}, {"alignment"}),
-            ({"threat_model.eps": "4/255"}, {"baseline", "multishield", "adaptive", "comparison", "report"}),
+            ({"threat_model.eps": "4/255"}, {"baseline", "multishield", "adaptive", "comparison", "studies", "report"}),
         ],
     )
     def test_a_change_makes_stale_exactly_what_depends_on_it(self, project, change, expected):
@@ -225,7 +226,7 @@ class TestTheWholePipeline:
         shutil.rmtree(project / "plots")
 
     def test_a_notebook_that_fails_is_named(self, project):
-        path = project / "notebooks" / "08_report.ipynb"
+        path = project / "notebooks" / "09_report.ipynb"
         source = path.read_text()
         broken = nbformat.reads(source, as_version=4)
         broken.cells[3].source = "1 / 0"
@@ -234,7 +235,7 @@ class TestTheWholePipeline:
         done = run(project, "dvc", "repro")
         path.write_text(source)
         assert done.returncode != 0
-        assert re.search(r"error: 08_report\.ipynb, cell \[2\]: ZeroDivisionError: division by zero", done.stderr)
+        assert re.search(r"error: 09_report\.ipynb, cell \[2\]: ZeroDivisionError: division by zero", done.stderr)
         copy = re.search(r"The executed copy is (\S+)", done.stderr)[1]
         assert Path(project / copy).exists()
         assert "Traceback" not in done.stderr

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from conftest import ROOT, edit_params
 from multishield.params import Params
+from multishield.params.values import STUDIES
 from multishield.pipeline import fingerprints, notebooks
 from multishield.pipeline.fingerprints import SECTIONS, Code, fingerprint_of
 from multishield.pipeline.notebooks import STAGES, read_notebook, source_notebook
@@ -86,7 +87,8 @@ def test_a_stage_depends_on_the_parameters_that_its_notebook_reads(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_ten_lines_and_has_its_fingerprint(stage):
     described = pipeline()[stage]
-    name = f"{stage}_${{item.classifier}}" if stage in notebooks.PER_CLASSIFIER else stage
+    items = {"studies": "_${item.study}"} | dict.fromkeys(notebooks.PER_CLASSIFIER, "_${item.classifier}")
+    name = stage + items.get(stage, "")
     assert f"artifacts/check/{name}.json" in described["deps"]
     assert not [d for d in described["deps"] if d.startswith("src")]
     cached = [out for out in described["outs"] if isinstance(out, str)]
@@ -127,6 +129,7 @@ def before() -> dict:
 
 
 ATTACKS = {f"{stage}_{name}" for stage in ("adaptive", "comparison") for name in ("standard", "robust")}
+ATTACKS |= {f"studies_{study}" for study in STUDIES}
 HARMLESS = {
     "a comment": ("attacks/joint.py", "class StepTowardsWeakestMargin:", "# words\nclass StepTowardsWeakestMargin:"),
     "a docstring": ("attacks/joint.py", '"""Drive all margins', '"""Lead all margins'),
@@ -179,6 +182,10 @@ TELLING = {
     "the data set": (
         ("data/folders.py", "images.__getitem__, captions", "images[::-1].__getitem__, captions"),
         {"dataset"},
+    ),
+    "the training of robust towers, which the demo does not do": (
+        ("training/robust_tower.py", "2 * torch.rand(x.shape", "torch.rand(x.shape"),
+        set(),
     ),
     "CLIP's training": (("training/clip.py", "pct_start=0.3", "pct_start=0.2"), {"alignment"}),
     "adversarial training": (

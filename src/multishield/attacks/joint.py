@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from multishield.attacks.loop.loop import NO_TRY, Plan, State, ascend
 from multishield.attacks.loop.result import AttackedImages, per_image
-from multishield.attacks.losses import at
+from multishield.attacks.losses import at, evasion_margin
 from multishield.attacks.threat_model import Ball, evades
 from multishield.models.classifier import device_of, forward
 
@@ -144,15 +144,3 @@ def _targets_at(defence: nn.Module, images: Tensor, labels: Tensor, where: torch
     parts = zip(images.split(128), labels.split(128), strict=True)
     found = [targets_in_turn(defence.margins(forward(defence.scores, x.to(where))), y.to(where), 2) for x, y in parts]
     return torch.cat(found).cpu()
-
-
-def evasion_margin(scores: tuple[Tensor, ...], labels: Tensor, defence: nn.Module) -> Tensor:
-    """A loss without gradients in mind, for a black-box attack that sees the scores: how near evasion is, (B,).
-
-    The best wrong class's smallest margin: not negative exactly where a wrong class is accepted. Several margins are in
-    units of their spread over the classes; one needs no unit, and of two classes the spread would be the margin itself.
-    """
-    margins = defence.margins(scores)
-    if margins.shape[1] > 1 and margins.shape[2] > 2:
-        margins = margins / margins.std(2, keepdim=True).clamp_min(1e-12)
-    return margins.amin(1).scatter(1, labels.view(-1, 1), -torch.inf).amax(1)

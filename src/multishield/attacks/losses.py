@@ -1,7 +1,7 @@
-"""Losses of logits (B,K) that attacks raise, each (B,)."""
+"""Losses of logits (B,K), or of a defence's scores, that attacks raise, each (B,)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -50,3 +50,15 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     _needs(logits, 4, "targeted dlr")
     top = logits.topk(4, dim=1).values
     return (at(logits, targets) - at(logits, labels)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def evasion_margin(scores: tuple[Tensor, ...], labels: Tensor, defence: nn.Module) -> Tensor:
+    """A loss without gradients in mind, for a black-box attack that sees the scores: how near evasion is, (B,).
+
+    The best wrong class's smallest margin: not negative exactly where a wrong class is accepted. Several margins are in
+    units of their spread over the classes; one needs no unit, and of two classes the spread would be the margin itself.
+    """
+    margins = defence.margins(scores)
+    if margins.shape[1] > 1 and margins.shape[2] > 2:
+        margins = margins / margins.std(2, keepdim=True).clamp_min(1e-12)
+    return margins.amin(1).scatter(1, labels.view(-1, 1), -torch.inf).amax(1)

@@ -4,13 +4,15 @@ Neither counts as a success of the attacker who wants a wrong class. The first s
 which images it cannot break; the second is another attacker's aim.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from multishield.attacks.apgd import AutoSteps, likeliest
 from multishield.attacks.loop.loop import Plan, ascend
 from multishield.attacks.loop.result import AttackedImages
-from multishield.attacks.losses import at, ce, rival
+from multishield.attacks.losses import at, ce, evasion_margin, rival
 from multishield.attacks.threat_model import Ball
 from multishield.models.classifier import device_of
 
@@ -26,6 +28,7 @@ def one_margin(
     norm: str = "Linf",
     targets: int = 9,
     steps: int = 100,
+    nearest: bool = False,
     **loop,
 ) -> AttackedImages:
     """APGD on one margin, as if the defence had no other, until a wrong class has it >= 0.
@@ -34,7 +37,8 @@ def one_margin(
         defence: see `joint`. part: which of its M margins.
         targets: wrong classes to try (at most K-1), after two untargeted tries: the best of them, and cross-entropy.
             Most of them are hopeless, and given up after a fifth of their steps (`apgd.HOPELESS`).
-        eps, norm: see `Ball`. steps: per try. images, labels, tag: see `ascend`. loop: its other arguments.
+        eps, norm: see `Ball`. steps: per try. nearest: see `joint`. images, labels, tag: see `ascend`.
+        loop: its other arguments.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
@@ -50,7 +54,9 @@ def one_margin(
         return rival(defence.margins(scores)[:, part], y) >= 0
 
     rule = AutoSteps(Ball(eps, norm), steps, aim=0.0)
-    return _run(defence, images, labels, tag=tag, success=success, objective=objective, plan=plan, rule=rule, **loop)
+    near = partial(evasion_margin, defence=defence) if nearest else None
+    rules = {"tag": tag, "success": success, "objective": objective, "plan": plan, "nearness": near}
+    return _run(defence, images, labels, rule=rule, **rules, **loop)
 
 
 def denial(

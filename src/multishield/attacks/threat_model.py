@@ -55,6 +55,19 @@ class Ball:
         """How far images are from the clean ones, (B,)."""
         return (x_adv - x).abs().amax((1, 2, 3)) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
 
+    def measured(self, x_adv: Tensor, x: Tensor, what: str) -> Tensor:
+        """The same, of stored images that a number is to be computed from. what: they are called in the message.
+
+        Raises:
+            RuntimeError: one leaves the ball or [0,1]; no number is printed for such images.
+        """
+        distance = self.distance(x_adv, x)
+        if len(x) and (not distance.max() <= self.eps + 1e-6 or x_adv.min() < 0 or x_adv.max() > 1):
+            raise RuntimeError(
+                f"an attacked image of {what} is {distance.max():.6f} away (eps is {self.eps:.6f}) or leaves [0,1]"
+            )
+        return distance
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """A point of the ball: the nearest one for L-inf; for L2 scaled back to the sphere, then clipped to [0,1]."""
         if self.norm == "Linf":

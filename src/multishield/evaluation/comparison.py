@@ -19,7 +19,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from multishield.attacks.joint import evasion_margin, joint
+from multishield.attacks.joint import joint
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.parts import one_margin
 from multishield.data.splits import Split
@@ -147,11 +147,7 @@ def compare(
 def _attacked(
     attacker: Attacker, name: str, family: Family, defence: nn.Module, data: Split, params: Comparison, pool
 ) -> Tensor:
-    """The images (N,3,H,W) after the attack on a family's strictest member; what cannot be broken stays as it is.
-
-    Raises:
-        RuntimeError: an image leaves the ball or [0,1]; no number is printed for such images.
-    """
+    """The images (N,3,H,W) after the attack on a family's strictest member; what cannot be broken stays as it is."""
     lost = pool["baseline"].success | pool["adaptive"].success
     at = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
     settings, starts = params.attack.model_dump(), ()
@@ -159,21 +155,12 @@ def _attacked(
         attack = partial(joint, nearest=True, long=1, rounds=0, **settings)
         starts = [pool[start][at] for start in ("baseline", *(["on CLIP"] if "CLIP" in family.scores else []))]
     else:
-        attack = partial(_nearest_on_one_margin, part=family.part, tag=name, **settings)
+        attack = partial(one_margin, nearest=True, part=family.part, tag=name, **settings)
     images = data.pixels.clone()
     if len(at):
         images[at] = attacker.run(attack, f"{name}:", defence, data[at], starts).images
-    distance, ball = float(attacker.ball.distance(images, data.pixels).max()), attacker.ball
-    if not distance <= ball.eps + 1e-6 or images.min() < 0 or images.max() > 1:
-        raise RuntimeError(
-            f"an image of the attack on {name} is {distance:.6f} away (eps is {ball.eps:.6f}) or leaves [0,1]"
-        )
+    attacker.ball.measured(images, data.pixels, f"the attack on {name}")
     return images
-
-
-def _nearest_on_one_margin(defence: nn.Module, images: Tensor, labels: Tensor, **settings) -> AttackedImages:
-    """APGD on one margin, as `joint` with `nearest`."""
-    return one_margin(defence, images, labels, nearness=partial(evasion_margin, defence=defence), **settings)
 
 
 def _verdicts(defence: nn.Module, candidates: dict[str, tuple[Tensor, ...]], data: Split) -> pd.DataFrame:

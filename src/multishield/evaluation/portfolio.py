@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.joint import evasion_margin, joint
+from multishield.attacks.joint import joint
 from multishield.attacks.loop.checkpoint import attack_resumably
 from multishield.attacks.loop.loop import Watch
 from multishield.attacks.loop.result import AttackedImages
+from multishield.attacks.losses import evasion_margin
 from multishield.attacks.paper import paper
 from multishield.attacks.parts import denial, one_margin
 from multishield.attacks.square import square
@@ -68,10 +69,14 @@ class Attacker:
         """APGD on each margin alone, by the names of `part_names`; what is known already is taken as it is."""
         found = {}
         for number, name in enumerate(part_names(defence, margins_of(defence, data).shape[1])):
-            attack = partial(one_margin, part=number, tag=name, **self.params.parts.model_dump())
             given = known[number] if number < len(known) else None
-            found[name] = given if given is not None else self.run(attack, name, defence, data)
+            found[name] = given if given is not None else self.part(defence, data, number, name)
         return found
+
+    def part(self, defence: nn.Module, data: Split, number: int, name: str) -> AttackedImages:
+        """APGD on the margin of that number alone; name: of the attack."""
+        attack = partial(one_margin, part=number, tag=name, **self.params.parts.model_dump())
+        return self.run(attack, name, defence, data)
 
     def paper(self, defence: nn.Module, data: Split) -> AttackedImages:
         """The untargeted attack of the paper's reference, on the K+1 outputs of any defence."""
@@ -100,7 +105,7 @@ class Attacker:
         One that it breaks is a finding: gradients did not show the way (see `sanity`).
         """
         left = (~worst.success).nonzero()[:, 0]
-        return _with(worst, left, self.square(defence, data[left])) if len(left) else worst
+        return updated(worst, left, self.square(defence, data[left])) if len(left) else worst
 
     def curve(self, defence: nn.Module, data: Split, worst: AttackedImages, denied: AttackedImages) -> pd.DataFrame:
         """The robustness curve of Chen et al. 2023 (arXiv 2305.01139): where rejecting a hardly touched image is wrong.
@@ -115,7 +120,7 @@ class Attacker:
                 left = found.success.nonzero()[:, 0]
                 weaker = self.at(f"{alpha:g} eps", self.params, replace(self.ball, eps=alpha * self.ball.eps))
                 held = replace(denied, broken_by=[""] * len(data))
-                found = _with(held, left, weaker.denial(defence, data[left])) if len(left) else held
+                found = updated(held, left, weaker.denial(defence, data[left])) if len(left) else held
             right = decide(defence, data.pixels).decision == data.labels if alpha == 0 else ~found.success
             hits = int((standing & right).sum())
             rows.append((alpha, hits / len(data), *wilson(hits, len(data)), len(data)))
@@ -164,7 +169,7 @@ def margins_of(defence: nn.Module, data: Split) -> Tensor:
     return defence.margins(forward(defence.scores, data[:8].pixels.to(device_of(defence)))).cpu()
 
 
-def _with(before: AttackedImages, at: Tensor, found: AttackedImages) -> AttackedImages:
+def updated(before: AttackedImages, at: Tensor, found: AttackedImages) -> AttackedImages:
     """The same, but for the images of some indices; passes add up."""
     images, names = before.images.index_copy(0, at, found.images), list(before.broken_by)
     for i, name in zip(at.tolist(), found.broken_by, strict=True):

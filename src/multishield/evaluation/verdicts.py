@@ -64,14 +64,9 @@ def records_of(
         model: who decides: the classifier alone, or a defence. ball: what the attack was allowed.
 
     Raises:
-        RuntimeError: a stored image leaves the ball or [0,1]; no number is printed for such images.
-        UserError: see `decide`.
+        RuntimeError: see `Ball.measured`. UserError: see `decide`.
     """
-    distance, eps = ball.distance(attacked.images, data.pixels), ball.eps
-    if not distance.max() <= eps + 1e-6 or attacked.images.min() < 0 or attacked.images.max() > 1:
-        raise RuntimeError(
-            f"an attacked image of {name}/{scenario} is {distance.max():.6f} away (eps is {eps:.6f}) or leaves [0,1]"
-        )
+    distance = ball.measured(attacked.images, data.pixels, f"{name}/{scenario}")
     ids = data.ids.tolist()
     clean, after = (decide(model, pixels, names=ids) for pixels in (data.pixels, attacked.images))
     columns = {"image": data.ids, "label": data.labels}

@@ -208,6 +208,12 @@ def save_alignment(clip: Clip, params: Clips, config: dict | None, text: Tensor,
 
 def load_alignment() -> ZeroShotClassifier:
     """The alignment of the alignment stage, frozen, on the best device."""
+    text = load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
+    return freeze(align(kept_clip(), text)).to(device())
+
+
+def kept_clip() -> Clip:
+    """The CLIP of the alignment stage, both towers, frozen."""
     folder = paths.artifacts("alignment")
     record = read_json(folder / "clip.json")
     if record["params"]["source"] == "train":
@@ -217,7 +223,8 @@ def load_alignment() -> ZeroShotClassifier:
         clip = load_clip(TypeAdapter(Clips).validate_python(record["params"]))
         if record["params"]["robust"]:
             load_exactly(clip.model.visual, load_tensors(folder / "tower.safetensors"), str(folder))
-    return freeze(align(clip, load_tensors(folder / "text.safetensors")["text"])).to(device())
+    freeze(clip.model)
+    return clip
 
 
 def prompt_similarity(text: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from multishield.params.sections import (
     Report,
     Section,
     Shield,
+    Studies,
     ThreatModel,
 )
 from multishield.params.values import Name
@@ -40,6 +41,7 @@ class Params(Section):
     multishield: Shield
     adaptive: Adaptive
     comparison: Comparison
+    studies: Studies
     report: Report
 
     @model_validator(mode="after")

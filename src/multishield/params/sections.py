@@ -248,6 +248,22 @@ class Comparison(Section):
     attack: PartsAttack
 
 
+class PromptSet(Section):
+    """What CLIP is told of the classes: templates with {}, or "openai"; and what the classes are called."""
+
+    templates: Literal["openai"] | Annotated[list[Prompt], Field(min_length=1)]
+    names: Literal["own", "numbers", "shifted"] = "own"
+
+
+class Studies(Section):
+    """One thing varied at a time, see `evaluation.studies`; `images`: how many, the first of the evaluation images."""
+
+    images: Count
+    prompts: Annotated[dict[Annotated[str, Field(min_length=1)], PromptSet], Field(min_length=1)]
+    tolerance: Annotated[list[Annotated[float, Field(ge=0, lt=2, allow_inf_nan=False)]], Field(min_length=1)]
+    eps: Annotated[list[Eps], Field(min_length=1)]
+
+
 class Report(Section):
     title: str
     examples: Annotated[int, Field(ge=1, le=12)]

@@ -13,6 +13,7 @@ AA_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 # Classes that a loss needs (Croce & Hein 2020: the third and fourth largest logit are in it).
 NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
 DATASETS = ("shapes", "folder", "cifar10", "imagenet", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist")
+STUDIES = ("prompts", "tolerance", "eps")  # what is varied, see `evaluation.studies`
 ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 
 

@@ -38,8 +38,8 @@ def check() -> Params:
     for name in params.classifiers:
         pretrained.check(params.training[name], f"training.{name}")
     code, notebooks = Code(), {}
-    for stage, classifier in runs(params.classifiers):
+    for stage, item in runs(params.classifiers):
         notebook = notebooks.setdefault(stage, read_source(stage))
-        name = f"{stage}_{classifier}" if classifier else stage
-        write_json(paths.artifacts("check", f"{name}.json"), fingerprint_of(code, stage, classifier, notebook, params))
+        name = f"{stage}_{item}" if item else stage
+        write_json(paths.artifacts("check", f"{name}.json"), fingerprint_of(code, stage, item, notebook, params))
     return params

@@ -36,6 +36,7 @@ SECTIONS = {
     "multishield": ("multishield", "threat_model"),
     "adaptive": ("adaptive", "multishield", "seed", "threat_model"),
     "comparison": ("adaptive", "comparison", "multishield", "seed", "threat_model"),
+    "studies": ("adaptive", "classifiers", "multishield", "seed", "studies", "threat_model"),
     "report": ("baseline", "classifiers", "dataset", "multishield", "report", "threat_model"),
 }
 # Functions whose texts are for people.
@@ -229,16 +230,19 @@ def _own_code(strings: set[str]) -> dict[str, str]:
     }
 
 
-def fingerprint_of(code: Code, stage: str, classifier: str | None, notebook, params: Params) -> dict:
-    """What a run of a stage depends on.
+def fingerprint_of(code: Code, stage: str, item: str | None, notebook, params: Params) -> dict:
+    """What a run of a stage, for a classifier or a study, depends on.
 
     Returns:
         "code": hash by definition; "own": of the user's modules; "packages": versions; "values": the stage's sections
         of params.yaml, typed and with their defaults.
     """
     values = params.model_dump(mode="json")
-    if classifier:
-        values |= {"classifiers": [classifier], "training": values["training"][classifier]}
+    if stage == "studies":
+        values["studies"] = {name: values["studies"][name] for name in ("images", item)}
+        item = None
+    if item:
+        values |= {"classifiers": [item], "training": values["training"][item]}
     else:
         values["training"] = {name: values["training"][name] for name in params.classifiers}
     strings = _strings(values)

@@ -4,27 +4,33 @@ from pathlib import Path
 
 import nbformat
 
+from multishield.params.values import STUDIES
 from multishield.storage import paths
 from multishield.storage.errors import UserError
 from multishield.storage.files import write_text
 
-STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "comparison", "report")
+STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "comparison", "studies", "report")
 PER_CLASSIFIER = ("training", "baseline", "multishield", "adaptive", "comparison")
 
 
 def runs(classifiers: list[str]) -> list[tuple[str, str | None]]:
-    """Every run of a notebook, in the order of the pipeline: the stage, and its classifier where it has one."""
-    first, later = STAGES[:3], STAGES[3:-1]
+    """Every run of a notebook, in the order of the pipeline: the stage, and its classifier or its study."""
+    first, later = STAGES[:3], STAGES[3:-2]
     names: list[tuple[str, str | None]] = []
     for stage in first:
         names += [(stage, name) for name in (classifiers if stage in PER_CLASSIFIER else [None])]
     names += [(stage, name) for name in classifiers for stage in later]
-    return [*names, (STAGES[-1], None)]
+    return [*names, *(("studies", study) for study in STUDIES), (STAGES[-1], None)]
 
 
-def run_name(stage: str, classifier: str | None = None) -> str:
+def parameter(stage: str) -> str:
+    """The variable of a notebook that says what it is run for."""
+    return "study" if stage == "studies" else "classifier"
+
+
+def run_name(stage: str, item: str | None = None) -> str:
     """The name of a run, such as `04_baseline_standard`: that of its executed notebook and of its page."""
-    return f"{STAGES.index(stage) + 1:02d}_{stage}" + (f"_{classifier}" if classifier else "")
+    return f"{STAGES.index(stage) + 1:02d}_{stage}" + (f"_{item}" if item else "")
 
 
 def source_notebook(stage: str) -> str:

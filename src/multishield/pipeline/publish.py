@@ -27,10 +27,10 @@ def publish() -> Path:
     """
     params = Params.load()
     written, pages = set(), []
-    for stage, classifier in runs(params.classifiers):
-        name = run_name(stage, classifier)
+    for stage, item in runs(params.classifiers):
+        name = run_name(stage, item)
         notebook = retold(read_notebook(paths.artifacts("notebooks", f"{name}.ipynb")), read_source(stage))
-        title = title_of(notebook) + (f": {classifier}" if classifier else "")
+        title = title_of(notebook) + (f": {item}" if item else "")
         written.add(write_notebook(notebook, paths.reports(f"{name}.ipynb")))
         if stage == "report":
             pages.append(Page(name, title, None))

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from multishield.params import Params
 from multishield.pipeline import arithmetic
-from multishield.pipeline.notebooks import read_notebook, read_source, run_name, source_notebook, write_notebook
+from multishield.pipeline.notebooks import (
+    parameter,
+    read_notebook,
+    read_source,
+    run_name,
+    source_notebook,
+    write_notebook,
+)
 from multishield.storage import paths
 from multishield.storage.errors import UserError, in_words
 from multishield.storage.files import write_atomically, write_json, write_text
@@ -77,8 +84,8 @@ def _cell_number(notebook) -> int:
     return 0
 
 
-def execute(stage: str, classifier: str | None = None) -> Path:
-    """Execute a stage's notebook; write the executed copy to artifacts/notebooks/.
+def execute(stage: str, item: str | None = None) -> Path:
+    """Execute a stage's notebook for a classifier or a study; write the executed copy to artifacts/notebooks/.
 
     Returns:
         The executed notebook.
@@ -90,7 +97,7 @@ def execute(stage: str, classifier: str | None = None) -> Path:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    name = run_name(stage, classifier)
+    name = run_name(stage, item)
     source, running = (paths.state("running", f"{name}.{kind}.ipynb") for kind in ("source", "executed"))
     write_notebook(read_source(stage), source)
     os.environ[paths.RUN] = name
@@ -101,7 +108,7 @@ def execute(stage: str, classifier: str | None = None) -> Path:
             papermill.execute_notebook(
                 source,
                 running,
-                {"classifier": classifier} if classifier else {},
+                {parameter(stage): item} if item else {},
                 kernel_name="python3",
                 cwd=str(paths.root()),
                 progress_bar=False,
@@ -121,7 +128,7 @@ def execute(stage: str, classifier: str | None = None) -> Path:
         what = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
         cell = _cell_number(read_notebook(running))
         raise UserError(
-            f"{source_notebook(stage)}{f' ({classifier})' if classifier else ''}, cell [{cell}]: "
+            f"{source_notebook(stage)}{f' ({item})' if item else ''}, cell [{cell}]: "
             f"{_one_line(what)}\nThe executed copy is {failed.relative_to(paths.root())}"
         ) from None
     executed = read_notebook(running)
@@ -137,17 +144,17 @@ def execute(stage: str, classifier: str | None = None) -> Path:
     return written
 
 
-def _log_cost(stage: str, classifier: str | None, seconds: float) -> None:
+def _log_cost(stage: str, item: str | None, seconds: float) -> None:
     """Append wall time and peak memory to an untracked file: times would make every run differ."""
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1000
     log = paths.state("stages.csv")
     if not log.exists():
         write_text(log, "stage,classifier,seconds,peak_memory_gb\n")
     with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"{stage},{classifier or ''},{seconds:.1f},{peak:.2f}\n")
+        stream.write(f"{stage},{item or ''},{seconds:.1f},{peak:.2f}\n")
 
 
-def run_stage(stage: str, classifier: str | None = None) -> None:
+def run_stage(stage: str, item: str | None = None) -> None:
     """Run a stage: the two around the notebooks in this process, every other one as its notebook."""
     if stage == "check":
         from multishield.pipeline.check import check
@@ -158,11 +165,11 @@ def run_stage(stage: str, classifier: str | None = None) -> None:
 
         publish()
     else:
-        execute(stage, classifier)
+        execute(stage, item)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point: `STAGE [CLASSIFIER]`. Returns the exit code."""
+    """Entry point: `STAGE [CLASSIFIER | STUDY]`. Returns the exit code."""
     stage, *rest = sys.argv[1:] if arguments is None else arguments
     started = time.monotonic()
     try:

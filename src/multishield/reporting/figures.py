@@ -17,6 +17,7 @@ from multishield.storage.files import write_atomically
 
 GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
 OUTCOMES = {"accepted, correct": GREEN, "rejected": ORANGE, "accepted, wrong": RED}
+REJECTED = ("clean rejection, shield", "shield")
 SCENARIO_COLOURS = {"clean": "#5b6472", "multishield": "#2a6fb0", "paper": "#7d5ba6", "joint": RED, "adaptive": RED}
 
 
@@ -106,6 +107,32 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
         axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
     panels[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def studies(table: pd.DataFrame) -> Figure:
+    """Robust accuracy and clean rejection at each value of each study, from `evaluation.studies.table`.
+
+    A row of panels per study, a panel per classifier. Bars are 95 % Wilson intervals.
+    """
+    names, varied = list(dict.fromkeys(table.classifier)), list(dict.fromkeys(table.study))
+    size = (max(4.6 * len(names), 6), 3.4 * len(varied))
+    figure, axes = plt.subplots(len(varied), len(names), figsize=size, squeeze=False, sharey=True)
+    colours, labels = dict(zip(dict.fromkeys(table.of), (RED, GREEN, "#2a6fb0"), strict=False)), {}
+    for study, row in zip(varied, axes, strict=True):
+        for name, axis in zip(names, row, strict=True):
+            rows = table[(table.study == study) & (table.classifier == name)]
+            values = list(dict.fromkeys(rows.value))
+            series = [(f"robust, {of}", of, "robust_accuracy", colours[of], "o-") for of in dict.fromkeys(rows.of)]
+            for label, of, metric, colour, line in [*series, (*REJECTED, "clean_rejection", ORANGE, "s--")]:
+                found = rows[(rows.of == of) & (rows.metric == metric)]
+                error = (found.ratio - found.low).clip(lower=0), (found.high - found.ratio).clip(lower=0)
+                style = {"color": colour, "fmt": line, "markersize": 4, "elinewidth": 0.6, "capsize": 2}
+                labels[label] = axis.errorbar(range(len(found)), found.ratio, yerr=error, **style)
+            axis.set_xticks(range(len(values)), values, rotation=20 if study == "prompts" else 0, fontsize=8)
+            axis.set(title=f"{study}: {name}", ylim=(-0.02, 1.02))
+    axes[0, 0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+    figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

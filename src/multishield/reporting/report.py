@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from multishield.evaluation import comparison, records, sanity
+from multishield.evaluation import comparison, records, sanity, studies
 from multishield.params import Params
+from multishield.params.values import STUDIES
 from multishield.reporting import figures, tables
 from multishield.storage import paths
 from multishield.storage.files import write_json, write_text
@@ -134,6 +135,17 @@ def verdict(table: pd.DataFrame) -> str:
             f"by the threshold alone (McNemar's p: {tables.p_value(shield.p)}, N = {shield.n})."
         )
     return "\n".join(lines)
+
+
+def write_studies(classes: int) -> pd.DataFrame:
+    """The studies (`studies.table`); written with their records."""
+    files = [paths.artifacts("studies", name, "records.csv") for name in STUDIES]
+    rows = pd.concat([pd.read_csv(f, dtype={"value": str, "attack": str}) for f in files], ignore_index=True)
+    write_text(paths.artifacts("report", "studies.csv"), rows.to_csv(index=False, lineterminator="\n"))
+    table = studies.table(rows, classes)
+    _write_table("studies.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    _write_table("studies.md", tables.to_markdown(tables.studies(table)))
+    return table
 
 
 def curves(params: Params) -> dict[str, pd.DataFrame]:

@@ -38,6 +38,20 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def studies(table: pd.DataFrame) -> pd.DataFrame:
+    """The studies (`evaluation.studies.table`): a row per value, in per cent with 95 % Wilson intervals."""
+    shown = ("clean_accuracy", "clean_rejection", "robust_accuracy", "rejection_under_attack")
+    rows = []
+    keys = ["study", "classifier", "value", "of"]
+    for key, group in table.groupby(keys, sort=False):
+        by_name = group.rename(columns={"value": "at", "ratio": "value"}).set_index("metric")
+        row = dict(zip(keys, key, strict=True)) | {METRICS[name][0]: cell(by_name.loc[name]) for name in shown}
+        similarity = group.similarity.iloc[0]
+        row["prompt similarity"] = "" if pd.isna(similarity) else f"{similarity:.3f}"
+        rows.append(row | {"N": int(group.n.iloc[0])})
+    return pd.DataFrame(rows)
+
+
 def p_value(p: float) -> str:
     """A test's p, `0.023` or `< 0.001`; empty where nothing was tested (NaN)."""
     return "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

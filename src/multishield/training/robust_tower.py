@@ -20,6 +20,7 @@ from multishield.models.classifier import accuracy, device, freeze
 from multishield.models.clip import Clip
 from multishield.models.zero_shot import ZeroShotClassifier, align
 from multishield.params import RobustTower
+from multishield.params.choices import ByParameter
 from multishield.storage.errors import UserError
 from multishield.training.attacked import augment, grown, perturb
 from multishield.training.epochs import converging, run_epochs
@@ -88,23 +89,7 @@ def _validate(model: Logits, validation: Split, params: RobustTower, seed: int) 
     return {"zero_shot_accuracy": accuracy(model, validation), "pgd_accuracy": robust}
 
 
-def harden(
-    clip: Clip, params: RobustTower | None, data: Split, validation: Split, text: Tensor, seed: int
-) -> pd.DataFrame:
-    """Train the image tower of a CLIP adversarially, in place and resumably (see `run_epochs`); None leaves it alone.
-
-    Args:
-        clip: frozen; it is frozen again afterwards, its tower with the weights of the best epoch by PGD accuracy.
-        text: text embeddings (K,D), normalised per class.
-
-    Returns:
-        A row per epoch: epoch, loss, zero_shot_accuracy, pgd_accuracy (fractions of the validation split), chosen.
-
-    Raises:
-        UserError: there are no images to train on or to choose an epoch by, or the training diverges.
-    """
-    if params is None:
-        return pd.DataFrame()
+def _harden(clip: Clip, params: RobustTower, data: Split, validation: Split, text: Tensor, seed: int) -> pd.DataFrame:
     for key, split in (("train", data), ("validation", validation)):
         if not len(split):
             raise UserError(
@@ -135,3 +120,25 @@ def harden(
     freeze(clip.model)
     history["chosen"] = history.index == history["pgd_accuracy"][::-1].idxmax()
     return history
+
+
+# Where params.yaml names none of them, no code of this training is part of what the alignment depends on.
+METHODS = ByParameter({"tecoa": _harden, "fare": _harden})
+
+
+def harden(
+    clip: Clip, params: RobustTower | None, data: Split, validation: Split, text: Tensor, seed: int
+) -> pd.DataFrame:
+    """Train the image tower of a CLIP adversarially, in place and resumably (see `run_epochs`); None leaves it alone.
+
+    Args:
+        clip: frozen; it is frozen again afterwards, its tower with the weights of the best epoch by PGD accuracy.
+        text: text embeddings (K,D), normalised per class.
+
+    Returns:
+        A row per epoch: epoch, loss, zero_shot_accuracy, pgd_accuracy (fractions of the validation split), chosen.
+
+    Raises:
+        UserError: there are no images to train on or to choose an epoch by, or the training diverges.
+    """
+    return METHODS[params.method](clip, params, data, validation, text, seed) if params else pd.DataFrame()
