@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per scenario: per cent with 95 % Wilson intervals. "adaptive", the worst case, is the result."""
+        """A row per scenario: per cent with 95 % Wilson intervals. The worst case is the result."""
         return tables.results(records.metrics(self.records, self.classes))
 
     @property
@@ -72,7 +72,7 @@ class Evaluation:
     def _parts(self) -> list[tuple[str, pd.DataFrame]]:
         verdict = "all hold" if self.findings.holds.all() else "VIOLATED: do not believe the robust accuracy"
         parts = [
-            ("Per cent of all images; `adaptive`, the worst case, is the number to believe", self.table),
+            ("Per cent of all images; the worst case is the number to believe", self.table),
             (f"Sanity rules: {verdict}", self.findings.drop(columns="classifier")),
             ("Passes per image", self.passes),
         ]

@@ -96,3 +96,23 @@ def test_the_comparison_as_a_table_and_in_a_sentence():
         in said
     )
     assert "no threshold was chosen" in report.verdict(comparison_table()[:0])
+
+
+def test_every_number_of_a_linked_table_leads_to_its_page():
+    frame = pd.DataFrame(
+        {"classifier": ["<a>", "b"], "scenario": ["no shield", "worst case"], "robust": ["1.0", "2.0"]}
+    )
+    page_of = tables.page_of_scenario({"baseline": "04_{}.html", "multishield": "05_{}.html", "adaptive": "06_{}.html"})
+    text = tables.linked(frame, page_of, "scenario", "worst case")
+    assert "<td>&lt;a&gt;</td>" in text
+    assert '<td><a href="04_&lt;a&gt;.html">1.0</a></td>' in text
+    assert '<tr class="worst"><td>b</td><td>worst case</td><td><a href="06_b.html">2.0</a></td></tr>' in text
+
+
+def test_few_headline_metrics_per_classifier():
+    names = ("clean_accuracy", "clean_rejection", "robust_accuracy")
+    scenarios = ("baseline", "multishield", "paper", "joint", "adaptive")
+    rows = [("net", s, m, 0.1 * i, 0, 1, 10) for i, s in enumerate(scenarios) for m in names]
+    metrics = pd.DataFrame(rows, columns=["classifier", "scenario", "metric", "value", "low", "high", "n"])
+    robust = {"robust_no_shield": 0.0, "robust_unaware": 0.1, "robust_paper": 0.2, "robust_worst_case": 0.4}
+    assert tables.headline(metrics) == {"net": {"clean_accuracy": 0.4, "clean_rejection": 0.4} | robust}

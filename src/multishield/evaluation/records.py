@@ -21,6 +21,15 @@ SCENARIOS = {
     "adaptive": "shield, worst case of all attacks",
     "denial": "shield, another attacker: a rejected image is his success",
 }
+# What tables and figures call them.
+TITLES = {
+    "baseline": "no shield",
+    "multishield": "unaware attacker",
+    "paper": "APGD of the paper",
+    "joint": "joint",
+    "adaptive": "worst case",
+    "denial": "denial of service",
+}
 COLUMNS = (
     *("classifier", "scenario", "image", "label", "clean_decision", "attacked_decision", "clean_clip", "attacked_clip"),
     *("gap_clean", "gap_attacked", "distance", "change", "attack", "forwards", "backwards"),

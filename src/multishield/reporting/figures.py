@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from multishield.evaluation.records import SCENARIOS
+from multishield.evaluation.records import SCENARIOS, TITLES
 from multishield.storage.files import write_atomically
 
 GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
@@ -75,7 +75,7 @@ def scenarios(records: pd.DataFrame, classes: int) -> Figure:
         clean = {"clean,\nno shield": "baseline", "clean,\nshield": "multishield"}
         bars = {title: _shares(of[s], "clean", classes) for title, s in clean.items()}
         # Not that of denial: there, what is rejected is the attacker's success.
-        bars |= {s: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of and s != "denial"}
+        bars |= {TITLES[s]: _shares(of[s], "attacked", classes) for s in SCENARIOS if s in of and s != "denial"}
         below = np.zeros(len(bars))
         for share, (label, colour) in zip(zip(*bars.values(), strict=True), OUTCOMES.items(), strict=True):
             axis.bar(list(bars), share, bottom=below, color=colour, label=label, width=0.72)
@@ -164,7 +164,7 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         series = {"clean": of["multishield"].gap_clean, "multishield": of["multishield"].gap_attacked}
         series |= {s: of[s].gap_attacked for s in ("paper", "joint") if s in of}
         for (label, values), dashes in zip(series.items(), ("-", "--", "-.", ":"), strict=False):
-            text = "AutoAttack, unaware" if label == "multishield" else label
+            text = "AutoAttack, unaware" if label == "multishield" else TITLES.get(label, label)
             axis.ecdf(values.dropna(), color=SCENARIO_COLOURS[label], linestyle=dashes, linewidth=1.8, label=text)
         axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
         # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.

@@ -8,7 +8,6 @@ from pathlib import Path
 import jinja2
 import nbformat
 from nbconvert import HTMLExporter
-from pygments.formatters import HtmlFormatter
 
 from multishield.storage.files import write_text
 
@@ -42,10 +41,13 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebook
         _show_saved_figures(notebook)
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
+    # What scrolls sideways must be reached by the keyboard, too.
+    scroll = r'<div class="scroll" tabindex="0" role="region" aria-label="Table">\1</div>'
+    body = re.sub(r"(<table\b.*?</table>)", scroll, body, flags=re.DOTALL)
+    contents = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body) if notebooks else []
     template = jinja2.Template((Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"))
-    style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
     listed = [Page(p.name, html.escape(p.title), p.file) for p in notebooks or []]
-    page = template.render(title=html.escape(title), body=body, notebooks=listed, code_style=style)
+    page = template.render(title=html.escape(title), body=body, notebooks=listed, contents=contents)
     return write_text(path, page + "\n")
 
 

@@ -62,7 +62,8 @@ def finding(metrics: pd.DataFrame) -> str:
 
 def legend() -> str:
     """What the scenarios are, as Markdown."""
-    return "\n".join(f"- **{name}**: {text}" for name, text in records.SCENARIOS.items())
+    scenarios = records.SCENARIOS.items()
+    return "\n".join(f"- **{records.TITLES[name]}** (in the records `{name}`): {text}" for name, text in scenarios)
 
 
 def meaning(findings: pd.DataFrame) -> str:
@@ -81,6 +82,7 @@ def write_results(all_records: pd.DataFrame, classes: int) -> pd.DataFrame:
     metrics = records.metrics(all_records, classes)
     records.save(all_records, paths.artifacts("report", "records.csv"))
     write_json(paths.artifacts("report", "metrics.json"), tables.nested(metrics))
+    write_json(paths.artifacts("report", "headline.json"), tables.headline(metrics))
     _write_table("metrics.csv", metrics.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     table = tables.results(metrics)
     _write_table("results.md", tables.to_markdown(table))

@@ -1,10 +1,11 @@
 """Tables, as functions of the records' metrics: the same rows as Markdown, LaTeX and CSV."""
 
-import re
+import html
+from collections.abc import Callable
 
 import pandas as pd
 
-from multishield.evaluation.records import METRICS, SCENARIOS, cell
+from multishield.evaluation.records import METRICS, TITLES, cell
 
 # No robust accuracy without clean accuracy and clean rejection beside it: a shield that rejects everything is "robust".
 SHOWN = tuple(name for name in METRICS if not name.startswith("clip"))
@@ -12,12 +13,12 @@ SHOWN = tuple(name for name in METRICS if not name.startswith("clip"))
 
 def results(metrics: pd.DataFrame) -> pd.DataFrame:
     """The result table: a row per (classifier, scenario), ratios in per cent with 95 % Wilson intervals, and N."""
-    place, table = {name: i for i, name in enumerate(SCENARIOS)}, []
+    place, table = {name: i for i, name in enumerate(TITLES)}, []
     for classifier, rows in metrics.groupby("classifier", sort=False):
         groups = rows.groupby("scenario", sort=False)
         for scenario, group in sorted(groups, key=lambda found: place.get(found[0], len(place))):
             by_name = group.set_index("metric")
-            row = {"classifier": classifier, "scenario": scenario}
+            row = {"classifier": classifier, "scenario": TITLES.get(scenario, scenario)}
             row |= {METRICS[name][0]: cell(by_name.loc[name]) for name in SHOWN}
             table.append(row | {"N": int(group.n.iloc[0])})
     return pd.DataFrame(table)
@@ -73,13 +74,40 @@ def to_html(frame: pd.DataFrame, words: bool = False) -> str:
     return frame.to_html(index=False, border=0, classes="words" if words else None)
 
 
-def results_html(frame: pd.DataFrame) -> str:
-    """The result table as HTML, the worst case's rows set off."""
-    return re.sub(r"<tr>(\s*<td>[^<]*</td>\s*<td>adaptive</td>)", r'<tr class="worst">\1', to_html(frame))
+def linked(frame: pd.DataFrame, page_of: Callable[[dict], str], key: str | None = None, worst: str = "") -> str:
+    """A table as HTML whose numbers, all from the third column on, are links to the page that made them.
+
+    Args:
+        page_of: a row, by its columns' names, to the page's address. key, worst: rows with this text there are set off.
+    """
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in frame.columns)
+    lines = []
+    for row in frame.to_dict("records"):
+        page, texts = html.escape(page_of(row)), [html.escape(str(value)) for value in row.values()]
+        texts[2:] = [f'<a href="{page}">{text}</a>' if text else "" for text in texts[2:]]
+        kind = ' class="worst"' if key and row[key] == worst else ""
+        lines.append(f"<tr{kind}>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
+    rows = "\n".join(lines)
+    return f'<table class="dataframe linked">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
+
+
+def page_of_scenario(pages: dict[str, str]) -> Callable[[dict], str]:
+    """For `linked`: the page of a row of `results`; pages: of stages, with {} for the classifier."""
+    stages = {TITLES[name]: name for name in ("baseline", "multishield")}
+    return lambda row: pages[stages.get(row["scenario"], "adaptive")].format(row["classifier"])
+
+
+def headline(metrics: pd.DataFrame) -> dict:
+    """For `dvc metrics show`, per classifier: what the shield costs on clean images, what is robust; fractions."""
+    value = metrics.set_index(["classifier", "scenario", "metric"]).value.round(6).to_dict()
+    shown = {f"clean_{kind}": ("adaptive", f"clean_{kind}") for kind in ("accuracy", "rejection")}
+    robust = {"no_shield": "baseline", "unaware": "multishield", "paper": "paper", "worst_case": "adaptive"}
+    shown |= {f"robust_{name}": (scenario, "robust_accuracy") for name, scenario in robust.items()}
+    return {c: {name: value[c, *key] for name, key in shown.items()} for c in dict.fromkeys(metrics.classifier)}
 
 
 def nested(metrics: pd.DataFrame) -> dict:
-    """For `dvc metrics show`: classifier -> scenario -> metric -> fraction; and N."""
+    """Classifier -> scenario -> metric -> fraction; and N."""
     found: dict = {}
     for row in metrics.itertuples():
         scenario = found.setdefault(row.classifier, {}).setdefault(row.scenario, {"n": int(row.n)})
