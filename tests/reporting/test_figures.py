@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from multishield.reporting import figures, report, tables
+from multishield.reporting import figures, report, sentences, tables
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +116,36 @@ def test_few_headline_metrics_per_classifier():
     metrics = pd.DataFrame(rows, columns=["classifier", "scenario", "metric", "value", "low", "high", "n"])
     robust = {"robust_no_shield": 0.0, "robust_unaware": 0.1, "robust_paper": 0.2, "robust_worst_case": 0.4}
     assert tables.headline(metrics) == {"net": {"clean_accuracy": 0.4, "clean_rejection": 0.4} | robust}
+
+
+def measured(**robust):
+    rows = [("net", s, "robust_accuracy", value, value, value, 200) for s, value in robust.items()]
+    rows += [("net", s, m, 0.25, 0.2, 0.3, 200) for s in robust for m in ("clean_accuracy", "clean_rejection")]
+    return pd.DataFrame(rows, columns=["classifier", "scenario", "metric", "value", "low", "high", "n"])
+
+
+def test_notebooks_state_what_their_own_records_say():
+    said = sentences.baseline("net", measured(baseline=0.5))
+    assert said == "Of 200 images **net** classifies 25.0 % correctly, and 50.0 % still under AutoAttack."
+    assert "no wrong class through on 90.0 %; it rejects 25.0 %" in sentences.unaware("net", measured(multishield=0.9))
+    passes = pd.DataFrame({"attack": ["paper", "joint"], "forwards": [131.4, 5.0]})
+    said = sentences.adaptive("net", measured(paper=0.4, joint=0.1, adaptive=0.05), passes)
+    assert "holds 40.0 % against the paper's attack (131 forward passes per image), 10.0 % against" in said
+    assert said.endswith("(5 forward passes per image), and 5.0 % against all together.")
+
+
+def test_the_tolerance_curve_is_what_the_gaps_say():
+    # Two of four attacked images are wrong, with gaps 0.1 and 0.3; of the clean ones one has a gap of 0.2.
+    records = pd.DataFrame({"gap_clean": [0, 0, 0, 0.2], "gap_attacked": [0.1, 0.3, 0.0, 0.0]})
+    alone = pd.DataFrame({"label": [0, 0, 1, 1], "attacked_decision": [1, 1, 1, 1]})
+    figure = figures.tolerance_curve(records, alone, 0.15)
+    (chosen,) = (line for line in figure.axes[0].lines if line.get_label() == "tolerance 0.15")
+    assert chosen.get_xydata().tolist() == [[0.25, 0.75]], "one clean image is rejected, one wrong one accepted"
+    curve = figure.axes[0].lines[0].get_xydata()
+    assert curve[-1].tolist() == [0.0, 0.5], "at the largest gap everything is accepted"
+
+
+def test_images_that_nothing_broke_are_called_so():
+    records = pd.DataFrame({"scenario": ["joint"] * 3, "attack": ["", "clean", "joint"], "forwards": 2, "backwards": 1})
+    counted = tables.broken_by(records.assign(image=range(3)))
+    assert counted.index.tolist() == [("joint", n) for n in ("not broken", "wrong before any attack", "joint")]

@@ -175,6 +175,39 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
     return figure
 
 
+def tolerance_curve(records: pd.DataFrame, alone: pd.DataFrame, tolerance: float) -> Figure:
+    """Clean rejection against robust accuracy as the tolerance varies, for an attacker who is unaware of the shield.
+
+    Args:
+        records: of scenario 2, with the gaps. alone: of scenario 1, the same images: what the classifier decides.
+    """
+    wrong, label = (alone.attacked_decision != alone.label).to_numpy(), f"tolerance {tolerance:g}"
+    chosen = np.unique(np.append([tolerance], np.quantile(records.gap_attacked, np.linspace(0, 1, 60))))
+    rejected = [(records.gap_clean > t).mean() for t in (tolerance, *chosen)]
+    robust = [1 - (wrong & (records.gap_attacked <= t).to_numpy()).mean() for t in (tolerance, *chosen)]
+    figure, axis = plt.subplots(figsize=(5.2, 3.6))
+    axis.plot(rejected[1:], robust[1:], ".-", color=SCENARIO_COLOURS["multishield"], markersize=4)
+    axis.plot(rejected[0], robust[0], "o", color=RED, label=label)
+    axis.set(xlabel="clean rejection", ylabel="robust accuracy, unaware attacker", ylim=(-0.02, 1.02))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def attacks(metrics: pd.DataFrame) -> Figure:
+    """Robust accuracy under each attack that knows the shield, with 95 % Wilson intervals."""
+    robust = metrics[metrics.metric == "robust_accuracy"].set_index("scenario")
+    shown = robust.loc[[s for s in ("paper", "joint", "adaptive") if s in robust.index]]
+    figure, axis = plt.subplots(figsize=(5.2, 1.9))
+    error = (shown.value - shown.low).clip(lower=0), (shown.high - shown.value).clip(lower=0)
+    axis.barh([TITLES[s] for s in shown.index], shown.value, xerr=error, capsize=3, height=0.6, color=RED)
+    axis.set(xlim=(0, 1), xlabel="robust accuracy with the shield")
+    axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+    axis.invert_yaxis()
+    return figure
+
+
 def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
     """One image through the scenarios, each with both models' scores.
 

@@ -53,6 +53,14 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def broken_by(records: pd.DataFrame) -> pd.DataFrame:
+    """What broke the images of each scenario, and the passes that an image cost, on average."""
+    names = {"": "not broken", "clean": "wrong before any attack"}
+    frame = records.assign(attack=records.attack.replace(names), scenario=records.scenario.map(TITLES))
+    of = frame.groupby(["scenario", "attack"], sort=False)
+    return of.agg(images=("image", "size"), forwards=("forwards", "mean"), backwards=("backwards", "mean")).round(0)
+
+
 def p_value(p: float) -> str:
     """A test's p, `0.023` or `< 0.001`; empty where nothing was tested (NaN)."""
     return "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
