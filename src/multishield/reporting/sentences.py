@@ -30,7 +30,7 @@ def adaptive(name: str, metrics: pd.DataFrame, passes: pd.DataFrame) -> str:
     forwards = passes.set_index("attack").forwards
     passes_of = {scenario: f"{forwards[scenario]:.0f} forward passes per image" for scenario in ("paper", "joint")}
     return (
-        f"Of {metrics.n.iloc[0]} images **{name}** with the shield holds {_percent(metrics, 'paper')} against the paper's "
-        f"attack ({passes_of['paper']}), {_percent(metrics, 'joint')} against the joint attack ({passes_of['joint']}), "
-        f"and {_percent(metrics, 'adaptive')} against all together."
+        f"Of {metrics.n.iloc[0]} images **{name}** with the shield holds {_percent(metrics, 'paper')} against the "
+        f"paper's attack ({passes_of['paper']}), {_percent(metrics, 'joint')} against the joint attack "
+        f"({passes_of['joint']}), and {_percent(metrics, 'adaptive')} against all together."
     )
