@@ -2,7 +2,7 @@
 
 Each value is attacked as the shield is in scenario 3, by APGD on each part and by the joint attack from there, on the
 first images. What is known is not computed again: at the experiment's radius the baseline's images are the attack on
-the classifier, and an image that is broken at a smaller radius is broken at a larger one.
+the classifier, and an image that is broken at a smaller radius, or at a smaller tolerance, is broken at a larger one.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,8 @@ def over_prompts(
         similarity = float(prompt_similarity(text)[apart].mean())
         alignment = align(clip, text).to(shield.alignment.text.device)
         other = MultiShield(shield.classifier, alignment, shield.tolerance)
-        yield _at_its_worst(attacker, value, other, data, baseline).assign(similarity=similarity)
+        found = _untouched(other, data, baseline)
+        yield _behind(attacker, value, other, data, found).assign(similarity=similarity)
 
 
 def templates(chosen: PromptSet) -> list[str]:
@@ -85,20 +86,37 @@ def called(chosen: PromptSet, classes: list[str]) -> list[str]:
 def over_tolerances(
     attacker: Attacker, shield: MultiShield, data: Split, params: Studies, baseline: AttackedImages
 ) -> Iterator[pd.DataFrame]:
-    """For each tolerance."""
-    for value in params.tolerance:
-        other = MultiShield(shield.classifier, shield.alignment, value)
-        yield _at_its_worst(attacker, f"{value:g}", other, data, baseline)
+    """For each tolerance, the smallest first."""
+    found = _untouched(shield, data, baseline)
+    for tolerance in sorted(params.tolerance):
+        other = MultiShield(shield.classifier, shield.alignment, tolerance)
+        yield _behind(attacker, f"{tolerance:g}", other, data, found)
 
 
-def _at_its_worst(
-    attacker: Attacker, value: str, shield: MultiShield, data: Split, baseline: AttackedImages
-) -> pd.DataFrame:
-    """The worst case at the experiment's radius."""
+def _untouched(shield: MultiShield, data: Split, baseline: AttackedImages | None = None) -> dict[str, AttackedImages]:
+    """Images before any attack but the baseline's, by the names of the attacks on the parts, and of the joint one."""
+    none, (classifier, clip) = torch.zeros(len(data), dtype=torch.long), part_names(shield, 2)
+    before = AttackedImages(data.pixels, [""] * len(data), none, none)
+    return {classifier: baseline or before, clip: before, "joint": before}
+
+
+def _behind(attacker: Attacker, value: str, shield: MultiShield, data: Split, found: dict) -> pd.DataFrame:
+    """The worst case at the experiment's radius, where the attack on the classifier is known."""
     at = attacker.at(value, attacker.params, attacker.ball)
-    parts = at.parts(shield, data, known=[baseline])
-    found = {"joint": at.joint(shield, data, tuple(parts.values())), **parts}
+    _go_on(at, shield, data, found, part_names(shield, 2)[1:])
     return _rows(attacker, at, value, WHO[0], shield, data, worst_case(shield, data, found))
+
+
+def _go_on(at: Attacker, shield: MultiShield, data: Split, found: dict[str, AttackedImages], parts) -> None:
+    """Attack those parts, then both, each on what it has not broken yet; `found` is brought up to date."""
+    names = part_names(shield, 2)
+    for part in parts:
+        if len(left := _standing(found[part])):
+            made = at.part(shield, data[left], names.index(part), part)
+            found[part] = updated(found[part], left, made)
+    if len(left := _standing(found["joint"])):
+        made = at.joint(shield, data[left], [found[part][left] for part in names])
+        found["joint"] = updated(found["joint"], left, made)
 
 
 def over_radii(attacker: Attacker, shield: MultiShield, data: Split, params: Studies) -> Iterator[pd.DataFrame]:
@@ -106,19 +124,11 @@ def over_radii(attacker: Attacker, shield: MultiShield, data: Split, params: Stu
 
     FGSM is made on the classifier and shown to the shield: the weakest attack, which flatters any defence.
     """
-    none = torch.zeros(len(data), dtype=torch.long)
-    untouched = AttackedImages(data.pixels, [""] * len(data), none, none)
-    parts = part_names(shield, 2)
-    found = dict.fromkeys((*parts, "joint"), untouched)
+    found, parts = _untouched(shield, data), part_names(shield, 2)
     for eps in sorted(params.eps):
         value = f"{eps:g}" if attacker.ball.norm == "L2" else f"{255 * eps:g}/255"
         at = attacker.at(value, attacker.params, replace(attacker.ball, eps=eps))
-        for number, part in enumerate(parts):
-            if len(left := _standing(found[part])):
-                found[part] = updated(found[part], left, at.part(shield, data[left], number, part))
-        if len(left := _standing(found["joint"])):
-            starts = [found[part][left] for part in parts]
-            found["joint"] = updated(found["joint"], left, at.joint(shield, data[left], starts))
+        _go_on(at, shield, data, found, parts)
         ball = {"eps": eps, "norm": at.ball.norm}
         weak = fgsm(shield.classifier, data.pixels, data.labels, seed=at.seed, ids=data.ids, **ball)
         made = (worst_case(shield, data, found), found[parts[0]], weak)
