@@ -149,3 +149,13 @@ def test_images_that_nothing_broke_are_called_so():
     records = pd.DataFrame({"scenario": ["joint"] * 3, "attack": ["", "clean", "joint"], "forwards": 2, "backwards": 1})
     counted = tables.broken_by(records.assign(image=range(3)))
     assert counted.index.tolist() == [("joint", n) for n in ("not broken", "wrong before any attack", "joint")]
+
+
+def test_labels_of_the_gaps_are_numbers():
+    figures.style()
+    records = pd.DataFrame({"classifier": "net", "scenario": ["multishield"] * 3, "gap_clean": [0, 0.1, 0.5]})
+    figure = figures.gaps(records.assign(gap_attacked=records.gap_clean), 0.001)
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert {"0", "0.001", "0.1"} <= set(labels)
+    assert not [label for label in labels if "$" in label]

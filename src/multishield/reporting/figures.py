@@ -171,6 +171,7 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
         axis.set(title=name, xlabel="alignment gap g (cosine)", ylim=(0, 1.02))
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))  # powers are mathematics
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
