@@ -20,7 +20,7 @@ from multishield.evaluation import records
 from multishield.evaluation.portfolio import Attacker, part_names, updated, worst_case
 from multishield.evaluation.verdicts import records_of
 from multishield.models.clip import Clip
-from multishield.models.zero_shot import align, embed_prompts, prompt_similarity
+from multishield.models.zero_shot import align, keep_embeddings, prompt_similarity
 from multishield.params import PromptSet, Studies
 from multishield.shield import MultiShield
 
@@ -60,7 +60,7 @@ def over_prompts(
 ) -> Iterator[pd.DataFrame]:
     """For each set of prompts; "similarity" is the mean cosine between two classes' text embeddings."""
     for value, chosen in params.prompts.items():
-        text = embed_prompts(clip, called(chosen, classes), templates(chosen))
+        text = keep_embeddings(clip, called(chosen, classes), templates(chosen))
         apart = ~torch.eye(len(text), dtype=torch.bool)
         similarity = float(prompt_similarity(text)[apart].mean())
         alignment = align(clip, text).to(shield.alignment.text.device)
