@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from multishield.data import shapes
 from multishield.params import Params
-from multishield.pipeline.notebooks import STAGES, code_cells, read_source, runs
+from multishield.pipeline.notebooks import STAGES, code_cells, parameter, read_source, runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,11 +141,11 @@ def run_notebooks(project: Path, until: str = "report") -> None:
     """The cells of all notebooks up to a stage's, in this process: the numbers of `dvc repro` without its starts."""
     mpl.use("Agg")
     with contextlib.chdir(project):
-        for stage, classifier in runs(Params.load().classifiers):
+        for stage, item in runs(Params.load().classifiers):
             if STAGES.index(stage) > STAGES.index(until):
                 continue
             scope: dict = {}
             for cell in code_cells(read_source(stage)):
                 exec(compile(cell.source, f"{stage}.ipynb", "exec"), scope)
                 if "parameters" in cell.metadata.get("tags", []):
-                    scope["classifier"] = classifier
+                    scope[parameter(stage)] = item
