@@ -1,7 +1,7 @@
 """What the paper claims (abstract and key results), and what this run's figures say about it.
 
-The paper gives no figure per classifier. A claim is judged where the run has one of its data sets; elsewhere the
-figures stand beside it, and nothing is judged.
+The paper gives no figure per classifier. A claim is judged where the run has the data set that it is about; elsewhere
+the figures stand beside it, and nothing is judged.
 """
 
 from collections.abc import Callable
@@ -9,51 +9,73 @@ from typing import NamedTuple
 
 import pandas as pd
 
-SETTINGS = ("cifar10", "imagenet")  # data sets that the claims are about
+from multishield.evaluation.records import cell
 
-
-class Shares(NamedTuple):
-    """A classifier's figures: metric and scenario to a ratio and the ends of its 95 % interval."""
-
-    of: pd.DataFrame
-
-    def __call__(self, scenario: str, metric: str = "robust_accuracy", column: str = "value") -> float:
-        return float(self.of.loc[(scenario, metric), column])
-
-    def text(self, scenario: str, metric: str = "robust_accuracy") -> str:
-        """In per cent, with its interval."""
-        value, low, high = (100 * self(scenario, metric, column) for column in ("value", "low", "high"))
-        return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+BOTH = ("cifar10", "imagenet")
 
 
 class Claim(NamedTuple):
-    """A claim; what is measured of it; whether the figures go with it, None where they decide nothing."""
+    """A claim of the paper.
+
+    Attributes:
+        text: what is claimed. about: the data sets.
+        here: a classifier's metrics, by scenario and metric, to what is measured of it, in per cent.
+        holds: the same, and the largest worst case of all classifiers, to whether an interval reaches the claim; None
+            where this classifier decides nothing.
+    """
 
     text: str
-    here: Callable[[Shares], str]
-    holds: Callable[[Shares], bool | None]
+    about: tuple[str, ...]
+    here: Callable[[pd.DataFrame], str]
+    holds: Callable[[pd.DataFrame, float], bool | None]
+
+
+def _of(metrics: pd.DataFrame, scenario: str, metric: str = "robust_accuracy") -> pd.Series:
+    return metrics.loc[(scenario, metric)]
+
+
+def _unaware(metrics: pd.DataFrame, _) -> bool | None:
+    return bool(_of(metrics, "multishield").high > 0.9) if _of(metrics, "baseline").value < 0.05 else None
+
+
+def _at_best(metrics: pd.DataFrame, best: float) -> bool | None:
+    """ "Up to": only the classifier with the largest worst case can speak for it or against it."""
+    worst = _of(metrics, "adaptive")
+    return bool(worst.high >= 0.5) if worst.value == best else None
+
+
+def _pair(first: str, second: str, words: str, metric: str = "robust_accuracy") -> Callable[[pd.DataFrame], str]:
+    return lambda m: words.format(cell(_of(m, first, metric)), cell(_of(m, second, metric)))
+
+
+def _gain(metrics: pd.DataFrame) -> str:
+    return f"{100 * (_of(metrics, 'multishield').value - _of(metrics, 'baseline').value):+.1f} points, attacker unaware"
 
 
 CLAIMS = (
     Claim(
         "a classifier that is not robust goes from 0 % to over 90 % where the attacker is unaware of the shield",
-        lambda s: f"{s.text('baseline')} without, {s.text('multishield')} with the shield",
-        lambda s: s("multishield", column="high") > 0.9 if s("baseline", column="high") < 0.05 else None,
+        BOTH,
+        _pair("baseline", "multishield", "{} without, {} with the shield"),
+        _unaware,
     ),
     Claim(
         "on average a gain of about 32 points (CIFAR-10) or 65 (ImageNet) over the baseline",
-        lambda s: f"{100 * (s('multishield') - s('baseline')):+.1f} points, attacker unaware",
-        lambda s: None,
+        BOTH,
+        _gain,
+        lambda m, best: None,
     ),
     Claim(
-        "up to 50 % robust accuracy are kept under the adaptive attack (CIFAR-10)",
-        lambda s: f"{s.text('paper')} under the paper's attack, {s.text('adaptive')} under all",
-        lambda s: s("adaptive", column="high") >= 0.5,
+        "up to 50 % robust accuracy are kept under the adaptive attack on CIFAR-10",
+        BOTH[:1],
+        _pair("paper", "adaptive", "{} under the paper's attack, {} under all"),
+        _at_best,
     ),
     Claim(
         "clean accuracy falls only a little",
-        lambda s: f"{s.text('baseline', 'clean_accuracy')} without, {s.text('adaptive', 'clean_accuracy')} with it",
-        lambda s: None,
+        BOTH,
+        _pair("baseline", "adaptive", "{} without, {} with the shield", "clean_accuracy"),
+        lambda m, best: None,
     ),
 )
 
@@ -64,11 +86,12 @@ def beside(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
     Args:
         metrics: see `records.metrics`. dataset: `dataset.name` of params.yaml.
     """
+    groups = metrics.set_index(["scenario", "metric"]).groupby("classifier", sort=False)
+    best = max(_of(of, "adaptive").value for _, of in groups)
     rows = []
     for claim in CLAIMS:
-        for name, of in metrics.groupby("classifier", sort=False):
-            shares = Shares(of.set_index(["scenario", "metric"])[["value", "low", "high"]])
-            holds = claim.holds(shares) if dataset in SETTINGS else None
+        for name, of in groups:
+            holds = claim.holds(of, best) if dataset in claim.about else None
             verdict = {True: "agrees", False: "differs", None: "not judged"}[holds]
-            rows.append({"claim": claim.text, "classifier": name, "here": claim.here(shares), "verdict": verdict})
+            rows.append({"claim": claim.text, "classifier": name, "here": claim.here(of), "verdict": verdict})
     return pd.DataFrame(rows)
