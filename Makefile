@@ -54,7 +54,7 @@ test: lint
 	$(RUN) $(TESTS) -m "not long"
 
 test-all: test
-	$(RUN) MULTISHIELD_TEST_ARITHMETIC=native pytest -m long --durations 0
+	$(RUN) MULTISHIELD_TEST_ARITHMETIC=native $(TESTS) -m long --durations 0
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

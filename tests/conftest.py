@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import matplotlib as mpl
 import pytest
 import torch
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from multishield.data import shapes
@@ -106,9 +107,12 @@ def copy_project(target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory) -> Path:
-    """The demo's raw images, rendered once."""
-    folder = tmp_path_factory.mktemp("rendered") / "shapes"
-    shapes.materialise(folder)
+    """The demo's raw images, rendered once, by whichever process asks first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "rendered" / "shapes"
+    with FileLock(folder.parent.with_suffix(".lock")):
+        if not folder.exists():
+            shapes.materialise(folder)
     return folder
 
 

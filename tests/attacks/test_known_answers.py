@@ -91,11 +91,14 @@ def real_network():
     return network, data.pixels[right], data.labels[right]
 
 
+TARGETS = 3  # of apgd-t: what the packages share, at a third of the time of all nine
+
+
 def theirs(name, network, x, y, eps, seed, queries) -> int:
     """Images that AutoAttack's package leaves robust."""
     attack = AutoAttack(network, attacks=[name], version="custom", norm="Linf", eps=eps, seed=seed, device="cpu")
     attack.apgd.n_restarts = 1
-    attack.apgd_targeted.n_target_classes, attack.square.n_queries = 9, queries
+    attack.apgd_targeted.n_target_classes, attack.square.n_queries = TARGETS, queries
     images, _ = attack.run_standard_evaluation(x, y, batch_size=100)
     return int((~fooled(network(images), y)).sum())
 
@@ -106,7 +109,8 @@ def ours(name, network, x, y, eps, seed, queries) -> int:
     if name == "square":
         result = square(network, x, y, queries=queries, **options)
     else:
-        result = apgd(network, x, y, loss={"apgd-ce": "ce", "apgd-t": "dlr-targeted"}[name], **options)
+        loss = {"apgd-ce": "ce", "apgd-t": "dlr-targeted"}[name]
+        result = apgd(network, x, y, loss=loss, targets=TARGETS, **options)
     return int((~result.success).sum())
 
 
@@ -114,14 +118,14 @@ def ours(name, network, x, y, eps, seed, queries) -> int:
 @pytest.mark.long
 @pytest.mark.cifar10
 @pytest.mark.parametrize(
-    ("name", "eps", "seeds"), [("apgd-ce", 0.8 / 255, 1), ("apgd-t", 0.8 / 255, 1), ("square", 3 / 255, 3)]
+    ("name", "eps", "seeds"), [("apgd-ce", 0.8 / 255, 1), ("apgd-t", 0.8 / 255, 1), ("square", 4 / 255, 3)]
 )
 def test_agreement_with_autoattacks_package(name, eps, seeds, real_network):
     """The same network, images and budget, at a radius where some images resist: robust accuracy within one point."""
     network, x, y = real_network
     robust = []
     for package in (theirs, ours):
-        left = [package(name, network, x, y, eps, seed, queries=300) for seed in range(seeds)]
+        left = [package(name, network, x, y, eps, seed, queries=150) for seed in range(seeds)]
         print(f"{name}: {package.__name__} {left} of {len(x)} robust")
         robust.append(sum(left) / seeds)
     assert 0.1 < robust[0] / len(x) < 0.9, "some images are robust and some are not"

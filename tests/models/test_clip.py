@@ -224,6 +224,7 @@ def test_text_embeddings_go_on_at_the_last_block(clip, monkeypatch):
     assert len(sizes) == 3, "the first block of two classes was there"
 
 
+@pytest.mark.long
 def test_siglip(project, monkeypatch):
     """open_clip's own ViT-B-16-SigLIP with random weights, through a weights file."""
     name = "ViT-B-16-SigLIP"

@@ -35,7 +35,10 @@ def round_trip(model, params, classes, root) -> Classifier:
     return load_classifier("net")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", pytest.param("wide_resnet50_2", marks=pytest.mark.long)])
+LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "wide_resnet50_2")]
+
+
+@pytest.mark.parametrize("name", ["resnet18", *LARGE])
 def test_torchvision_from_a_file(project_root, name):
     file = write(torchvision.models.get_model(name, num_classes=5), project_root / "net.safetensors")
     params = Torchvision(source="torchvision", model=name, weights=file)
