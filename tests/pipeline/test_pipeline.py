@@ -110,9 +110,7 @@ class TestTheWholePipeline:
         assert re.findall(r"Running stage '([\w@-]+)'", done.stdout) == ["check", "report", "publish"]
         (project / "params.yaml").write_text(good)
         done = run(project, "dvc", "repro")
-        assert set(re.findall(r"Running stage '([\w@-]+)'", done.stdout)) <= {"publish"}, (
-            "the rest from the run cache"
-        )
+        assert set(re.findall(r"Running stage '([\w@-]+)'", done.stdout)) <= {"publish"}, "the rest from the run cache"
         assert (project / "dvc.lock").read_text() == before
 
     def test_metrics_and_plots(self, project):
