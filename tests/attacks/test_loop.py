@@ -11,6 +11,7 @@ from multishield.attacks.apgd import apgd
 from multishield.attacks.joint import joint
 from multishield.attacks.loop import mover
 from multishield.attacks.loop.loop import ascend
+from multishield.attacks.loop.plan import NO_TRY, Plan
 from multishield.attacks.loop.random_streams import keys, uniform
 from multishield.attacks.losses import margin
 from multishield.attacks.paper import paper
@@ -98,14 +99,75 @@ def test_an_image_never_depends_on_its_neighbours(name):
     model = network if name in ON_CLASSIFIER else MultiShield(network, freeze(CifarResNet(8, 5)), 0.001).eval()
     x, ids = torch.rand(20, 3, 16, 16), torch.arange(40, 60)
     y = network(x).argmax(1)
-    whole = ALL[name](model, x, y, eps=EPS, seed=0, ids=ids)
+    starts = [pgd(network, x, y, eps=3 * EPS, steps=2, seed=0, ids=ids)] if name == "joint" else []
+
+    def run(chosen, **options):
+        begun = {"starts": [start[chosen] for start in starts]} if starts else {}
+        return ALL[name](model, x[chosen], y[chosen], eps=EPS, seed=0, ids=ids[chosen], **begun, **options)
+
+    whole = run(torch.arange(20))
     order = torch.randperm(20)
     for size, chosen in ((7, order), (1, order[:3]), (64, order[:1])):
-        part = ALL[name](model, x[chosen], y[chosen], eps=EPS, seed=0, ids=ids[chosen], batch_size=size)
+        part = run(chosen, batch_size=size)
         assert torch.equal(part.images, whole.images[chosen])
         assert torch.equal(part.success, whole.success[chosen])
         assert torch.equal(part.forwards, whole.forwards[chosen])
         assert torch.equal(part.backwards, whole.backwards[chosen])
+
+
+class Towards:
+    """Steps of 0.1 in the first pixel; a try for target t wins at the step of that number."""
+
+    needs_gradient, steps = False, 5
+
+    def first(self, clean, streams):
+        return clean.clone()
+
+    def begin(self, x, clean, streams):
+        return {}
+
+    def move(self, state, losses, gradients):
+        x = state["x"].clone()
+        x[:, 0, 0, 0] += 0.1
+        x[:, 1, 0, 0] = state["target"] / 10
+        return x
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 64])
+def test_the_first_of_several_tries_side_by_side_ends_them_all(size):
+    """Wins are at step = target, in tenths; targets above the last step never win."""
+    targets = torch.tensor([[9, 3, 2, 2, 1], [9, 9, 9, 9, 1], [9, 9, 9, 9, 9], [9, 4, 4, 9, NO_TRY]])
+    groups = torch.tensor([0, 1, 1, 1, 2]).expand_as(targets)
+
+    def success(out, y):
+        return ((out[:, 0] - out[:, 1]).abs() < 0.01) & (out[:, 0] > 0.05)
+
+    def run(group):
+        return ascend(
+            lambda x: torch.stack([x[:, 0, 0, 0], x[:, 1, 0, 0]], 1),
+            torch.zeros(4, 3, 2, 2),
+            torch.zeros(4, dtype=torch.long),
+            ids=torch.arange(4),
+            seed=0,
+            tag="t",
+            success=success,
+            objective=lambda out, *_: (out[:, 0],),
+            rule=Towards(),
+            where=CPU,
+            plan=lambda out, y, index: Plan(targets[index], group=group[index]),
+            batch_size=size,
+        )
+
+    found = run(groups)
+    assert found.success.tolist() == [True, True, False, True]
+    assert [round(10 * v) for v in found.images[:, 1, 0, 0].tolist()] == [2, 1, 0, 4], (
+        "the sooner one, not the one before"
+    )
+    # One look at the clean image; six at a lost try; the same number at each of three side by side.
+    assert found.forwards.tolist() == [1 + 6 + 3 * 3, 1 + 6 + 3 * 6 + 2, 1 + 6 + 3 * 6 + 6, 1 + 6 + 3 * 5]
+    after_each_other = run(torch.arange(5).expand_as(targets))
+    assert after_each_other.success.tolist() == found.success.tolist()
+    assert after_each_other.forwards.tolist() == [1 + 6 + 4, 1 + 4 * 6 + 2, 1 + 5 * 6, 1 + 6 + 5]
 
 
 def test_small_batches_are_filled_up():
@@ -206,6 +268,28 @@ def test_the_twin_moves_and_the_model_decides(monkeypatch):
     assert (-network(result.images)).argmax(1).ne(y).all()
     assert torch.equal(fooled(network(result.images), y), result.success)
     assert result.success.sum() <= 2
+
+
+def test_a_loss_is_sent_back_only_through_the_models_that_decide_it():
+    x, called = torch.rand(6, 3, 8, 8, requires_grad=True), []
+
+    def counted(name, model):
+        out = model(x)
+        out.register_hook(lambda gradient: called.append(name))
+        return out
+
+    def margins(out):
+        return (*(margin(scores, y) for scores in out), sum(scores[:, 0] for scores in out))
+
+    out, y = (counted("first", Linear(4, seed=1)), counted("second", Linear(4, seed=2))), torch.zeros(6).long()
+    losses, gradients = mover.with_gradients(x, out, margins)
+    assert called[:2] == ["first", "second"], "one each for the first two losses"
+    assert sorted(called[2:]) == ["first", "second"], "both for the third"
+    for loss, gradient, expected in zip(losses, gradients, margins(out), strict=True):
+        assert torch.equal(loss, expected)
+        assert torch.equal(gradient, torch.autograd.grad(expected.sum(), x, retain_graph=True)[0])
+    (nothing,) = mover.with_gradients(x, (out[0],), lambda out: (0 * out[0].sum(1),))[1]
+    assert torch.equal(nothing, torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks import losses
-from multishield.attacks.loop.loop import Plan, State, ascend
+from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.plan import Plan
 from multishield.attacks.loop.result import AttackedImages, Success, per_image
 from multishield.attacks.threat_model import Ball, fooled
 

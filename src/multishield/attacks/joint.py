@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.loop.loop import NO_TRY, Plan, State, ascend
+from multishield.attacks.loop.loop import State, ascend
+from multishield.attacks.loop.plan import NO_TRY, Plan
 from multishield.attacks.loop.result import AttackedImages, per_image
 from multishield.attacks.losses import at, evasion_margin
 from multishield.attacks.threat_model import Ball, evades
@@ -109,15 +110,18 @@ def joint(
         ordered = targets_in_turn(defence.margins(scores), y, targets).cpu()
         drawn, hopeful = ordered.repeat(1, restarts), lost[index].all(1, keepdim=True)
         columns = [(t[index].where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(named)]
-        columns += [(drawn[:, :1], -1, 1), (drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
+        columns += [(drawn[:, :1], -1, 1)]
+        alone = sum(t.shape[1] for t, _, _ in columns)
+        columns += [(drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
         if long > 1:  # as long as the others they would be the same again
             columns += [(t[index, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(named)]
         columns += [(ordered.where(hopeful, NO_TRY), -1, 1)] * (rounds if starts else 0)
         target = torch.cat([t for t, _, _ in columns], 1)
         start = torch.cat([torch.full_like(t, k) for t, k, _ in columns], 1)
         length = torch.cat([torch.full_like(t, steps * times) for t, _, times in columns], 1)
+        group = torch.arange(target.shape[1]).clamp_max(alone).expand_as(target)
         order = (target == NO_TRY).long().argsort(dim=1, stable=True)  # tries first
-        return Plan(*(t.gather(1, order) for t in (target, start, length)))
+        return Plan(*(t.gather(1, order) for t in (target, start, length, group)))
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor, ...]:
         return tuple(at(part, target) for part in defence.margins(scores).unbind(1))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks.apgd import AutoSteps, likeliest
-from multishield.attacks.loop.loop import Plan, ascend
+from multishield.attacks.loop.loop import ascend
+from multishield.attacks.loop.plan import Plan
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.losses import at, ce, evasion_margin, rival
 from multishield.attacks.threat_model import Ball

@@ -2,19 +2,21 @@
 
 Every slot of the batch is one try at one image and has its own step count, state and random stream. An image that is
 broken leaves at once, a try that has used up its steps is followed by the next one, and free slots are filled from the
-queue. So hardware stays busy to the end, and an image's result depends on nothing but the image: not on the batch size,
-the order, or its neighbours. On a CPU that holds bit for bit with the portable arithmetic; otherwise kernels are chosen
-by the size of the batch, and last bits may differ.
+queue. Tries of an image that rarely succeed go side by side, so that the few images they are for fill the batch, too.
+So hardware stays busy to the end, and an image's result depends on nothing but the image: not on the batch size, the
+order, or its neighbours. On a CPU that holds bit for bit with the portable arithmetic; otherwise kernels are chosen by
+the size of the batch, and last bits may differ.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from multishield.attacks.loop.mover import Mover, affordable
+from multishield.attacks.loop.mover import Mover, affordable, with_gradients
+from multishield.attacks.loop.plan import NO_TRY, Plan
 from multishield.attacks.loop.random_streams import keys
 from multishield.attacks.loop.result import AttackedImages, Success
 from multishield.models.classifier import SMALLEST, Outputs, device_of, forward
@@ -26,23 +28,6 @@ Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 # Called after every step with the indices of the images that it has finished (often none), what became of them, and
 # the number of steps that are still to do, at most.
 Watch = Callable[[Tensor, AttackedImages, int], None]
-
-
-class Plan(NamedTuple):
-    """The tries of B images, the same number of columns for all.
-
-    Attributes:
-        target: the class that a try is for, (B,V) int64; NO_TRY where an image has fewer.
-        start: which of `starts` it begins at, (B,V) int64; -1 where the rule says. None: everywhere.
-        steps: its steps, (B,V) int64. None: the rule's; only a rule that reads "steps" from its state can have others.
-    """
-
-    target: Tensor
-    start: Tensor | None = None
-    steps: Tensor | None = None
-
-
-NO_TRY = -2
 
 
 class Rule(Protocol):
@@ -95,8 +80,8 @@ def ascend(
         plan: outputs, labels and indices of clean images to their tries. Without one every target is -1.
         starts: images (N,3,H,W) that tries may begin at.
         variants: tries per image, one after the other (with a plan: its own); `objective` tells them apart.
-        batch_size: slots, and at the end up to half as many more; by default as many as pay and as memory has room
-            for. It has no influence on results.
+        batch_size: slots; by default as many as pay and as memory has room for. There are more where an image's tries
+            go side by side. It has no influence on results.
         watch: see `Watch`.
         nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned where it
             was nearest; without, as it was.
@@ -132,7 +117,7 @@ class _Attack:
     def run(self, objective: Objective, plan, variants: int, stream: Callable[[int], Tensor]) -> AttackedImages:
         """Work until no try is left. Args: see `ascend`; `stream` gives each image's key for a variant."""
         self.plan = self._decide_on_clean(plan or (lambda out, y, i: Plan(torch.full((len(y), variants), -1))))
-        self.tries = (self.plan.target != NO_TRY).sum(1)
+        self.tries = self.plan.tries()
         standing = torch.tensor([not name for name in self.broken_by])
         self.queue.extend((int(i), 0) for i in (standing & (self.tries > 0)).nonzero()[:, 0])
         self.streams = torch.stack([stream(v) for v in range(self.plan.target.shape[1])], 1)
@@ -145,10 +130,7 @@ class _Attack:
         while self.queue or self.slots:
             self._fill()
             evaluated = self._within_memory(lambda: self._evaluate(objective))
-            if evaluated is None:
-                self._requeue(self.slots["image"], self.slots["variant"])
-                self.slots = {}
-            else:
+            if evaluated is not None:
                 self._advance(*evaluated)
         return AttackedImages(self.result, self.broken_by, *self.passes)
 
@@ -179,19 +161,20 @@ class _Attack:
                 self.broken_by[at + i] = "clean"
             parts.append(plan(out, y, torch.arange(at, at + len(y))))
             at = part.stop
-        target, start, steps = (
-            torch.cat([t.cpu() for t in column]) if column[0] is not None else None
-            for column in zip(*parts, strict=True)
-        )
-        start = torch.full_like(target, -1) if start is None else start
-        return Plan(target, start, torch.full_like(target, self.rule.steps) if steps is None else steps)
+        return Plan.of_all(parts, self.rule.steps)
+
+    def _most(self) -> int:
+        """Slots in one pass. The last few tries come in beyond the batch: left for later they would keep the hardware
+        for as long as a full one. Where memory is short, none do."""
+        return self.batch_size + self.batch_size // 2 if self.batch_size > SMALLEST else self.batch_size
 
     def _fill(self) -> None:
-        """New tries from the queue into the free slots. The last few come in beyond them: left for later they would
-        keep the hardware for as long as a full batch."""
-        few = self.batch_size > SMALLEST and len(self.queue) <= self.batch_size // 2  # where memory is short, never
-        free = len(self.queue) if few else self.batch_size - len(self.slots.get("image", ()))
-        tries = [self.queue.popleft() for _ in range(min(free, len(self.queue)))]
+        """New tries from the queue into the free slots."""
+        tries, taken = [], len(self.slots.get("image", ()))
+        few = len(self.queue) <= self._most() - self.batch_size
+        while self.queue and (few or taken + len(tries) < self.batch_size):
+            image, first = self.queue.popleft()
+            tries += [(image, variant) for variant in range(first, self.plan.end(image, first))]
         if not tries:
             return
         image, variant = (torch.tensor(column) for column in zip(*tries, strict=True))
@@ -213,33 +196,38 @@ class _Attack:
         self.slots = {name: torch.cat([self.slots[name], t]) for name, t in new.items()} if self.slots else new
 
     def _evaluate(self, objective: Objective):
-        """One forward: which slots are broken, the losses, and their gradients where the rule wants them."""
-        s, needs = self.slots, self.rule.needs_gradient
+        """Which slots are broken, the losses, and their gradients where the rule wants them."""
+        needs = self.rule.needs_gradient and bool((self.slots["step"] < self.slots["steps"]).any())
+        parts = zip(*(t.split(self._most()) for t in self.slots.values()), strict=True)
+        looks = [self._look(objective, dict(zip(self.slots, part, strict=True)), needs) for part in parts]
+        broken, *others = zip(*looks, strict=True)
+        return torch.cat(broken), *(tuple(torch.cat(t) for t in zip(*part, strict=True)) for part in others)
+
+    def _look(self, objective: Objective, s: State, needs: bool):
+        """One forward over some slots, and their gradients, for `_evaluate`."""
         x = s["x"].detach().requires_grad_(needs)
         with torch.set_grad_enabled(needs):
             out = self.mover(x)
-            losses = objective(out, s["label"], s["target"], s["variant"])
-        if self.nearness:
-            self._keep_nearest(self.nearness(out, s["label"]).detach().cpu())
-        gradients = ()
-        if needs and bool((s["step"] < s["steps"]).any()):
-            sums = [loss.sum() for loss in losses]
-            gradients = tuple(torch.autograd.grad(total, x, retain_graph=total is not sums[-1])[0] for total in sums)
-        losses = tuple(loss.detach() for loss in losses)
-        return self._verdict(out), losses, gradients
 
-    def _keep_nearest(self, near: Tensor) -> None:
-        """Keep the images of slots that are nearer to evasion than theirs ever was: an image has one slot at a time."""
-        at = self.slots["image"].cpu()
-        nearer = near > self.nearest[at]
-        self.nearest[at[nearer]] = near[nearer]
-        self.result[at[nearer]] = self.slots["x"].detach().cpu()[nearer]
+        def losses(out):
+            return objective(out, s["label"], s["target"], s["variant"])
+
+        values, gradients = with_gradients(x, out, losses) if needs else (losses(out), ())
+        if self.nearness:
+            self._keep_nearest(s, self.nearness(out, s["label"]).tolist())
+        return self._verdict(s, out), tuple(value.detach() for value in values), gradients
+
+    def _keep_nearest(self, s: State, near: list[float]) -> None:
+        """Keep the images of slots that are nearer to evasion than theirs ever was."""
+        for slot, image in enumerate(s["image"].tolist()):
+            if near[slot] > self.nearest[image]:
+                self.nearest[image], self.result[image] = near[slot], s["x"][slot].detach().cpu()
 
     @torch.no_grad()
-    def _verdict(self, out: Outputs) -> Tensor:
+    def _verdict(self, s: State, out: Outputs) -> Tensor:
         """Which slots are broken, by the model itself: it looks again at what the twin calls broken, and at the last
         image of every try."""
-        s, twin_says = self.slots, self.success(out, self.slots["label"])
+        twin_says = self.success(out, s["label"])
         if self.mover.exact:
             return twin_says
         broken, i = torch.zeros_like(twin_says), (twin_says | (s["step"] >= s["steps"])).nonzero()[:, 0]
@@ -250,37 +238,43 @@ class _Attack:
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move what goes on."""
         at, ended = self.slots["image"].cpu(), self.slots["step"] >= self.slots["steps"]
-        self.passes[0, at] += 1
+        self.passes[0].index_add_(0, at, torch.ones_like(at))
         if self.rule.needs_gradient:
-            self.passes[1, at] += (~ended).long().cpu()  # none for the last look at a try
-        self.steps_left[at] -= 1
-        leaving, finished = broken | ended, at[:0]
-        if leaving.any():
-            finished = self._leave(broken, ended)
-            self.slots = {name: t[~leaving] for name, t in self.slots.items()} if not leaving.all() else {}
-            losses, gradients = tuple(t[~leaving] for t in losses), tuple(t[~leaving] for t in gradients)
+            self.passes[1].index_add_(0, at, (~ended).long().cpu())  # none for the last look at a try
+        self.steps_left.index_add_(0, at, -torch.ones_like(at))
+        finished = at[:0]
+        if (broken | ended).any():
+            leaving, finished = self._leave(at, broken.cpu(), ended.cpu())
+            going = (~leaving).to(broken.device)
+            self.slots = {name: t[going] for name, t in self.slots.items()} if going.any() else {}
+            losses, gradients = tuple(t[going] for t in losses), tuple(t[going] for t in gradients)
         self._report(finished)
         if self.slots:
             self.slots["x"] = self.rule.move(self.slots, losses, gradients)
             self.slots["step"] = self.slots["step"] + 1
 
-    def _leave(self, broken: Tensor, ended: Tensor) -> Tensor:
-        """Keep what broken tries have found, and queue the next try of images that resisted one. Returns the images
-        that are finished."""
-        s, lost = self.slots, ended & ~broken
-        at = s["image"].cpu()
-        won = at[broken.cpu()]
-        self.result[won], self.steps_left[won] = s["x"][broken].cpu(), 0
-        for i in won.tolist():
-            self.broken_by[i] = self.name
-        tried, over = at[lost.cpu()], s["variant"][lost].cpu() + 1
-        self.steps_left[tried] = self.from_try[tried, over]  # a rule may have given up early
-        again = lost & (s["variant"].cpu() + 1 < self.tries[at]).to(lost.device)
-        self._requeue(s["image"][again], s["variant"][again] + 1)
-        return at[(broken | (lost & ~again)).cpu()]
-
-    def _requeue(self, images: Tensor, variants: Tensor) -> None:
-        self.queue.extendleft((int(i), int(v)) for i, v in zip(images, variants, strict=True))
+    def _leave(self, at: Tensor, broken: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep what the first of an image's broken tries has found, and queue the next tries of images that have
+        resisted. Returns which slots leave, and the images that are finished."""
+        variants, finished = self.slots["variant"].tolist(), []
+        for slot in broken.nonzero()[:, 0].tolist():
+            image = int(at[slot])
+            if not self.broken_by[image]:
+                self.result[image], self.broken_by[image] = self.slots["x"][slot].cpu(), self.name
+                self.steps_left[image] = 0
+                finished.append(image)
+        leaving = ended | torch.isin(at, torch.tensor(finished, dtype=torch.long))
+        working = {*at[~leaving].tolist(), *finished}
+        for slot in leaving.nonzero()[:, 0].tolist():
+            if (image := int(at[slot])) not in working:
+                working.add(image)
+                over = self.plan.end(image, variants[slot])
+                self.steps_left[image] = self.from_try[image, over]  # a rule may have given up early
+                if over < self.tries[image]:
+                    self.queue.appendleft((image, over))
+                else:
+                    finished.append(image)
+        return leaving, torch.tensor(finished, dtype=torch.long)
 
     def _report(self, finished: Tensor) -> None:
         if self.watch:

@@ -37,6 +37,29 @@ class Mover:
         return forward(self.twin, x)
 
 
+def with_gradients(
+    x: Tensor, out: Outputs, objective: Callable[[Outputs], tuple[Tensor, ...]]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Losses of the outputs, and the gradient of each at x.
+
+    A loss that one of several models decides alone is not sent back through the others, where it would be zero all the
+    way: the margins of two models cost one backward pass through each, not two.
+
+    Args:
+        x: what the outputs were computed from, (B,3,H,W). objective: outputs to losses (B,) each.
+    """
+    outputs, gradients = _several(out), []
+    leaves = tuple(o.detach().requires_grad_() for o in outputs)
+    losses = objective(leaves if isinstance(out, tuple) else leaves[0])
+    for loss in losses:
+        slopes = torch.autograd.grad(loss.sum(), leaves, retain_graph=True, allow_unused=True)
+        used = [i for i, slope in enumerate(slopes) if slope is not None and slope.any()]
+        ends, weights = [outputs[i] for i in used], [slopes[i] for i in used]
+        again = loss is not losses[-1]
+        gradients.append(torch.autograd.grad(ends, x, weights, retain_graph=again)[0] if used else torch.zeros_like(x))
+    return losses, tuple(gradients)
+
+
 def folded(model: Callable[[Tensor], object], x: Tensor) -> Callable[[Tensor], object]:
     """A copy of the model with every foldable batch norm folded.
 

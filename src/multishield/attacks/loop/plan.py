@@ -1,0 +1,46 @@
+"""What is tried for each image, in which order."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# In place of a target, where an image has fewer tries than others. Its tries stand first.
+NO_TRY = -2
+
+
+class Plan(NamedTuple):
+    """The tries of B images, the same number of columns for all.
+
+    Attributes:
+        target: the class that a try is for, (B,V) int64; NO_TRY where an image has fewer.
+        start: which of `starts` it begins at, (B,V) int64; -1 where the rule says. None: everywhere.
+        steps: its steps, (B,V) int64. None: the rule's; only a rule that reads "steps" from its state can have others.
+        group: neighbours with the same number go side by side, step by step; the first of them that breaks the image
+            ends them all, (B,V) int64. None: one try after the other.
+    """
+
+    target: Tensor
+    start: Tensor | None = None
+    steps: Tensor | None = None
+    group: Tensor | None = None
+
+    @classmethod
+    def of_all(cls, parts: Sequence["Plan"], steps: int) -> "Plan":
+        """The plans of several batches as one, on the CPU, with `steps` and the like where they left them open."""
+        target, *others = (
+            None if column[0] is None else torch.cat([t.cpu() for t in column]) for column in zip(*parts, strict=True)
+        )
+        usual = torch.tensor(-1), torch.tensor(steps), torch.arange(target.shape[1])
+        return cls(target, *(d.expand_as(target) if t is None else t for t, d in zip(others, usual, strict=True)))
+
+    def tries(self) -> Tensor:
+        """How many tries each image has, (B,)."""
+        return (self.target != NO_TRY).sum(1)
+
+    def end(self, image: int, variant: int) -> int:
+        """The first try of an image after those that go side by side with this one."""
+        groups = self.group[image].tolist()
+        last = int((self.target[image] != NO_TRY).sum())
+        return next((v for v in range(variant, last) if groups[v] != groups[variant]), last)
