@@ -282,12 +282,14 @@ def test_a_loss_is_sent_back_only_through_the_models_that_decide_it():
         return (*(margin(scores, y) for scores in out), sum(scores[:, 0] for scores in out))
 
     out, y = (counted("first", Linear(4, seed=1)), counted("second", Linear(4, seed=2))), torch.zeros(6).long()
+    expected = [(v, torch.autograd.grad(v.sum(), x, retain_graph=True)[0]) for v in margins(out)]
+    called.clear()
     losses, gradients = mover.with_gradients(x, out, margins)
     assert called[:2] == ["first", "second"], "one each for the first two losses"
     assert sorted(called[2:]) == ["first", "second"], "both for the third"
-    for loss, gradient, expected in zip(losses, gradients, margins(out), strict=True):
-        assert torch.equal(loss, expected)
-        assert torch.equal(gradient, torch.autograd.grad(expected.sum(), x, retain_graph=True)[0])
+    for found, (value, gradient) in zip(zip(losses, gradients, strict=True), expected, strict=True):
+        assert torch.equal(found[0], value)
+        assert torch.equal(found[1], gradient)
     (nothing,) = mover.with_gradients(x, (out[0],), lambda out: (0 * out[0].sum(1),))[1]
     assert torch.equal(nothing, torch.zeros_like(x))
 
