@@ -2,10 +2,10 @@
 
 Run it in a project whose pipeline has run, with nothing else on the machine:
 
-    python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N]
+    python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N] [--shield]
 
-It prints a Markdown table. Passes are forwards and backwards per image: work without a clock. Seconds are of this
-machine, and only their ratio means something.
+It prints a Markdown table; with --shield only the rows of the shield, which are the quick ones. Passes are forwards and
+backwards per image: work without a clock. Seconds are of this machine, and only their ratio means something.
 """
 
 import argparse
@@ -72,8 +72,8 @@ def compare(what, first, second) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def rows_of(name: str, params: Params, data: splits.Split, queries: int) -> None:
-    """Print the rows of one classifier."""
+def row_alone(name: str, params: Params, data: splits.Split, queries: int) -> None:
+    """Print the row of one classifier."""
     shield, ball = load_shield(name, params.multishield.tolerance), Ball(**params.threat_model.model_dump())
     strong = DEFAULTS.model_copy(update={"square": DEFAULTS.square.model_copy(update={"queries": queries})})
     compare(
@@ -81,6 +81,11 @@ def rows_of(name: str, params: Params, data: splits.Split, queries: int) -> None
         lambda: theirs(shield.classifier, data, ball.eps, queries),
         lambda: ours(Attacker(name, strong, ball, params.seed), shield.classifier, data),
     )
+
+
+def rows_of_shield(name: str, params: Params, data: splits.Split) -> None:
+    """Print the rows of the shield before one classifier."""
+    shield, ball = load_shield(name, params.multishield.tolerance), Ball(**params.threat_model.model_dump())
     attacker = Attacker(name, params.adaptive, ball, params.seed)
     known = AttackedImages.load(paths.artifacts("baseline", name, "attacked.safetensors"))[torch.arange(len(data))]
 
@@ -110,6 +115,7 @@ def main() -> None:
     parser.add_argument("classifiers", nargs="+")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--queries", type=int, default=5000)
+    parser.add_argument("--shield", action="store_true")
     options = parser.parse_args()
     params, data = Params.load(), splits.load_split("evaluation")[: options.images]
     eps = params.threat_model.eps * 255
@@ -118,7 +124,9 @@ def main() -> None:
     print(f"| {' | '.join(heads)} | ratio |\n" + "|---" * 8 + "|")
     for name in options.classifiers:
         with kept_in(None):  # a benchmark resumes nothing
-            rows_of(name, params, data, options.queries)
+            if not options.shield:
+                row_alone(name, params, data, options.queries)
+            rows_of_shield(name, params, data)
 
 
 if __name__ == "__main__":
