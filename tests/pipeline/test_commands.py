@@ -32,10 +32,13 @@ def test_the_first_stage_finds_it(project, monkeypatch, changes, words):
     good = (project / "params.yaml").read_text()
     edit_params(project, changes)
     monkeypatch.chdir(project)
-    with pytest.raises(UserError) as raised:
-        check()
-    (project / "params.yaml").write_text(good)
+    try:
+        with pytest.raises(UserError) as raised:
+            check()
+    finally:
+        (project / "params.yaml").write_text(good)
     assert words in str(raised.value)
+    assert not list((project / "artifacts").rglob("*.safetensors"))
 
 
 def test_the_command_line_on_bad_input(project, tmp_path):
@@ -97,9 +100,11 @@ def test_a_flipped_byte_in_the_raw_data_is_an_error(project):
     file.write_bytes(good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
     before_dvc = run(project, "multishield", "data")  # as `make reproduce` does
     after_it = (project / "data.dvc").read_text()
-    with pytest.raises(UserError) as raised:  # a plain `dvc repro` pins what lies there before any stage of ours runs
-        run_notebooks(project, until="dataset")
-    file.write_bytes(good)
+    try:  # a plain `dvc repro` pins what lies there before any stage of ours runs
+        with pytest.raises(UserError) as raised:
+            run_notebooks(project, until="dataset")
+    finally:
+        file.write_bytes(good)
     assert before_dvc.returncode == 1
     assert after_it == pinned
     for said in (before_dvc.stderr, str(raised.value)):

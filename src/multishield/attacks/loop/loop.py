@@ -80,8 +80,8 @@ def ascend(
         plan: outputs, labels and indices of clean images to their tries. Without one every target is -1.
         starts: images (N,3,H,W) that tries may begin at.
         variants: tries per image, one after the other (with a plan: its own); `objective` tells them apart.
-        batch_size: slots; by default as many as pay and as memory has room for. There are more where an image's tries
-            go side by side. It has no influence on results.
+        batch_size: slots, and at the end up to half as many more, or more images with tries side by side, in several
+            passes; by default as many as pay and as memory has room for. It has no influence on results.
         watch: see `Watch`.
         nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned where it
             was nearest; without, as it was.
