@@ -28,6 +28,11 @@ $(VENV)/.robustbench: $(VENV)/.installed requirements-robustbench.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-robustbench.lock
 	touch $@
 
+# Ray, for the tests of workers; a run needs it where workers are asked for (docs/cluster.md).
+$(VENV)/.cluster: $(VENV)/.installed requirements-cluster.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
+	touch $@
+
 ifeq ($(LIST),)
 reproduce: $(VENV)/.installed $(ROBUSTBENCH)
 	$(if $(PROFILE),$(RUN) multishield profile $(PROFILE))
@@ -50,7 +55,7 @@ results/%/index.html: profiles/%.yaml
 # their number of tests the few that take long would come last, and one process would wait.
 TESTS := pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-test: lint
+test: lint $(VENV)/.cluster
 	$(RUN) $(TESTS) -m "not long"
 
 test-all: test

@@ -31,6 +31,16 @@ def test_the_lock_satisfies_what_the_project_asks_for():
         assert wanted.specifier.contains(pin.version), text
 
 
+def test_the_lock_of_the_cluster_adds_ray_and_replaces_nothing():
+    lines = {
+        name: set((ROOT / name).read_text().splitlines()) for name in ("requirements.lock", "requirements-cluster.lock")
+    }
+    plain, more = ({line for line in found if not line.startswith("#")} for found in lines.values())
+    assert plain <= more
+    assert {Requirement(line).name for line in more - plain} == {"msgpack", "protobuf", "ray"}
+    assert PROJECT["optional-dependencies"]["cluster"] == [line for line in more if line.startswith("ray==")]
+
+
 def test_every_line_of_the_lock_is_an_exact_version():
     assert all(len(r.specifier) == 1 and next(iter(r.specifier)).operator == "==" for r in LOCK.values())
 

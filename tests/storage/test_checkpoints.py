@@ -14,9 +14,9 @@ SCRIPT = """
 import os, signal
 import torch
 from multishield.storage.tensors import save_tensors
-from multishield.storage.checkpoints import in_parts
+from multishield.workers.parts import in_parts
 
-def compute(part):
+def compute(model, part):
     if os.environ.get("KILL_AT") == str(part.start):
         os.kill(os.getpid(), signal.SIGKILL)
     with open("log.txt", "a") as log:
@@ -24,7 +24,7 @@ def compute(part):
     return {"rows": torch.rand(part.stop - part.start, generator=torch.Generator().manual_seed(part.start))}
 
 from pathlib import Path
-parts = in_parts("squares", compute, 10, 3, "inputs", int(os.environ["INPUT"]))
+parts = in_parts("squares", compute, torch.nn.Identity(), lambda part: part, 10, 3, "inputs", int(os.environ["INPUT"]))
 save_tensors(Path("result.safetensors"), {"rows": torch.cat([p["rows"] for p in parts])})
 """
 
@@ -54,10 +54,10 @@ def counting(pixels):
 
 shield.scores = counting
 
-def attack(part, watch):
+def attack(shield, part, watch):
     joint(shield, x[part], y[part], eps=0.03, seed=0, ids=part, targets=4, steps=10, batch_size=8, watch=watch)
 
-r = attack_resumably("joint", attack, 30, "inputs", int(os.environ["INPUT"]), every=0)
+r = attack_resumably("joint", attack, shield, lambda part: part, 30, "inputs", int(os.environ["INPUT"]), every=0)
 r.save(Path("result.safetensors"))
 print(passes)
 """

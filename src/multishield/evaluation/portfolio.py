@@ -53,15 +53,20 @@ class Attacker:
     def run(self, attack: partial, tag: str, defence: nn.Module, data: Split, starts=()) -> AttackedImages:
         """One attack on all images. Its settings are bound; it takes a defence, images, labels, and the loop's own."""
 
-        def compute(part: Tensor, watch: Watch) -> AttackedImages:
-            c, begun = data[part], {"starts": [start[part] for start in starts]} if starts else {}
-            return attack(defence, c.pixels, c.labels, ids=c.ids, watch=watch, **ball, **begun)
-
         ball = {"eps": self.ball.eps, "norm": self.ball.norm, "seed": self.seed}
         margins = margins_of(defence, data)  # for code and thresholds that no state holds
         inputs = (tag, attack.keywords, defence, margins, data.images, data.labels, data.ids, ball)
         inputs += tuple(t for start in starts for t in (start.images, start.success))
-        return attack_resumably(f"{tag} attack on {self.name}", compute, len(data), *inputs)
+        return attack_resumably(
+            f"{tag} attack on {self.name}",
+            partial(_attack, attack=attack, ball=ball),
+            defence,
+            lambda part: (data[part], [start[part] for start in starts]),
+            len(data),
+            *inputs,
+            bytes_each=data[:1].pixels.nbytes * (1 + len(starts)),
+            costs=sum(start.forwards + start.backwards for start in starts) if starts else None,
+        )
 
     def parts(
         self, defence: nn.Module, data: Split, known: Sequence[AttackedImages | None] = ()
@@ -93,11 +98,7 @@ class Attacker:
     def square(self, defence: nn.Module, data: Split) -> AttackedImages:
         """The black box."""
 
-        def black_box(model, x, y, **options):
-            loss = partial(evasion_margin, defence=defence)
-            return square(model.scores, x, y, success=evades(defence), loss=loss, **options)
-
-        return self.run(partial(black_box, **self.params.square.model_dump()), "square", defence, data)
+        return self.run(partial(_black_box, **self.params.square.model_dump()), "square", defence, data)
 
     def against_survivors(self, defence: nn.Module, data: Split, worst: AttackedImages) -> AttackedImages:
         """The black box on the images that no other attack has broken; all others are left as they are.
@@ -156,6 +157,18 @@ class Attacker:
             attacked = self.at(scenario, params, other).joint(model, few, begun, **more)
             rows.append(records_of(self.name, scenario, model, few, attacked, other))
         return pd.concat(rows, ignore_index=True)
+
+
+def _attack(defence: nn.Module, chosen: tuple[Split, list[AttackedImages]], watch: Watch, attack: partial, ball: dict):
+    """One attack on some images, as `spread` has it done, here or on another machine."""
+    data, starts = chosen
+    begun = {"starts": starts} if starts else {}
+    attack(defence, data.pixels, data.labels, ids=data.ids, watch=watch, **ball, **begun)
+
+
+def _black_box(defence: nn.Module, x: Tensor, y: Tensor, **options) -> AttackedImages:
+    loss = partial(evasion_margin, defence=defence)
+    return square(defence.scores, x, y, success=evades(defence), loss=loss, **options)
 
 
 def grey(ball: Ball, data: Split) -> float:

@@ -11,8 +11,8 @@ from multishield.models.classifier import load_classifier
 from multishield.params import Baseline
 from multishield.params.values import AA_STANDARD
 from multishield.shield import MultiShield
-from multishield.storage.checkpoints import in_parts
 from multishield.storage.errors import UserError
+from multishield.workers.parts import in_parts
 
 
 def load_shield(name: str, tolerance: float) -> MultiShield:
@@ -34,10 +34,11 @@ def run_baseline(
     attacks = AA_STANDARD if params.attacks == "standard" else tuple(params.attacks)
     options = {"eps": ball.eps, "norm": ball.norm, "seed": seed}
 
-    def compute(part: slice) -> dict[str, Tensor]:
-        c = data[part]
+    def compute(classifier: nn.Module, batch: Split) -> dict[str, Tensor]:
         try:
-            return autoattack(classifier, c.pixels, c.labels, ids=c.ids, attacks=attacks, **options).tensors()
+            return autoattack(
+                classifier, batch.pixels, batch.labels, ids=batch.ids, attacks=attacks, **options
+            ).tensors()
         except torch.OutOfMemoryError:
             raise UserError(
                 f"baseline.batch_size is {params.batch_size}, and as many images at once do not fit into the memory of "
@@ -45,5 +46,6 @@ def run_baseline(
             ) from None
 
     inputs = (classifier, data.images, data.labels, attacks, options)
-    parts = in_parts(f"baseline {name}", compute, len(data), params.batch_size, *inputs)
+    size = len(data), params.batch_size
+    parts = in_parts(f"baseline {name}", compute, classifier, data.__getitem__, *size, *inputs)
     return AttackedImages.joined([AttackedImages.of_tensors(part) for part in parts])

@@ -18,10 +18,10 @@ from multishield.models.classifier import device, device_of, freeze
 from multishield.models.clip import Clip, build_clip, load_clip
 from multishield.params.sections import Clips
 from multishield.storage import paths
-from multishield.storage.checkpoints import in_parts
 from multishield.storage.errors import UserError
 from multishield.storage.files import read_json, write_json
 from multishield.storage.tensors import load_tensors, save_tensors
+from multishield.workers.parts import in_parts
 
 # Classes whose text embeddings are computed, and kept, at once: a killed run loses at most one block.
 BLOCK = 20
@@ -126,7 +126,7 @@ def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
 
     Per class the mean over the prompts, templates with one placeholder {}, of the normalised embeddings, normalised.
     """
-    return F.normalize(_means(clip, _tokens(clip, classes, prompts)), dim=-1)
+    return F.normalize(_means(clip.model, _tokens(clip, classes, prompts)), dim=-1)
 
 
 def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
@@ -138,7 +138,7 @@ def keep_embeddings(clip: Clip, classes: list[str], prompts: list[str]) -> Tenso
     text_side = {k: v for k, v in sorted(clip.model.state_dict().items()) if not k.startswith("visual.")}
     inputs = (text_side, _structure(clip.model), device_of(clip.model).type, *tokens)
     parts = in_parts(
-        "embedding prompts", lambda at: {"means": _means(clip, tokens[at])}, len(tokens), BLOCK, *inputs, unit="block"
+        "embedding prompts", _block, clip.model, tokens.__getitem__, len(tokens), BLOCK, *inputs, unit="block"
     )
     return F.normalize(torch.cat([part["means"] for part in parts]), dim=-1)
 
@@ -172,12 +172,16 @@ def _tokens(clip: Clip, classes: list[str], prompts: list[str]) -> list[Tensor]:
     return tokens
 
 
+def _block(model: nn.Module, tokens: list[Tensor]) -> dict[str, Tensor]:
+    return {"means": _means(model, tokens)}
+
+
 @torch.no_grad()
-def _means(clip: Clip, tokens: list[Tensor]) -> Tensor:
+def _means(model: nn.Module, tokens: list[Tensor]) -> Tensor:
     """Per class the mean of its prompts' normalised embeddings, (K,D), on the CPU."""
-    clip.model.eval()
-    where = device_of(clip.model)
-    return torch.stack([clip.model.encode_text(t.to(where), normalize=True).mean(0) for t in tokens]).cpu()
+    model.eval()
+    where = device_of(model)
+    return torch.stack([model.encode_text(t.to(where), normalize=True).mean(0) for t in tokens]).cpu()
 
 
 def _structure(model: nn.Module) -> str:

@@ -23,7 +23,7 @@ from multishield.storage import paths
 
 PACKAGE = Path(__file__).parent.parent
 # Rooms, or modules, that move things or draw them. The report is made of drawing: there it counts.
-PLUMBING = ("storage", "params", "pipeline", "attacks.loop.checkpoint")
+PLUMBING = ("storage", "params", "pipeline", "workers", "attacks.loop.checkpoint")
 DRAWING = ("reporting",)
 # Packages whose arithmetic is in the numbers.
 ARITHMETIC = ("numpy", "open_clip_torch", "pyautoattack", "timm", "torch", "torchvision")

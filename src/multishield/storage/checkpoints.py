@@ -9,7 +9,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,7 +18,6 @@ import torch
 
 from multishield.storage import paths
 from multishield.storage.files import write_atomically
-from multishield.storage.progress import progress
 from multishield.storage.tensors import fingerprint
 
 
@@ -96,27 +95,3 @@ def checkpoint(task: str, *inputs) -> Iterator[Checkpoint]:
     yield Checkpoint(folder)
     if not stage and not outside:
         shutil.rmtree(folder)
-
-
-def in_parts(
-    task: str, compute: Callable[[slice], dict[str, torch.Tensor]], total: int, size: int, *inputs, unit: str = "batch"
-) -> list[dict[str, torch.Tensor]]:
-    """Compute `total` rows in parts of `size`, each kept on disk as soon as it is there.
-
-    Args:
-        task: a name for the progress line and the folder.
-        compute: gets the slice of a part, returns its named tensors.
-        inputs: everything the result depends on (see `fingerprint`).
-        unit: what a part is called in the progress line.
-    """
-    slices = [slice(start, min(start + size, total)) for start in range(0, total, size)]
-    parts = []
-    with checkpoint(task, total, size, *inputs) as kept:
-        for part in progress(slices, task, unit):
-            name = f"{part.start:08d}"
-            value = kept.get(name)
-            if value is None:
-                value = compute(part)
-                kept.put(name, value)
-            parts.append(value)
-    return parts
