@@ -6,6 +6,7 @@ streaming task: what is finished comes back while the rest is computed, so that 
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import queue
 import socket
@@ -45,19 +46,21 @@ def _joined(workers: Workers):
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # nobody looks; a kernel would wait for it to end
     try:
         import ray
     except ImportError:
         raise UserError(
             "workers are carried by Ray, which is not installed; pip install --requirement requirements-cluster.lock"
         ) from None
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its words would stand in an executed notebook
     if ray.is_initialized():
         if _STARTED in ([], [workers]):
             return ray
         ray.shutdown()
     own = {name: os.environ[name] for name in ARITHMETIC if name in os.environ} | ONE_THREAD
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    options = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": own}}
+    options = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": own}}
     if workers.address:
         _answers(workers.address)
         options |= {"address": workers.address}

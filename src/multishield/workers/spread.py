@@ -81,7 +81,8 @@ def spread(
         model: sent once to each worker, onto its device.
         pick: what `work` needs of some units. It is called here, as late as possible: not all is in memory at once.
         units: numbers. what: a unit is called in messages.
-        at_least, at_most: units in a piece; fewer than `at_least` where there are not enough to keep all workers busy.
+        at_least, at_most: units in a piece. Where there are not two such pieces for each worker, each gets one, and all
+            are alike.
         costs: of each unit, known or guessed; the dearest are begun first.
 
     Raises:
@@ -114,11 +115,14 @@ class Dispatcher:
 
     def __init__(self, crew: Crew, pick, units, take: Take, what: str, sizes: tuple[int, int], costs, patience: float):
         costs = [1.0] * len(units) if costs is None else list(costs)
-        ordered = sorted(range(len(units)), key=lambda i: -costs[i])
-        self.waiting = deque(units[i] for i in ordered)
+        ordered = [unit for _, unit in sorted(zip(costs, units, strict=True), key=lambda pair: -pair[0])]
+        size = crew.size()
+        at_least, self.at_most = sizes
+        if len(units) < 2 * at_least * size:
+            ordered, at_least = [unit for i in range(size) for unit in ordered[i::size]], math.ceil(len(units) / size)
+        self.waiting, self.least = deque(ordered), at_least
         self.cost = {unit: max(cost, 1e-9) for unit, cost in zip(units, costs, strict=True)}
         self.crew, self.pick, self.take, self.what, self.patience = crew, pick, take, what, patience
-        self.at_least, self.at_most = sizes
         self.again: deque[list[int]] = deque()
         self.running: dict[object, _Piece] = {}
         self.failures = dict.fromkeys(units, 0)
@@ -146,11 +150,10 @@ class Dispatcher:
         """Of what is left half of each worker's share, by cost: large pieces first, small ones at the end. A worker
         that is alone takes all it may."""
         share = sum(self.cost[unit] for unit in self.waiting) / (2 * size if size > 1 else 1)
-        least = max(1, min(self.at_least, len(self.cost) // (4 * size)))
         units, cost = [], 0.0
         while self.waiting and len(units) < self.at_most:
             cost += self.cost[self.waiting[0]]
-            if len(units) >= least and cost > share:
+            if len(units) >= self.least and cost > share:
                 break
             units.append(self.waiting.popleft())
         return units
