@@ -53,7 +53,9 @@ def _joined(workers: Workers):
         raise UserError(
             "workers are carried by Ray, which is not installed; pip install --requirement requirements-cluster.lock"
         ) from None
-    logging.getLogger("ray").setLevel(logging.ERROR)  # its words would stand in an executed notebook
+    # Its words would stand in an executed notebook.
+    for name in ("ray", "ray.widgets.util"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         if _STARTED in ([], [workers]):
             return ray
