@@ -47,15 +47,13 @@ def _joined(workers: Workers):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # nobody looks; a kernel would wait for it to end
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # its words would stand in an executed notebook
     try:
         import ray
     except ImportError:
         raise UserError(
             "workers are carried by Ray, which is not installed; pip install --requirement requirements-cluster.lock"
         ) from None
-    # Its words would stand in an executed notebook.
-    for name in ("ray", "ray.widgets.util"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         if _STARTED in ([], [workers]):
             return ray
