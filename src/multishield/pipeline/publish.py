@@ -7,11 +7,13 @@ to an earlier value of a parameter computes nothing again.
 import shutil
 from pathlib import Path
 
+import vl_convert
+
 from multishield.params import Params
 from multishield.pipeline.notebooks import read_notebook, read_source, retold, run_name, runs, write_notebook
 from multishield.reporting.pages import Page, title_of, write_page
 from multishield.storage import paths
-from multishield.storage.files import write_atomically
+from multishield.storage.files import write_atomically, write_text
 
 INDEX = "index.html"
 KEPT = ("seeds.csv", "seeds.md")  # of benchmarks/seeds.py
@@ -44,6 +46,8 @@ def publish() -> Path:
             old.unlink()
         elif old.is_dir() and not any(old.iterdir()):
             old.rmdir()
+    # For `dvc plots show`, whose page would else ask a server for it (.dvc/plots/page.html).
+    write_text(paths.state("vega.js"), vl_convert.javascript_bundle())
     return paths.reports(INDEX)
 
 
