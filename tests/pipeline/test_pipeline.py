@@ -119,6 +119,9 @@ class TestTheWholePipeline:
         assert [len(of) for of in found] == [6], "few enough to be read"
         done = run(project, "dvc", "plots", "show", "--out", "plots")
         assert done.returncode == 0, done.stderr
+        page = (project / "plots" / "index.html").read_text()
+        assert page.count("vegaEmbed('#") == 4, "curves that can be pointed at"
+        assert "window.vegaEmbed=" in (project / ".multishield" / "vega.js").read_text(), "and no network is needed"
         shutil.rmtree(project / "plots")
 
 

@@ -1,5 +1,7 @@
 """The curves as data for `dvc plots show`: a row per point, in per cent, with a `panel` and a `curve`."""
 
+from fractions import Fraction
+
 import pandas as pd
 
 from multishield.storage import paths
@@ -36,13 +38,12 @@ def _study(varied: pd.DataFrame, study: str) -> pd.DataFrame:
     rows = varied[(varied.study == study) & (varied.metric == "robust_accuracy")]
     shares = {"robust accuracy": rows.ratio, "low": rows.low, "high": rows.high}
     found = rows[["classifier", "of"]].set_axis(["panel", "curve"], axis=1)
-    return found.assign(**{study: rows.value.map(_number)}, **_per_cent(shares), n=rows.n)
+    return found.assign(**{study: [_number(study, text) for text in rows.value]}, **_per_cent(shares), n=rows.n)
 
 
-def _number(text: str) -> float:
-    """A tolerance, or a radius in 255ths of the range of pixels, where it is written so."""
-    above, _, below = text.partition("/")
-    return float(above) * (255 / float(below) if below else 1)
+def _number(study: str, text: str) -> float:
+    """A tolerance, or a radius in 255ths of the range of pixels."""
+    return float(Fraction(text) * (255 if study == "eps" else 1))
 
 
 def _training(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
