@@ -88,18 +88,9 @@ def spread(
     Raises:
         UserError: one was raised by `work`; or a unit has failed three times; or there are no such workers.
     """
-    workers = wanted()
-    units = list(units)
-    if workers.here:
-        for start in range(0, len(units), at_most):
-            piece = units[start : start + at_most]
-            later = (len(units) - start - len(piece)) / len(piece)  # as much again as many times
-
-            def here(places, value, left, piece=piece, later=later) -> None:
-                here.first = getattr(here, "first", left)
-                take([piece[p] for p in places], value, left + here.first * later, "")
-
-            work(model, pick(piece), here)
+    workers, units = wanted(), list(units)
+    if workers.here or not units:
+        _here(work, model, pick, units, take, at_most)
         return
     from multishield.workers.cluster import crew  # Ray is needed, and imported, here alone
 
@@ -108,6 +99,21 @@ def spread(
     )
     with aside():  # Ray's own words on what has died
         found.run()
+
+
+def _here(work: Work, model: nn.Module, pick, units: list[int], take: Take, at_most: int) -> None:
+    """Compute units in this process, piece by piece."""
+    each = None  # what is left of a unit at its beginning, as the first piece says
+    for start in range(0, len(units), at_most):
+        piece = units[start : start + at_most]
+        later = len(units) - start - len(piece)
+
+        def told(places, value, left, piece=piece, later=later) -> None:
+            nonlocal each
+            each = left / len(piece) if each is None else each
+            take([piece[p] for p in places], value, left + each * later, "")
+
+        work(model, pick(piece), told)
 
 
 class Dispatcher:
