@@ -32,6 +32,8 @@ def pytest_collection_modifyitems(items):
     """Tests that need real files are skipped, with the reason, where nobody says where they are."""
     needs = {"cifar10": ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS"), "imagenet": ("MULTISHIELD_IMAGENET",)}
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
         for marker, variables in needs.items():
             missing = [v for v in variables if not os.environ.get(v)]
             if item.get_closest_marker(marker) and missing:
