@@ -134,7 +134,7 @@ for workers, pieces in (("1", 2**29), ("1", 5_000), ("2", 2**29), ("3", 5_000)):
 @ray
 @pytest.mark.parametrize("mishap", ["killed", pytest.param("hangs", marks=pytest.mark.long)])
 def test_a_worker_that_dies_or_hangs_changes_nothing(script, expected, mishap):
-    assert ended_well(script(ONCE, MISHAP=mishap, MULTISHIELD_PATIENCE="10")) == expected
+    assert ended_well(script(ONCE, MISHAP=mishap, MULTISHIELD_PATIENCE="40")) == expected
 
 
 @ray
