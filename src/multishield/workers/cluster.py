@@ -5,6 +5,7 @@ streaming task: what is finished comes back while the rest is computed, so that 
 """
 
 import contextlib
+import copy
 import importlib.metadata
 import logging
 import os
@@ -104,9 +105,7 @@ class RayCrew:
     def __init__(self, ray, workers: Workers, work: Work, model: nn.Module):
         self.ray, self.sent = ray, ray.put((work, _on_cpu(model)))
         self.gpus = workers.gpus if workers.gpus is not None else float(bool(ray.cluster_resources().get("GPU", 0)))
-        self.task = ray.remote(_compute).options(
-            num_returns="streaming", num_cpus=1, num_gpus=self.gpus, max_retries=0, retry_exceptions=False
-        )
+        self.task = ray.remote(_compute).options(num_returns="streaming", num_cpus=1, num_gpus=self.gpus, max_retries=0)
 
     def size(self) -> int:
         found = self.ray.cluster_resources()
@@ -144,8 +143,6 @@ class RayCrew:
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     """The model as it is sent: a copy where it stands on a GPU."""
-    import copy
-
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model).cpu() if any(t.is_cuda for t in tensors) else model
 
@@ -163,6 +160,8 @@ def _compute(sent: list, name: str, inputs: object) -> Iterator[list]:
     if name not in _HELD:
         _HELD.clear()
         work, model = ray.get(sent[0])
+        # As `models.classifier.device` has it, which lies above this room: verdicts in full precision.
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
         _HELD[name] = work, model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     work, model = _HELD[name]
     yield from streamed(lambda emit: work(model, inputs, emit))

@@ -31,7 +31,8 @@ def in_parts(
     slices = [slice(start, min(start + size, total)) for start in range(0, total, size)]
     with checkpoint(task, total, size, *inputs) as kept:
         names = [f"{part.start:08d}" for part in slices]
-        left = [number for number, name in enumerate(names) if kept.get(name) is None]
+        found = {number: value for number, name in enumerate(names) if (value := kept.get(name)) is not None}
+        left = [number for number in range(len(slices)) if number not in found]
         bar = progress(None, task, unit, total=len(slices), done=len(slices) - len(left))
 
         def work(model, part, emit) -> None:
@@ -39,10 +40,11 @@ def in_parts(
 
         def take(numbers, value, _left, who) -> None:
             for number in numbers:
+                found[number] = value
                 kept.put(names[number], value)
             bar.set_postfix_str(who, refresh=False)
             bar.update(len(numbers))
 
         spread(work, model, lambda numbers: pick(slices[numbers[0]]), left, take, what=unit, at_most=1)
         bar.close()
-        return [kept.get(name) for name in names]
+    return [found[number] for number in range(len(slices))]
