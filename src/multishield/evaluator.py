@@ -5,9 +5,11 @@ result = evaluate(model, images, labels, eps=8 / 255)
 print(result)
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -17,7 +19,8 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
 from multishield.evaluation import inputs, records, sanity
-from multishield.evaluation.portfolio import Attacker, margins_of, worst_case
+from multishield.evaluation.portfolio import Attacker, curve, margins_of, worst_case
+from multishield.evaluation.shards import Kept, Shards, cut
 from multishield.evaluation.verdicts import records_of
 from multishield.params import Adaptive
 from multishield.reporting import tables
@@ -45,14 +48,16 @@ class Evaluation:
 
     Attributes:
         records: a row per scenario and image, see `evaluation.records`. runs: those of the sanity rules' runs.
-        attacked: the images after each attack; "adaptive" holds the worst case.
-        findings: the sanity rules: rule, holds, finding. curve: see `Attacker.curve`; empty without "denial".
+        attacked: the images after each attack, those in a folder read when they are asked for; "adaptive" holds the
+            worst case. passes: what an image has cost on average: forwards and backwards through the whole defence.
+        findings: the sanity rules: rule, holds, finding. curve: see `portfolio.curve`; empty without "denial".
         classes: K. notes: what a reader must know beside the table.
     """
 
     records: pd.DataFrame
     runs: pd.DataFrame
-    attacked: dict[str, AttackedImages]
+    attacked: Mapping[str, AttackedImages]
+    passes: pd.DataFrame
     findings: pd.DataFrame
     curve: pd.DataFrame
     classes: int
@@ -62,12 +67,6 @@ class Evaluation:
     def table(self) -> pd.DataFrame:
         """A row per scenario: per cent with 95 % Wilson intervals. The worst case is the result."""
         return tables.results(records.metrics(self.records, self.classes))
-
-    @property
-    def passes(self) -> pd.DataFrame:
-        """What an image has cost on average: forwards and backwards through the whole defence, per attack."""
-        rows = [(n, *(float(t.float().mean()) for t in (a.forwards, a.backwards))) for n, a in self.attacked.items()]
-        return pd.DataFrame(rows, columns=["attack", "forwards", "backwards"]).round(1)
 
     def _parts(self) -> list[tuple[str, pd.DataFrame]]:
         verdict = "all hold" if self.findings.holds.all() else "VIOLATED: do not believe the robust accuracy"
@@ -91,17 +90,14 @@ class Evaluation:
 
     _repr_html_ = to_html
 
-    def save(self, folder: Path | str) -> None:
-        """Write records.csv, sanity.csv, curve.csv, table.md and <attack>.safetensors."""
-        folder = Path(folder)
+    def save(self, folder: Path) -> None:
+        """Write records.csv, sanity.csv, curve.csv and table.md."""
         records.save(self.records, folder / "records.csv")
         if len(self.runs):
             records.save(self.runs, folder / "sanity.csv")
         if len(self.curve):
             write_text(folder / "curve.csv", self.curve.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
         write_text(folder / "table.md", str(self).lstrip())
-        for name, attacked in self.attacked.items():
-            attacked.save(folder / f"{name.replace(' ', '-')}.safetensors")
 
 
 def evaluate(
@@ -118,23 +114,24 @@ def evaluate(
     device: torch.device | str | None = None,
     name: str = "model",
     ids: Tensor | None = None,
-    known: Sequence[AttackedImages | None] = (),
+    known: Sequence[AttackedImages | Shards | None] = (),
 ) -> Evaluation:
     """Attack a model that abstains with everything that is known here, and say what is left.
 
     Args:
         model: pixels (B,3,H,W) in [0,1] to K+1 outputs, the last of them "reject"; or a defence (see `defences`), which
             shows its margins: the attack on it is stronger.
-        images, labels: (N,3,H,W) float32 in [0,1]; (N,) in 0..K-1.
+        images, labels: (N,3,H,W) float32 in [0,1], or uint8 in 0..255; (N,) in 0..K-1.
         eps, norm: the attacker's radius in units of pixels, "Linf" or "L2".
         seed: of every random choice; an image's result depends on the seed, the image and its id alone.
         attacks: some of `ATTACKS`. The worst case is of all that are run, but for "denial", which wants rejection.
         settings: steps and targets, as in params.yaml's section `adaptive`.
-        save_to: a folder for the results; a killed call with the same arguments goes on there.
+        save_to: a folder for the results, <attack>/<number of a part's first image>.safetensors among them; a killed
+            call with the same arguments goes on there. Only a part of the images is in memory then, see `shards`.
         device: where to compute; where the model is, unless given.
         name: of the model, in records and progress lines. ids: what the images are called, by default 0..N-1.
-        known: what attacks on the parts of the defence alone have made of the same images, in the order of its margins;
-            those that are None, or missing, are attacked here.
+        known: what attacks on the parts of the defence alone have made of the same images, in the order of its margins,
+            in memory or as `Shards`; those that are None, or missing, are attacked here.
 
     Raises:
         UserError: something of this cannot be used; one sentence says what, and what is accepted.
@@ -146,21 +143,65 @@ def evaluate(
     if norm not in ("Linf", "L2") or not 0 < eps < (1 if norm == "Linf" else float("inf")):
         raise UserError(f"norm is {norm!r} and eps {eps:g}; Linf with 0 < eps < 1, such as 8/255, or L2 with eps > 0")
     model = model.to(device) if device is not None and isinstance(model, nn.Module) else model
-    defence, smooth, notes = inputs.usable_model(model, images, labels)
+    data = Split(images, labels.long(), torch.arange(len(images)) if ids is None else ids)
+    defence, smooth, notes = inputs.usable_model(model, data)
     if not smooth:
         attacks = ("square",)
-    ids = torch.arange(len(images)) if ids is None else ids
+    folder = Path(save_to) if save_to else None
     attacker = Attacker(name, settings, Ball(eps, norm), seed)
-    with kept_in(save_to and Path(save_to) / "unfinished"):
-        result = _evaluated(attacker, defence, Split(images, labels.long(), ids), attacks, known, tuple(notes))
-        if save_to:
-            result.save(save_to)
+    with kept_in(folder and folder / "unfinished"):
+        result = _evaluated(attacker, defence, data, attacks, known, tuple(notes), folder)
+        if folder:
+            result.save(folder)
     return result
 
 
-def _evaluated(attacker: Attacker, defence: nn.Module, data: Split, attacks, known, notes) -> Evaluation:
-    """The parts first, joint from there, the worst case, the black box on what is left, and the second attacker."""
-    chosen, begun, runs, curve = {}, {}, pd.DataFrame(), pd.DataFrame()
+def _evaluated(attacker: Attacker, defence: nn.Module, data: Split, attacks, known, notes, folder) -> Evaluation:
+    """Part by part, so that memory is bounded, and what the parts have found together."""
+    kept = Kept(folder)
+    found = [_of_part(attacker, defence, data, part, attacks, known, kept) for part in cut(data)]
+    scenarios = [scenario for scenario in records.SCENARIOS if scenario in found[0].rows]
+    rows = pd.concat([part.rows[scenario] for scenario in scenarios for part in found], ignore_index=True)
+    runs, classes = found[0].runs, margins_of(defence, data).shape[2]
+    sums = sum((part.passes for part in found), Counter())
+    passes = [(name, *(sums[name, kind] / len(data) for kind in ("forwards", "backwards"))) for name in kept]
+    passes = pd.DataFrame(passes, columns=["attack", "forwards", "backwards"]).round(1)
+    along = curve(torch.cat([part.held for part in found])) if "denial" in kept else pd.DataFrame()
+    return Evaluation(rows, runs, kept, passes, sanity.check(rows, runs, classes), along, classes, notes)
+
+
+class _Found(NamedTuple):
+    """Of some images: records by scenario, those of the sanity rules' runs, `Attacker.held`, and sums of passes."""
+
+    rows: dict[str, pd.DataFrame]
+    runs: pd.DataFrame
+    held: Tensor | None
+    passes: Counter
+
+
+def _of_part(attacker: Attacker, defence: nn.Module, data: Split, part: slice, attacks, known, kept: Kept) -> _Found:
+    """Attack a part of the images and keep them. The sanity rules' runs are on the first images of all."""
+    some, given = data[part], [None if images is None else images[part] for images in known]
+    whole = len(some) == len(data)
+    at = attacker if whole else attacker.at(f"images {part.start} to {part.stop - 1}", attacker.params, attacker.ball)
+    begun, attacked = _attacked(at, defence, some, attacks, given)
+    held, runs = None, pd.DataFrame()
+    if "denial" in attacked:
+        held = at.held(defence, some, attacked["adaptive"], attacked["denial"])
+    if "joint" in attacked and part.start == 0:
+        runs = attacker.sanity_rows(defence, some, tuple(begun.values()))
+    for name, images in attacked.items():
+        kept.add(name, part.start, images)
+    sums = {(n, kind): int(getattr(of, kind).sum()) for n, of in attacked.items() for kind in ("forwards", "backwards")}
+    scenarios = [scenario for scenario in records.SCENARIOS if scenario in attacked]
+    rows = {s: records_of(attacker.name, s, defence, some, attacked[s], attacker.ball) for s in scenarios}
+    return _Found(rows, runs, held, Counter(sums))
+
+
+def _attacked(attacker: Attacker, defence: nn.Module, data: Split, attacks, known):
+    """The parts first, joint from there, the worst case, the black box on what is left, and the second attacker: what
+    the parts' attacks have made, and all, by name."""
+    chosen, begun = {}, {}
     if "parts" in attacks:
         begun = attacker.parts(defence, data, known)
     if "joint" in attacks:
@@ -173,10 +214,4 @@ def _evaluated(attacker: Attacker, defence: nn.Module, data: Split, attacks, kno
     attacked = begun | chosen | {"adaptive": worst}
     if "denial" in attacks:
         attacked["denial"] = attacker.denial(defence, data)
-        curve = attacker.curve(defence, data, worst, attacked["denial"])
-    if "joint" in attacks:
-        runs = attacker.sanity_rows(defence, data, tuple(begun.values()))
-    scenarios = [s for s in records.SCENARIOS if s in attacked]
-    rows = [records_of(attacker.name, s, defence, data, attacked[s], attacker.ball) for s in scenarios]
-    rows, classes = pd.concat(rows, ignore_index=True), margins_of(defence, data).shape[2]
-    return Evaluation(rows, runs, attacked, sanity.check(rows, runs, classes), curve, classes, notes)
+    return begun, attacked

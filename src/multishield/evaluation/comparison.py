@@ -10,8 +10,9 @@ classifier alone does not accept: their attacks leave out the images on which no
 every stored image, other families' and earlier stages' included, is shown to every defence: the worst case.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -24,8 +25,9 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.parts import one_margin
 from multishield.data.splits import Split
 from multishield.defences import ConfidenceThreshold, FeatureSqueezing, SummedLogProbabilities, Unanimity, threshold_for
-from multishield.evaluation.portfolio import Attacker
+from multishield.evaluation.portfolio import Attacker, untouched, updated
 from multishield.evaluation.records import wilson
+from multishield.evaluation.shards import Kept, Shards, cut
 from multishield.models.classifier import outputs
 from multishield.params import Comparison
 from multishield.shield import MultiShield, lead
@@ -93,6 +95,39 @@ def _models(shield: MultiShield) -> dict[str, nn.Module]:
     return {"classifier": shield.classifier, "CLIP": shield.alignment, "squeezed": squeezed}
 
 
+class Chosen(NamedTuple):
+    """What is compared: the models, the families by name, of each the defences by the clean rejection that is wanted of
+    them, and the shield's own rejection."""
+
+    models: dict[str, nn.Module]
+    families: dict[str, Family]
+    defences: dict[str, dict[float, nn.Module]]
+    own: float
+
+    def strictest(self, name: str) -> nn.Module:
+        """The defence of a family that rejects most."""
+        return self.defences[name][max(self.defences[name])]
+
+
+def choose(shield: MultiShield, validation: Split, params: Comparison) -> Chosen:
+    """Every family at every wanted rejection, and at the shield's own, with thresholds from clean validation images.
+
+    With fewer than `FEWEST` of these there is no family.
+    """
+    models = _models(shield)
+    if len(validation) < FEWEST:
+        return Chosen(models, {}, {}, float("nan"))
+    known = {name: outputs(model, validation.pixels) for name, model in models.items()}
+    own = shield.outputs((known["classifier"], known["CLIP"])).argmax(1) == known["CLIP"].shape[1]
+    own = float(own.double().mean())
+    found, defences = families(shield, known), {}
+    for name, family in found.items():
+        scores = tuple(known[model] for model in family.scores)
+        levels = {w: threshold_for(family.build, scores, w, family.low) for w in sorted({*params.rejection, own})}
+        defences[name] = {wanted: family.build(threshold) for wanted, threshold in levels.items()}
+    return Chosen(models, found, defences, own)
+
+
 class Compared(NamedTuple):
     """What `compare` has found: a row per defence and evaluation image, and each family's attacked images.
 
@@ -102,7 +137,7 @@ class Compared(NamedTuple):
     """
 
     rows: pd.DataFrame
-    attacked: dict[str, Tensor]
+    attacked: Kept
 
 
 def compare(
@@ -111,7 +146,8 @@ def compare(
     data: Split,
     validation: Split,
     params: Comparison,
-    pool: dict[str, AttackedImages],
+    pool: dict[str, AttackedImages | Shards],
+    folder: Path | None = None,
 ) -> Compared:
     """Every family at every wanted rejection, and at the shield's own.
 
@@ -120,34 +156,39 @@ def compare(
             than `FEWEST` of these there are no rows.
         pool: images of earlier attacks by name: "baseline" on the classifier alone, "on CLIP", "adaptive" (the shield's
             worst case), and others.
+        folder: where attacked images are kept, and only a part of them in memory; see `shards`.
     """
-    if len(validation) < FEWEST:
-        return Compared(pd.DataFrame(columns=list(COLUMNS)), {})
-    models = _models(shield)
-    known = {name: outputs(model, validation.pixels) for name, model in models.items()}
-    own = shield.outputs((known["classifier"], known["CLIP"])).argmax(1) == known["CLIP"].shape[1]
-    own = float(own.double().mean())
-    found, chosen, attacked = families(shield, known), {}, {}
-    for name, family in found.items():
-        scores = tuple(known[model] for model in family.scores)
-        levels = {w: threshold_for(family.build, scores, w, family.low) for w in sorted({*params.rejection, own})}
-        chosen[name] = {wanted: family.build(threshold) for wanted, threshold in levels.items()}
-        strictest = chosen[name][max(levels)]
-        attacked[name] = _attacked(attacker, name, family, strictest, data, params, pool)
-    images = {"clean": data.pixels} | {source: before.images for source, before in pool.items()} | attacked
-    shown = {source: {m: outputs(model, x) for m, model in models.items()} for source, x in images.items()}
-    rows = []
-    for name, family in found.items():
+    kept, chosen = Kept(folder), choose(shield, validation, params)
+    rows = [pd.DataFrame(columns=list(COLUMNS))]
+    for part in cut(data) if chosen.families else ():
+        before = {name: of[part] for name, of in pool.items()}
+        rows += _compared(attacker, chosen, data[part], params, before, partial(kept.add, start=part.start))
+    return Compared(
+        pd.concat(rows[len(rows) > 1 :], ignore_index=True).assign(classifier=attacker.name)[list(COLUMNS)], kept
+    )
+
+
+def _compared(
+    attacker: Attacker, chosen: Chosen, data: Split, params: Comparison, pool, keep
+) -> Iterator[pd.DataFrame]:
+    """The rows of some images: every image that any attack has made is shown to every defence."""
+    images = {"clean": data.pixels} | {source: before.images for source, before in pool.items()}
+    for name, family in chosen.families.items():
+        found = _attacked(attacker, name, family, chosen.strictest(name), data, params, pool)
+        keep(name, attacked=found)
+        images[name] = found.images
+    shown = {source: {m: outputs(model, x) for m, model in chosen.models.items()} for source, x in images.items()}
+    for name, family in chosen.families.items():
         candidates = {source: tuple(of[m] for m in family.scores) for source, of in shown.items()}
-        for wanted, defence in chosen[name].items():
-            rows.append(_verdicts(defence, candidates, data).assign(defence=name, wanted=wanted, own=wanted == own))
-    return Compared(pd.concat(rows, ignore_index=True).assign(classifier=attacker.name)[list(COLUMNS)], attacked)
+        for wanted, defence in chosen.defences[name].items():
+            own = wanted == chosen.own
+            yield _verdicts(defence, candidates, data).assign(defence=name, wanted=wanted, own=own)
 
 
 def _attacked(
     attacker: Attacker, name: str, family: Family, defence: nn.Module, data: Split, params: Comparison, pool
-) -> Tensor:
-    """The images (N,3,H,W) after the attack on a family's strictest member; what cannot be broken stays as it is."""
+) -> AttackedImages:
+    """After the attack on a family's strictest member; what cannot be broken stays as it is."""
     lost = pool["baseline"].success | pool["adaptive"].success
     at = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
     settings, starts = params.attack.model_dump(), ()
@@ -156,11 +197,11 @@ def _attacked(
         starts = [pool[start][at] for start in ("baseline", *(["on CLIP"] if "CLIP" in family.scores else []))]
     else:
         attack = partial(one_margin, nearest=True, part=family.part, tag=name, **settings)
-    images = data.pixels.clone()
+    found = untouched(data)
     if len(at):
-        images[at] = attacker.run(attack, f"{name}:", defence, data[at], starts).images
-    attacker.ball.measured(images, data.pixels, f"the attack on {name}")
-    return images
+        found = updated(found, at, attacker.run(attack, f"{name}:", defence, data[at], starts))
+    attacker.ball.measured(found.images, data.pixels, f"the attack on {name}")
+    return found
 
 
 def _verdicts(defence: nn.Module, candidates: dict[str, tuple[Tensor, ...]], data: Split) -> pd.DataFrame:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from multishield.attacks.loop.result import AttackedImages
 from multishield.data.splits import load_classes, load_split
 from multishield.evaluation.scenarios import load_shield
+from multishield.evaluation.shards import Shards
 from multishield.evaluation.verdicts import decide
 from multishield.params import Params
 from multishield.storage import paths
@@ -45,19 +45,20 @@ def examples(params: Params, name: str, all_records: pd.DataFrame) -> list[Examp
     """Examples of one classifier: clean, attacked unaware, attacked adaptively."""
     classes, data, shield = load_classes(), load_split("evaluation"), load_shield(name, params.multishield.tolerance)
     scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
-    pixels = {
-        "clean": data.pixels,
-        "AutoAttack": AttackedImages.load(paths.artifacts("baseline", name, "attacked.safetensors")).images,
-        "adaptive": AttackedImages.load(paths.artifacts("adaptive", name, "adaptive.safetensors")).images,
+    attacked = {
+        "AutoAttack": Shards(paths.artifacts("baseline", name, "attacked")),
+        "adaptive": Shards(paths.artifacts("adaptive", name, "adaptive")),
     }
     picked = pick_examples(all_records[all_records.classifier == name], params.report.examples, len(classes))
     decisions, found = [*(f"accepted: {c}" for c in classes), "rejected"], []
     for i in picked:
         images, scores = {}, {}
-        for stage, all_pixels in pixels.items():
-            verdict = decide(shield, all_pixels[i : i + 1])
+        one = slice(i, i + 1)
+        pixels = {"clean": data[one].pixels} | {stage: stored[one].images for stage, stored in attacked.items()}
+        for stage, shown in pixels.items():
+            verdict = decide(shield, shown)
             title = f"{stage}\n{decisions[int(verdict.decision)]}"
-            images[title] = all_pixels[i].permute(1, 2, 0).numpy()
+            images[title] = shown[0].permute(1, 2, 0).numpy()
             columns = {"classifier": verdict.logits, "CLIP": scale * verdict.cosines}
             scores[title] = pd.DataFrame({model: t[0].softmax(0).numpy() for model, t in columns.items()})
         found.append(Example(images, scores, int(data.labels[i])))

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from multishield.data.splits import Split
 from multishield.defences import RejectClass, as_defence
+from multishield.evaluation.shards import cut
 from multishield.models.answers import ask_twice
 from multishield.models.cifar_resnet import reason_of
 from multishield.models.classifier import device_of, forward
@@ -18,11 +20,11 @@ def usable_images(images: Tensor, labels: Tensor) -> None:
     """
     if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and len(images)):
         raise UserError(f"images are {_shape(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
-    if images.dtype != torch.float32:
-        raise UserError(f"images are {images.dtype}; pixels are float32 in [0,1]: divide by 255")
-    if not images.isfinite().all():
+    if images.dtype not in (torch.float32, torch.uint8):
+        raise UserError(f"images are {images.dtype}; pixels are float32 in [0,1], or uint8 in 0..255")
+    if images.is_floating_point() and not images.isfinite().all():
         raise UserError(f"image {_first(~images.isfinite())} has a pixel that is not a finite number")
-    if images.min() < 0 or images.max() > 1:
+    if images.is_floating_point() and (images.min() < 0 or images.max() > 1):
         raise UserError(
             f"pixels lie in [{images.min():.3g}, {images.max():.3g}]; they must lie in [0,1]: give images that are not "
             "normalised, and put the normalisation into the model"
@@ -34,7 +36,7 @@ def usable_images(images: Tensor, labels: Tensor) -> None:
         )
 
 
-def usable_model(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[nn.Module, bool, list[str]]:
+def usable_model(model: nn.Module, data: Split) -> tuple[nn.Module, bool, list[str]]:
     """A model as a defence in evaluation mode, whether it has gradients, and what a reader should know.
 
     Raises:
@@ -48,7 +50,7 @@ def usable_model(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[nn.M
     notes = ["it was in training mode and was put into evaluation mode"] if training else []
     defence = as_defence(model.eval())
     defence.eval()
-    x = images[:4].to(device_of(defence)).requires_grad_()
+    x, labels = data[:4].pixels.to(device_of(defence)).requires_grad_(), data.labels
     try:
         if isinstance(defence, RejectClass):
             _refuse_other_than_outputs(defence.network(x))
@@ -65,7 +67,8 @@ def usable_model(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[nn.M
             f"labels lie in {int(labels.min())}..{int(labels.max())}, but the model has {classes} classes and, as its "
             f'last output, "reject"; accepted are 0..{classes - 1}'
         )
-    ask_twice(defence, images, "the model")
+    for part in cut(data):
+        ask_twice(defence, data[part].pixels, "the model", names=data.ids[part].tolist())
     steepest = _steepest(margins, x)
     if steepest is None:
         notes.append("it has no gradient to the pixels: only the black-box attack was run, which proves little")

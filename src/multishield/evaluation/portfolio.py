@@ -25,7 +25,7 @@ from multishield.evaluation.verdicts import decide, records_of
 from multishield.models.classifier import device_of, forward
 from multishield.params import Adaptive
 
-# Parts of the radius at which the second attacker wants rejection, see `Attacker.curve`.
+# Parts of the radius at which the second attacker wants rejection, see `curve`.
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -108,14 +108,10 @@ class Attacker:
         left = (~worst.success).nonzero()[:, 0]
         return updated(worst, left, self.square(defence, data[left])) if len(left) else worst
 
-    def curve(self, defence: nn.Module, data: Split, worst: AttackedImages, denied: AttackedImages) -> pd.DataFrame:
-        """The robustness curve of Chen et al. 2023 (arXiv 2305.01139): where rejecting a hardly touched image is wrong.
-
-        Per alpha the share of images of which nothing within eps is accepted as a wrong class, and nothing within
-        alpha * eps is rejected or wrong: alpha, value, low, high (95 % Wilson), n.
-        """
-        standing = ~worst.success
-        found, rows = denied, []
+    def held(self, defence: nn.Module, data: Split, worst: AttackedImages, denied: AttackedImages) -> Tensor:
+        """Per image and alpha whether nothing within eps is accepted as a wrong class, and nothing within alpha * eps
+        is rejected or wrong, bool (N, len(ALPHAS)); see `curve`."""
+        found, columns = denied, []
         for alpha in reversed(ALPHAS):
             if 0 < alpha < 1:  # what is not rejected at a larger radius is not at a smaller one
                 left = found.success.nonzero()[:, 0]
@@ -123,9 +119,8 @@ class Attacker:
                 held = replace(denied, broken_by=[""] * len(data))
                 found = updated(held, left, weaker.denial(defence, data[left])) if len(left) else held
             right = decide(defence, data.pixels).decision == data.labels if alpha == 0 else ~found.success
-            hits = int((standing & right).sum())
-            rows.append((alpha, hits / len(data), *wilson(hits, len(data)), len(data)))
-        return pd.DataFrame(rows[::-1], columns=["alpha", "value", "low", "high", "n"])
+            columns.append(~worst.success & right)
+        return torch.stack(columns[::-1], 1)
 
     def sanity_rows(self, defence: nn.Module, data: Split, starts: Sequence[AttackedImages]) -> pd.DataFrame:
         """Records of the runs that only the sanity rules need, on the first images: joint at other radii, with half its
@@ -159,6 +154,20 @@ class Attacker:
         return pd.concat(rows, ignore_index=True)
 
 
+def curve(held: Tensor) -> pd.DataFrame:
+    """The robustness curve of Chen et al. 2023 (arXiv 2305.01139): where rejecting a hardly touched image is wrong.
+
+    Args:
+        held: see `Attacker.held`.
+
+    Returns:
+        Per alpha the share of images that are held: alpha, value, low, high (95 % Wilson), n.
+    """
+    n = len(held)
+    rows = [(alpha, hits / n, *wilson(hits, n), n) for alpha, hits in zip(ALPHAS, held.sum(0).tolist(), strict=True)]
+    return pd.DataFrame(rows, columns=["alpha", "value", "low", "high", "n"])
+
+
 def _attack(defence: nn.Module, chosen: tuple[Split, list[AttackedImages]], watch: Watch, attack: partial, ball: dict):
     """One attack on some images, as `spread` has it done, here or on another machine."""
     data, starts = chosen
@@ -180,6 +189,12 @@ def grey(ball: Ball, data: Split) -> float:
 def margins_of(defence: nn.Module, data: Split) -> Tensor:
     """The margins of the first images, (B,M,K) on the CPU."""
     return defence.margins(forward(defence.scores, data[:8].pixels.to(device_of(defence)))).cpu()
+
+
+def untouched(data: Split) -> AttackedImages:
+    """Images that no attack has seen."""
+    none = torch.zeros(len(data), dtype=torch.long)
+    return AttackedImages(data.pixels.clone(), [""] * len(data), none, none)
 
 
 def updated(before: AttackedImages, at: Tensor, found: AttackedImages) -> AttackedImages:

@@ -17,7 +17,7 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.pgd import fgsm
 from multishield.data.splits import Split
 from multishield.evaluation import records
-from multishield.evaluation.portfolio import Attacker, part_names, updated, worst_case
+from multishield.evaluation.portfolio import Attacker, part_names, untouched, updated, worst_case
 from multishield.evaluation.verdicts import records_of
 from multishield.models.clip import Clip
 from multishield.models.zero_shot import align, keep_embeddings, prompt_similarity
@@ -95,8 +95,7 @@ def over_tolerances(
 
 def _untouched(shield: MultiShield, data: Split, baseline: AttackedImages | None = None) -> dict[str, AttackedImages]:
     """Images before any attack but the baseline's, by the names of the attacks on the parts, and of the joint one."""
-    none, (classifier, clip) = torch.zeros(len(data), dtype=torch.long), part_names(shield, 2)
-    before = AttackedImages(data.pixels, [""] * len(data), none, none)
+    before, (classifier, clip) = untouched(data), part_names(shield, 2)
     return {classifier: baseline or before, clip: before, "joint": before}
 
 

@@ -10,6 +10,7 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
 from multishield.evaluation import records
+from multishield.evaluation.shards import Shards, cut
 from multishield.models.answers import ask_twice
 
 
@@ -53,7 +54,7 @@ def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128, names: list 
 
 
 def records_of(
-    name: str, scenario: str, model: nn.Module, data: Split, attacked: AttackedImages, ball: Ball
+    name: str, scenario: str, model: nn.Module, data: Split, attacked: AttackedImages | Shards, ball: Ball
 ) -> pd.DataFrame:
     """Records of one scenario, from stored images: verdicts, and the distance actually used.
 
@@ -66,6 +67,11 @@ def records_of(
     Raises:
         RuntimeError: see `Ball.measured`. UserError: see `decide`.
     """
+    parts = [_records(name, scenario, model, data[part], attacked[part], ball) for part in cut(data)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _records(name: str, scenario: str, model: nn.Module, data: Split, attacked: AttackedImages, ball: Ball):
     distance = ball.measured(attacked.images, data.pixels, f"{name}/{scenario}")
     ids = data.ids.tolist()
     clean, after = (decide(model, pixels, names=ids) for pixels in (data.pixels, attacked.images))

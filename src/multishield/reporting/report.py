@@ -151,7 +151,7 @@ def write_studies(classes: int) -> pd.DataFrame:
 
 
 def curves(params: Params) -> dict[str, pd.DataFrame]:
-    """The robustness curve of each classifier's shield, see `Attacker.curve`."""
+    """The robustness curve of each classifier's shield, see `portfolio.curve`."""
     return {name: pd.read_csv(paths.artifacts("adaptive", name, "curve.csv")) for name in params.classifiers}
 
 

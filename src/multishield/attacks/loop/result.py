@@ -34,9 +34,9 @@ class AttackedImages:
         """Which images are broken, bool (N,)."""
         return torch.tensor([bool(name) for name in self.broken_by], dtype=torch.bool)
 
-    def __getitem__(self, index: Tensor) -> "AttackedImages":
-        """The images of int64 indices."""
-        names = [self.broken_by[i] for i in index.tolist()]
+    def __getitem__(self, index: Tensor | slice) -> "AttackedImages":
+        """The images of int64 indices, or of a slice: those are no copy."""
+        names = self.broken_by[index] if isinstance(index, slice) else [self.broken_by[i] for i in index.tolist()]
         return AttackedImages(self.images[index], names, self.forwards[index], self.backwards[index])
 
     def tensors(self) -> dict[str, Tensor]:
