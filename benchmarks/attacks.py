@@ -22,6 +22,7 @@ from multishield.data import splits
 from multishield.defences import Undefended
 from multishield.evaluation.portfolio import Attacker
 from multishield.evaluation.scenarios import load_shield
+from multishield.evaluation.shards import Shards
 from multishield.evaluator import DEFAULTS
 from multishield.params import Params
 from multishield.storage import paths
@@ -87,7 +88,7 @@ def rows_of_shield(name: str, params: Params, data: splits.Split) -> None:
     """Print the rows of the shield before one classifier."""
     shield, ball = load_shield(name, params.multishield.tolerance), Ball(**params.threat_model.model_dump())
     attacker = Attacker(name, params.adaptive, ball, params.seed)
-    known = AttackedImages.load(paths.artifacts("baseline", name, "attacked.safetensors"))[torch.arange(len(data))]
+    known = Shards(paths.artifacts("baseline", name, "attacked"))[: len(data)]
 
     def joint():
         """With the attack on CLIP alone that it begins from; AutoAttack's images are scenario 2's."""

@@ -12,11 +12,11 @@ from functools import partial
 import torch
 
 from multishield.attacks.joint import joint
-from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.parts import one_margin
 from multishield.attacks.threat_model import evaded, transfer
 from multishield.data.splits import load_split
 from multishield.defences import ConfidenceThreshold, calibrate
+from multishield.evaluation.shards import Shards
 from multishield.models.classifier import load_classifier
 from multishield.params import Params
 from multishield.storage import paths
@@ -41,7 +41,7 @@ def main() -> None:
     classifier, data, clean = load_classifier(name), load_split("evaluation"), load_split("validation").pixels
     wanted = sorted(params.comparison.rejection)
     defences = [calibrate(lambda t: ConfidenceThreshold(classifier, t), clean, share) for share in wanted]
-    baseline = AttackedImages.load(paths.artifacts("baseline", name, "attacked.safetensors"))
+    baseline = Shards(paths.artifacts("baseline", name, "attacked"))[:]
     print(f"| attack | robust, % at {', '.join(f'{100 * w:g}' for w in wanted)} % | passes |\n|---|---|---:|")
     for text, at, attack in attacks(baseline, baseline.success):
         ball = {"eps": params.threat_model.eps, "norm": params.threat_model.norm, "seed": params.seed}

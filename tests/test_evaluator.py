@@ -1,11 +1,13 @@
 """`evaluate`, from outside: known answers, what is refused, and what a killed call keeps."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from multishield import UserError, evaluate
 from multishield.defences import ConfidenceThreshold, Defence, Undefended
+from multishield.evaluation import shards
 from multishield.evaluation.portfolio import ALPHAS, Attacker
 from multishield.evaluator import ATTACKS, DEFAULTS
 from multishield.shield import lead
@@ -82,8 +84,9 @@ def test_it_prints_what_a_reader_needs(capsys, tmp_path):
         assert "it was in training mode and was put into evaluation mode" in text
     assert "image" in capsys.readouterr().err, "progress"
     assert {*result.table.columns} >= {"clean accuracy", "clean rejection", "robust accuracy", "correct under attack"}
-    for name in ("records.csv", "sanity.csv", "curve.csv", "table.md", "adaptive.safetensors", "joint.safetensors"):
+    for name in ("records.csv", "sanity.csv", "curve.csv", "table.md", "adaptive", "joint"):
         assert (tmp_path / "out" / name).exists()
+    assert [file.name for file in (tmp_path / "out" / "joint").iterdir()] == ["00000000.safetensors"]
 
 
 def test_the_same_call_gives_the_same_whatever_the_order_of_the_images():
@@ -95,6 +98,28 @@ def test_the_same_call_gives_the_same_whatever_the_order_of_the_images():
     assert not torch.equal(
         first.attacked["joint"].images, evaluate(model, x, y, EPS, settings=QUICK, seed=1).attacked["joint"].images
     )
+
+
+def test_part_by_part_it_is_the_same(tmp_path, monkeypatch):
+    """Twelve images at once, in three parts: the same records, findings, curve, passes and images."""
+    model, x = Linear(reject=1.0), images(30)
+    y = model(x)[:, :3].argmax(1)
+    whole = evaluate(model, x, y, EPS, settings=QUICK)
+    monkeypatch.setattr(shards, "AT_ONCE", 12 * x[0].nbytes)
+    parts = evaluate(model, x, y, EPS, settings=QUICK, save_to=tmp_path)
+    for name in ("records", "runs", "findings", "curve", "passes"):
+        pd.testing.assert_frame_equal(getattr(parts, name), getattr(whole, name))
+    assert list(parts.attacked) == list(whole.attacked)
+    for attack, of in whole.attacked.items():
+        assert torch.equal(parts.attacked[attack].images, of.images)
+        assert len(list((tmp_path / attack.replace(" ", "-")).iterdir())) == 3
+
+
+def test_images_may_be_bytes():
+    model, stored = Linear(reject=1.0), (255 * images(10)).to(torch.uint8)
+    y = model(stored / 255)[:, :3].argmax(1)
+    first, second = (evaluate(model, x, y, EPS, settings=QUICK) for x in (stored, stored / 255))
+    assert first.records.equals(second.records)
 
 
 def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -162,7 +187,10 @@ class Disagreeing(Undefended):
 GOOD, LABELS = 0.5 * torch.ones(6, 3, 4, 4), torch.zeros(6, dtype=torch.long)
 REFUSED = {
     "pixels of 0..255": ({"images": 255 * GOOD}, r"pixels lie in \[128, 128\]; they must lie in \[0,1\]"),
-    "bytes": ({"images": (255 * GOOD).byte()}, r"images are torch.uint8; pixels are float32 in \[0,1\]: divide by 255"),
+    "whole numbers": (
+        {"images": (255 * GOOD).long()},
+        r"images are torch.int64; pixels are float32 in \[0,1\], or uint8",
+    ),
     "NaN": ({"images": GOOD * torch.nan}, "image 0 has a pixel that is not a finite number"),
     "grey images": ({"images": GOOD[:, :1]}, r"images are \(6, 1, 4, 4\) torch.float32; a tensor \(N,3,H,W\)"),
     "no images": ({"images": GOOD[:0]}, "at least one RGB image"),

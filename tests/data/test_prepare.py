@@ -9,6 +9,7 @@ from PIL import Image
 
 from multishield.data import folders, prepare, shapes
 from multishield.params import Dataset
+from multishield.storage import tensors
 from multishield.storage.errors import UserError
 
 
@@ -113,6 +114,20 @@ def damaged(folder, how):
         (folder / "test" / "red").rename(folder / "test" / "green")
     elif how == "no test":
         (folder / "test").rename(folder / "tset")
+
+
+def test_more_images_than_memory_holds_lie_in_a_file_that_goes(folder, tmp_path, monkeypatch):
+    few = prepare.prepare(options(folder, evaluate=None), 0, tmp_path / "few")
+    assert len(few["evaluation"]) == 8, "null takes all"
+    monkeypatch.setattr(tensors, "IN_MEMORY", 3 * 32 * 32)
+    monkeypatch.setattr(tensors.paths, "state", lambda: tmp_path / "state")
+    many = prepare.prepare(options(folder, evaluate=None), 0, tmp_path / "many")
+    for name, split in few.items():
+        assert torch.equal(split.images, many[name].images)
+        assert (tmp_path / "few" / f"{name}.safetensors").read_bytes() == (
+            tmp_path / "many" / f"{name}.safetensors"
+        ).read_bytes()
+    assert not list((tmp_path / "state").iterdir())
 
 
 @pytest.mark.parametrize(

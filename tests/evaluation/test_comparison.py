@@ -8,7 +8,7 @@ from torch import nn
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
-from multishield.evaluation import comparison
+from multishield.evaluation import comparison, shards
 from multishield.evaluation.portfolio import Attacker
 from multishield.evaluator import DEFAULTS
 from multishield.params import Comparison
@@ -145,7 +145,17 @@ def test_without_validation_images_nothing_is_compared(found):
     result = compared(data[:0], data)
     assert not len(result.rows)
     assert list(result.rows.columns) == list(comparison.COLUMNS)
-    assert result.attacked == {}
+    assert not result.attacked
+
+
+def test_part_by_part_it_is_the_same(found, monkeypatch):
+    validation, data, whole = found
+    monkeypatch.setattr(shards, "AT_ONCE", 40 * data.pixels[0].nbytes)
+    parts = compared(validation, data)
+    order = ["defence", "wanted", "image"]
+    first, second = (of.rows.sort_values(order, ignore_index=True) for of in (whole, parts))
+    pd.testing.assert_frame_equal(first, second)
+    assert torch.equal(parts.attacked["softmax"].images, whole.attacked["softmax"].images)
 
 
 def test_an_image_outside_the_ball_is_no_result(found, monkeypatch):

@@ -8,7 +8,7 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball
 from multishield.data.splits import Split
 from multishield.defences import ConfidenceThreshold, Unanimity, Undefended
-from multishield.evaluation.portfolio import ALPHAS, Attacker, part_names, worst_case
+from multishield.evaluation.portfolio import ALPHAS, Attacker, curve, part_names, worst_case
 from multishield.evaluator import DEFAULTS
 from multishield.shield import MultiShield
 from multishield.storage.checkpoints import kept_in
@@ -59,15 +59,15 @@ def test_the_curve_counts_what_is_neither_wrong_nor_rejected_near_by():
     with kept_in(None):
         attacker = Attacker("levels", DEFAULTS, Ball(EPS), 0)
         worst = worst_case(defence, data, {})
-        curve = attacker.curve(defence, data, worst, attacker.denial(defence, data))
-    assert list(curve.alpha) == list(ALPHAS)
-    for row in curve.itertuples():
+        along = curve(attacker.held(defence, data, worst, attacker.denial(defence, data)))
+    assert list(along.alpha) == list(ALPHAS)
+    for row in along.itertuples():
         border = lead - threshold - 2 * row.alpha * EPS
         assert border.abs().min() > 1e-4, "no image lies on the border"
         assert row.value == pytest.approx((border > 0).double().mean().item())
         assert row.low < row.value < row.high
-    assert curve.value.is_monotonic_decreasing
-    assert 0 < curve.value.iloc[-1] < curve.value.iloc[0] < 1
+    assert along.value.is_monotonic_decreasing
+    assert 0 < along.value.iloc[-1] < along.value.iloc[0] < 1
 
 
 def test_parts_are_called_by_their_names_or_numbers():

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from conftest import SMALL, copy_project, edit_params, run_notebooks
-from multishield.attacks.loop.result import AttackedImages
 from multishield.data.splits import Split
+from multishield.evaluation.shards import Shards
 
 EPS = 0.5
 
@@ -24,7 +24,7 @@ def test_l2(tmp_path, rendered):
     stored = {"baseline": "baseline/robust/attacked"}
     stored |= {name: f"adaptive/robust/{name}" for name in ("paper", "joint", "adaptive", "denial")}
     for name, path in stored.items():
-        images = AttackedImages.load(project / "artifacts" / f"{path}.safetensors").images
+        images = Shards(project / "artifacts" / path)[:].images
         distance = (images - clean).flatten(1).norm(dim=1)
         assert distance.max() <= EPS + 1e-5, name
         rows = records[records.scenario == name].sort_values("image")

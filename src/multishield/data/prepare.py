@@ -14,6 +14,7 @@ from multishield.params import Dataset
 from multishield.storage.errors import UserError
 from multishield.storage.files import write_json
 from multishield.storage.progress import progress
+from multishield.storage.tensors import roomy
 
 
 def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | None, interpolation: str) -> Tensor:
@@ -37,7 +38,7 @@ def read_split(
     source: Source, chosen: Tensor, size: int, resize: int | None = None, interpolation="bilinear", what: str = "images"
 ) -> Split:
     """Read the chosen images of a raw split, and no others. Raises UserError if an image is damaged."""
-    images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+    images = roomy(len(chosen), 3, size, size)
     rows = progress(chosen.tolist(), f"reading {what}", "image") if len(chosen) else []
     for row, i in enumerate(rows):
         images[row] = resize_and_crop(source.read(i), size, resize, interpolation)
@@ -120,7 +121,8 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Split]:
             without any.
     """
     test = open_source(params, "test")
-    _checked("evaluate", params.evaluate, len(test), "test images")
+    wanted = len(test) if params.evaluate is None else params.evaluate
+    _checked("evaluate", wanted, len(test), "test images")
     train = _training_source(params, test.classes)
     none = torch.empty(0, dtype=torch.long)
     trained = train if train is not None else test  # a training split of no image is one
@@ -128,7 +130,7 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Split]:
     drawn = {
         "train": (trained, chosen),
         "validation": (trained, held_out),
-        "evaluation": (test, draw(test.labels, params.evaluate, params.order, seed)),
+        "evaluation": (test, draw(test.labels, wanted, params.order, seed)),
     }
     how = (params.image_size, params.resize, params.interpolation)
     splits = {k: read_split(source, rows, *how, f"{k} images") for k, (source, rows) in drawn.items()}

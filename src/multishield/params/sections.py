@@ -42,7 +42,7 @@ class Dataset(Section):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     train: Annotated[int, Field(ge=0)] | None
     validation: Annotated[int, Field(ge=0)]
-    evaluate: Count
+    evaluate: Count | None
     order: Literal["stratified", "first"]
 
 

@@ -2,14 +2,31 @@
 
 import hashlib
 import json
+import math
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from multishield.storage import paths
 from multishield.storage.errors import UserError
 from multishield.storage.files import mend, missing, write_atomically
+
+# Bytes of a tensor that memory is asked to hold.
+IN_MEMORY = 2**30
+
+
+def roomy(*shape: int) -> torch.Tensor:
+    """A tensor of bytes to be filled; a large one lies in a file without a name, which goes when the tensor goes."""
+    size = math.prod(shape)
+    if size <= IN_MEMORY:
+        return torch.empty(shape, dtype=torch.uint8)
+    folder = paths.state()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
