@@ -18,7 +18,8 @@ class Killed(BaseException):
 
 
 def kill_after(monkeypatch, module, epochs):
-    original, calls = module._one_epoch, []
+    name = "train_epoch" if hasattr(module, "train_epoch") else "_one_epoch"
+    original, calls = getattr(module, name), []
 
     def one_epoch(*args):
         if len(calls) == epochs:
@@ -26,5 +27,5 @@ def kill_after(monkeypatch, module, epochs):
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(module, "_one_epoch", one_epoch)
-    return lambda: monkeypatch.setattr(module, "_one_epoch", original)
+    monkeypatch.setattr(module, name, one_epoch)
+    return lambda: monkeypatch.setattr(module, name, original)

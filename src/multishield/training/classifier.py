@@ -22,8 +22,8 @@ from multishield.models.classifier import Classifier, accuracy, device, freeze, 
 from multishield.params import Checkpoint, Classifiers, FineTuned, Trained
 from multishield.storage import paths
 from multishield.storage.errors import UserError
-from multishield.training.attacked import augment, grown, perturb
-from multishield.training.epochs import converging, run_epochs
+from multishield.training.attacked import grown, perturb
+from multishield.training.epochs import run_epochs, train_epoch
 
 
 def batch_loss(
@@ -64,27 +64,6 @@ def _radius(params: Trained | FineTuned, epoch: float) -> float:
     if params.source == "finetune" or params.method == "standard":
         return 0.0
     return params.eps * grown(epoch, params.warmup_epochs)
-
-
-def _one_epoch(
-    model, split: Split, params: Trained | FineTuned, epoch: int, optimiser, schedule, generator, tick
-) -> float:
-    """Train one epoch; returns the mean loss."""
-    model.train()
-    order = torch.randperm(len(split), generator=generator)
-    batches = [b for b in order.split(params.batch_size) if len(b) > 1]  # batch norm needs two images
-    total = 0.0
-    for i, batch in enumerate(batches):
-        x, y = split[batch].pixels, split.labels[batch].to(device())
-        x = (augment(x, generator) if params.augment else x).to(device())
-        loss = batch_loss(model, x, y, params, _radius(params, epoch + i / len(batches)), generator)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        total += loss.item() * len(batch)
-        tick()
-    return total / len(split)
 
 
 def _validate(model: nn.Module, validation: Split, params: Trained | FineTuned, seed: int) -> dict[str, float]:
@@ -132,18 +111,17 @@ def train(
     adversarial = params.source == "train" and params.method != "standard"
     criterion = "pgd_accuracy" if adversarial else "clean_accuracy"
 
+    def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
+        return batch_loss(model, x, y, params, _radius(params, epoch), generator)
+
     def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
-        loss = converging(_one_epoch(model, data, params, epoch, optimiser, schedule, generator, tick), model)
+        loss = train_epoch(model, data, params, epoch, loss_of, optimiser, schedule, seed, tick)
         return {"loss": loss, **_validate(model, validation, params, seed)}
 
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
     count = {"epochs": params.epochs, "batches": batches}
-    history, best = run_epochs(f"training {name}", parts, one_epoch, *inputs, **count, criterion=criterion)
-    model.load_state_dict(best)
-    # The last of equal epochs, as in `run_epochs`.
-    history["chosen"] = history.index == history[criterion][::-1].idxmax()
+    history = run_epochs(f"training {name}", parts, one_epoch, *inputs, **count, criterion=criterion)
     return freeze(model), history
 
 

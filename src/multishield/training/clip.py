@@ -101,7 +101,8 @@ def train_clip(
     parts = {"model": clip.model, "optimiser": optimiser, "schedule": schedule}
     count = {"epochs": params.epochs, "batches": batches}
     # The last epoch is kept: nothing overfits here, and zero-shot accuracy on few images is noise.
-    history, _ = run_epochs("training CLIP", parts, one_epoch, *inputs, **count, criterion="zero_shot_accuracy")
+    last = {"criterion": "zero_shot_accuracy", "keep": "last"}
+    history = run_epochs("training CLIP", parts, one_epoch, *inputs, **count, **last)
     freeze(clip.model)
     return clip, config, history
 

@@ -2,13 +2,54 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
+from multishield.data.splits import Split
+from multishield.models.classifier import device
+from multishield.params import FineTuned, RobustTower, Trained
 from multishield.storage.checkpoints import checkpoint
 from multishield.storage.errors import UserError
 from multishield.storage.progress import progress
+from multishield.training.attacked import augment
+
+
+def train_epoch(
+    model: nn.Module,
+    data: Split,
+    params: Trained | FineTuned | RobustTower,
+    epoch: int,
+    loss_of: Callable[[Tensor, Tensor, float, torch.Generator], Tensor],
+    optimiser,
+    schedule,
+    seed: int,
+    tick: Callable[[], None],
+) -> float:
+    """Train one epoch on batches in random order; returns the mean loss, see `converging`.
+
+    Args:
+        loss_of: gets pixels (B,3,H,W), labels (B,), the epochs so far with their fraction, and the source of random
+            numbers.
+    """
+    model.train()
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
+    order = torch.randperm(len(data), generator=generator)
+    batches = [b for b in order.split(params.batch_size) if len(b) > 1]  # batch norm needs two images
+    total = 0.0
+    for i, batch in enumerate(batches):
+        x, y = data[batch].pixels, data.labels[batch].to(device())
+        x = (augment(x, generator) if params.augment else x).to(device())
+        loss = loss_of(x, y, epoch + i / len(batches), generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        total += loss.item() * len(batch)
+        tick()
+    return converging(total / len(data), model)
 
 
 def converging(loss: float, model: nn.Module) -> float:
@@ -34,7 +75,8 @@ def run_epochs(
     epochs: int,
     batches: int,
     criterion: str,
-) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    keep: Literal["best", "last"] = "best",
+) -> pd.DataFrame:
     """Train; a killed run goes on after its last epoch and ends with the same bytes (on a CPU).
 
     Args:
@@ -45,9 +87,10 @@ def run_epochs(
         inputs: everything the result depends on (see `fingerprint`).
         epochs, batches: how many, and how many batches in each.
         criterion: the column that is best where it is highest; of equal epochs the last is taken.
+        keep: whose weights the model has in the end.
 
     Returns:
-        The history, a row per epoch with "epoch" from 1; and the model's weights of the best epoch, on the CPU.
+        The history, a row per epoch with "epoch" from 1; where the best is kept, "chosen" says which that is.
     """
     rows, best = [], {}
     with checkpoint(task.replace(" ", "-"), *inputs) as kept:
@@ -64,4 +107,8 @@ def run_epochs(
             kept.put("state", {"parts": states, "rows": rows, "best": best})
             bar.set_postfix_str(f"epoch {epoch + 1}, validation {rows[-1][criterion]:.0%}")
         bar.close()
-    return pd.DataFrame(rows), best
+    history = pd.DataFrame(rows)
+    if keep == "best":
+        parts["model"].load_state_dict(best)
+        history["chosen"] = history.index == history[criterion][::-1].idxmax()
+    return history

@@ -22,8 +22,8 @@ from multishield.models.zero_shot import ZeroShotClassifier, align
 from multishield.params import RobustTower
 from multishield.params.choices import ByParameter
 from multishield.storage.errors import UserError
-from multishield.training.attacked import augment, grown, perturb
-from multishield.training.epochs import converging, run_epochs
+from multishield.training.attacked import grown, perturb
+from multishield.training.epochs import run_epochs, train_epoch
 
 WARM = 0.1  # of all steps, over which the learning rate rises; then it falls as a cosine
 
@@ -53,33 +53,6 @@ def tower_loss(model: Logits, original: nn.Module, clean: Tensor, y: Tensor, par
     return lambda x: (model.alignment.embed(x) - wanted).square().sum(1).mean()
 
 
-def _one_epoch(model: Logits, original, data: Split, params: RobustTower, epoch: int, optimiser, schedule, seed, tick):
-    """Train one epoch; returns the mean loss."""
-    model.train()
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
-    order = torch.randperm(len(data), generator=generator)
-    batches = [b for b in order.split(params.batch_size) if len(b) > 1]  # batch norm needs two images
-    total = 0.0
-    for i, batch in enumerate(batches):
-        x, y = data[batch].pixels, data.labels[batch].to(device())
-        x = (augment(x, generator) if params.augment else x).to(device())
-        eps = params.eps * grown(epoch + i / len(batches), params.warmup_epochs)
-        noise = 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
-        loss_of = tower_loss(model, original, x, y, params)
-        step = params.step_size * eps / params.eps
-        attacked = perturb(
-            loss_of, x, lambda loss: loss, Ball(eps).project(x + eps * noise, x), eps, step, params.steps
-        )
-        loss = loss_of(attacked)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        total += loss.item() * len(batch)
-        tick()
-    return total / len(data)
-
-
 def _validate(model: Logits, validation: Split, params: RobustTower, seed: int) -> dict[str, float]:
     """Zero-shot accuracy, clean and under PGD (steps of eps/4), as fractions of the split."""
     model.eval()
@@ -106,19 +79,22 @@ def _harden(clip: Clip, params: RobustTower, data: Split, validation: Split, tex
         optimiser, params.learning_rate, total_steps=params.epochs * batches + 1, pct_start=WARM, cycle_momentum=False
     )
 
+    def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
+        eps = params.eps * grown(epoch, params.warmup_epochs)
+        noise = 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
+        loss, step = tower_loss(model, original, x, y, params), params.step_size * eps / params.eps
+        start = Ball(eps).project(x + eps * noise, x)
+        return loss(perturb(loss, x, lambda value: value, start, eps, step, params.steps))
+
     def one_epoch(epoch: int, tick: Callable[[], None]) -> dict[str, float]:
-        loss = _one_epoch(model, original, data, params, epoch, optimiser, schedule, seed, tick)
-        return {"loss": converging(loss, tower), **_validate(model, validation, params, seed)}
+        loss = train_epoch(model, data, params, epoch, loss_of, optimiser, schedule, seed, tick)
+        return {"loss": loss, **_validate(model, validation, params, seed)}
 
     inputs = (params.model_dump(), clip.model, text, data.images, data.labels, validation.images, seed)
     parts = {"model": tower, "optimiser": optimiser, "schedule": schedule}
     count = {"epochs": params.epochs, "batches": batches}
-    history, best = run_epochs(
-        "training the robust tower", parts, one_epoch, *inputs, **count, criterion="pgd_accuracy"
-    )
-    tower.load_state_dict(best)
+    history = run_epochs("training the robust tower", parts, one_epoch, *inputs, **count, criterion="pgd_accuracy")
     freeze(clip.model)
-    history["chosen"] = history.index == history["pgd_accuracy"][::-1].idxmax()
     return history
 
 
