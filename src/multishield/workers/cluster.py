@@ -77,7 +77,8 @@ def _joined(workers: Workers):
         where = f"the Ray cluster at {workers.address}" if workers.address else "Ray on this machine"
         raise UserError(
             f"{where} cannot be used ({first}); its machines need the same Python and Ray "
-            f"{importlib.metadata.version('ray')}: start it by `ray start --head` there, and give its HOST:PORT"
+            f"{importlib.metadata.version('ray')}: start it by `ray start --head` there, give its HOST:PORT, and set "
+            "RAY_AUTH_MODE=token here where it asks for a token"
         ) from None
     if workers.gpus and ray.cluster_resources().get("GPU", 0) < workers.gpus:
         has = ray.cluster_resources().get("GPU", 0)
