@@ -158,14 +158,12 @@ def compare(
             worst case), and others.
         folder: where attacked images are kept, and only a part of them in memory; see `shards`.
     """
-    kept, chosen = Kept(folder), choose(shield, validation, params)
-    rows = [pd.DataFrame(columns=list(COLUMNS))]
+    kept, chosen, rows = Kept(folder), choose(shield, validation, params), []
     for part in cut(data) if chosen.families else ():
         before = {name: of[part] for name, of in pool.items()}
         rows += _compared(attacker, chosen, data[part], params, before, partial(kept.add, start=part.start))
-    return Compared(
-        pd.concat(rows[len(rows) > 1 :], ignore_index=True).assign(classifier=attacker.name)[list(COLUMNS)], kept
-    )
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
+    return Compared(table.assign(classifier=attacker.name)[list(COLUMNS)], kept)
 
 
 def _compared(
