@@ -149,6 +149,18 @@ def test_an_image_that_fails_three_times_is_one_sentence(script):
 
 @ray
 @pytest.mark.long
+def test_memory_that_runs_out_is_one_sentence(script):
+    """Ray kills what computes where more than a part of the machine's memory is taken: here of any machine's."""
+    short = {"RAY_memory_usage_threshold": "0.0001", "RAY_memory_monitor_refresh_ms": "50"}
+    done = script(ONCE, **short)
+    assert done.returncode == 1
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert "has failed 3 times on the workers" in sentence
+    assert "out of memory" in sentence
+
+
+@ray
+@pytest.mark.long
 def test_a_driver_that_is_killed_goes_on_where_it_was(script, expected, project_root):
     running = script(ONCE, wait=False, MISHAP="driver killed", MULTISHIELD_RUN="adaptive")
     kept = project_root / ".multishield" / "resume" / "adaptive"
