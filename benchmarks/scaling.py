@@ -5,7 +5,8 @@ Run it in a project whose pipeline has run, with the extra `cluster` and nothing
     python benchmarks/scaling.py CLASSIFIER [--images N] [--workers 1 2]   # of the validation images
 
 Every worker has one thread, and so has this process. The start of Ray and the first call of a worker are not counted:
-an attack before warms up. The images must be the same bytes each time; seconds are of this machine, and only their
+an attack before warms up. Processes apart, each with its share of the images and nothing in common, say what the cores
+can do together. The images must be the same bytes each time; seconds are of this machine, and only their
 ratio means something. It prints a Markdown table, then what the plan of 50,000 images takes of the driver's memory, and
 how busy 64 workers are with the costs that were measured, on a clock that is simulated.
 """
@@ -74,15 +75,43 @@ def attack(attacker: Attacker, shield, data) -> tuple[AttackedImages, float]:
     return found, time.perf_counter() - started
 
 
+def everything(name: str, images: int):
+    """The attacker, the shield and the images."""
+    params = Params.load()
+    attacker = Attacker(name, params.adaptive, Ball(**params.threat_model.model_dump()), params.seed)
+    return attacker, load_shield(name, params.multishield.tolerance), splits.load_split("validation")[:images]
+
+
+def alone(part: int, parts: int, name: str, images: int, ready) -> None:
+    """A process that attacks every so many of the images, and knows nothing of the others but when all begin."""
+    torch.set_num_threads(1)
+    attacker, shield, data = everything(name, images)
+    attack(attacker, shield, data[:2])
+    ready.wait()
+    attack(attacker, shield, data[part::parts])
+
+
+def apart(parts: int, name: str, images: int) -> float:
+    """Seconds of so many processes without workers: what the machine's cores can do together."""
+    context = torch.multiprocessing.get_context("spawn")
+    ready = context.Barrier(parts + 1)
+    running = [context.Process(target=alone, args=(i, parts, name, images, ready)) for i in range(parts)]
+    for process in running:
+        process.start()
+    ready.wait()
+    started = time.perf_counter()
+    for process in running:
+        process.join()
+    return time.perf_counter() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("classifier")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    params, name = Params.load(), options.classifier
-    data, shield = splits.load_split("validation")[: options.images], load_shield(name, params.multishield.tolerance)
-    attacker = Attacker(name, params.adaptive, Ball(**params.threat_model.model_dump()), params.seed)
+    attacker, shield, data = everything(options.classifier, options.images)
     print("| workers | images per second | against this process | the same bytes |\n|---|---:|---:|---|")
     first = None
     for workers in (Workers(), *(OfRay(count=count) for count in options.workers)):
@@ -93,6 +122,11 @@ def main() -> None:
         first = first or (digest, speed)
         who = "this process" if workers.here else f"{workers.count} of Ray"
         print(f"| {who} | {speed:.2f} | {speed / first[1]:.2f} | {digest == first[0]} |", flush=True)
+    for parts in options.workers:
+        speed = len(data) / apart(parts, options.classifier, options.images)
+        print(
+            f"| none, {parts} process{'es' * (parts > 1)} apart | {speed:.2f} | {speed / first[1]:.2f} | |", flush=True
+        )
     many = 50_000
     costs = (found.forwards + found.backwards).float()[torch.randint(len(found.images), (many,))].tolist()
     tracemalloc.start()
