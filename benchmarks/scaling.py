@@ -122,7 +122,7 @@ def main() -> None:
         first = first or (digest, speed)
         who = "this process" if workers.here else f"{workers.count} of Ray"
         print(f"| {who} | {speed:.2f} | {speed / first[1]:.2f} | {digest == first[0]} |", flush=True)
-    for parts in options.workers:
+    for parts in [n for n in options.workers if n > 1]:
         speed = len(data) / apart(parts, options.classifier, options.images)
         print(
             f"| none, {parts} process{'es' * (parts > 1)} apart | {speed:.2f} | {speed / first[1]:.2f} | |", flush=True
