@@ -225,6 +225,30 @@ def test_a_cluster_that_is_not_there_is_one_sentence(script, workers, more, sent
     assert sentence in done.stderr.strip().splitlines()[-1]
 
 
+@ray
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_started_here_listens_on_this_machine_alone(script):
+    code = """
+from pathlib import Path
+from multishield.workers.cluster import _joined
+from multishield.workers.setting import Workers
+
+def listening():
+    lines = [line.split() for kind in ("tcp", "tcp6") for line in Path("/proc/net", kind).read_text().splitlines()[1:]]
+    return {fields[1] for fields in lines if fields[3] == "0A"}
+
+before = listening()
+ray = _joined(Workers(count=1))
+ray.get(ray.remote(lambda: 1).remote())
+print(*(listening() - before))
+"""
+    done = script(code)
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    found = [where.split(":")[0] for where in ended_well(done).split()]
+    assert found
+    assert set(found) <= set(loopback)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed here")
 def test_without_ray_a_sentence_says_how_to_install_it(script):
     done = script(ONCE)

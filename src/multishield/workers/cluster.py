@@ -48,6 +48,9 @@ def _joined(workers: Workers):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # nobody looks; a kernel would wait for it to end
+    if not workers.address:
+        # As on desktops: else it takes 127.0.0.1 for the machine's own address, and listens to the network.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # its words would stand in an executed notebook
     try:
         import ray
@@ -67,16 +70,18 @@ def _joined(workers: Workers):
         options |= {"address": workers.address}
     else:
         count = workers.count or torch.cuda.device_count() or os.cpu_count()
-        # On loopback; "local": a cluster that runs here already is another one.
-        own_node = {"num_cpus": count, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        options |= {"address": "local", **own_node}
+        # "local": a cluster that runs here already is another one.
+        options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - where a node does not start in time, Ray raises no other kind
         first = str(error).strip().splitlines()[0]
-        where = f"the Ray cluster at {workers.address}" if workers.address else "Ray on this machine"
+        if not workers.address:
+            raise UserError(
+                f"Ray cannot be started on this machine ({first}); try again with less load on it"
+            ) from None
         raise UserError(
-            f"{where} cannot be used ({first}); its machines need the same Python and Ray "
+            f"the Ray cluster at {workers.address} cannot be used ({first}); its machines need the same Python and Ray "
             f"{importlib.metadata.version('ray')}: start it by `ray start --head` there, give its HOST:PORT, and set "
             "RAY_AUTH_MODE=token here where it asks for a token"
         ) from None

@@ -45,18 +45,20 @@ def attack_resumably(
         left[index] = False
         left = left.nonzero()[:, 0].tolist()
         watch = _Watch(task, kept, total - len(left), total, sum(int(p.success.sum()) for p in found), every)
-        spread(
-            attack,
-            model,
-            lambda numbers: pick(torch.tensor(numbers)),
-            left,
-            watch,
-            at_least=UNKNOWN if costs is None else AT_LEAST,
-            at_most=max(1, AT_ONCE // bytes_each),
-            costs=None if costs is None else costs[left].tolist(),
-        )
-        watch.keep()
-        watch.bar.close()
+        try:
+            spread(
+                attack,
+                model,
+                lambda numbers: pick(torch.tensor(numbers)),
+                left,
+                watch,
+                at_least=UNKNOWN if costs is None else AT_LEAST,
+                at_most=max(1, AT_ONCE // bytes_each),
+                costs=None if costs is None else costs[left].tolist(),
+            )
+        finally:  # where it fails, too: images since the last writing are finished, and the line ends before the error
+            watch.keep()
+            watch.bar.close()
         index, found = _finished(kept)
     return AttackedImages.joined(found)[index.argsort()]
 
