@@ -75,13 +75,11 @@ def _joined(workers: Workers):
     try:
         ray.init(**options)
     except Exception as error:  # noqa: BLE001 - where a node does not start in time, Ray raises no other kind
-        first = str(error).strip().splitlines()[0]
+        said = " ".join(str(error).split())
         if not workers.address:
-            raise UserError(
-                f"Ray cannot be started on this machine ({first}); try again with less load on it"
-            ) from None
+            raise UserError(f"Ray cannot be started on this machine ({said}); try again with less load on it") from None
         raise UserError(
-            f"the Ray cluster at {workers.address} cannot be used ({first}); its machines need the same Python and Ray "
+            f"the Ray cluster at {workers.address} cannot be used ({said}); its machines need the same Python and Ray "
             f"{importlib.metadata.version('ray')}: start it by `ray start --head` there, give its HOST:PORT, and set "
             "RAY_AUTH_MODE=token here where it asks for a token"
         ) from None
