@@ -124,9 +124,7 @@ def main() -> None:
         print(f"| {who} | {speed:.2f} | {speed / first[1]:.2f} | {digest == first[0]} |", flush=True)
     for parts in [n for n in options.workers if n > 1]:
         speed = len(data) / apart(parts, options.classifier, options.images)
-        print(
-            f"| none, {parts} process{'es' * (parts > 1)} apart | {speed:.2f} | {speed / first[1]:.2f} | |", flush=True
-        )
+        print(f"| none, {parts} processes apart | {speed:.2f} | {speed / first[1]:.2f} | |", flush=True)
     many = 50_000
     costs = (found.forwards + found.backwards).float()[torch.randint(len(found.images), (many,))].tolist()
     tracemalloc.start()

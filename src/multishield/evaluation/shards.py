@@ -8,7 +8,7 @@ from multishield.attacks.loop.result import AttackedImages
 from multishield.data.splits import Split
 from multishield.storage.files import missing
 
-# Bytes of a shard's images as float32: 44,000 of 32 pixels, 890 of 224. An evaluation holds some ten times as many.
+# Bytes of a shard's images as float32: 44,000 of 32 pixels, 890 of 224. Of each an evaluation holds a copy per attack.
 AT_ONCE = 2**29
 
 
