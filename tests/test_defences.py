@@ -9,6 +9,7 @@ from torch import nn
 from multishield import defences
 from multishield.defences import (
     ConfidenceThreshold,
+    ConsistentPrediction,
     FeatureSqueezing,
     RejectClass,
     SummedLogProbabilities,
@@ -89,6 +90,25 @@ def test_squeezing_rejects_what_changes_when_it_is_squeezed():
     assert FeatureSqueezing(Bright())(x).argmax(1).tolist() == [0, 2, 1, 1]
 
 
+def test_consistency_rejects_what_a_small_step_changes():
+    class Bright(nn.Module):
+        def forward(self, x):
+            level = 10 * (x.mean((1, 2, 3)) - 0.5)
+            return torch.stack([-level, level], 1)
+
+    x = torch.tensor([0.2, 0.47, 0.49, 0.51, 0.53, 0.999]).view(6, 1, 1, 1).expand(6, 3, 4, 4)
+    defence = ConsistentPrediction(Bright(), radius=0.02)
+    with torch.no_grad():
+        assert defence(x).argmax(1).tolist() == [0, 0, 2, 2, 1, 1]
+    neighbours = defence.models[1].before(x)
+    assert torch.allclose(neighbours.mean((1, 2, 3)), torch.tensor([0.22, 0.49, 0.51, 0.49, 0.51, 0.979]))
+    # A lead of 20 |level - 0.5| is asked for, of the neighbour too: 0.53's neighbour has 0.2, 0.2's has 5.6.
+    strict = ConsistentPrediction(Bright(), radius=0.02, leads=(0.0, 0.3))
+    assert strict(x).argmax(1).tolist() == [0, 2, 2, 2, 2, 1]
+    moving = x.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(defence.models[1].before(moving).sum(), moving)[0], torch.ones_like(x))
+
+
 def test_squeezers_and_their_gradients():
     x = torch.rand(2, 3, 5, 5, requires_grad=True)
     squeezed = reduced_bits(x, bits=2)
@@ -100,7 +120,10 @@ def test_squeezers_and_their_gradients():
     assert torch.equal(smoothed(torch.full((1, 3, 5, 5), 0.3)), torch.full((1, 3, 5, 5), 0.3))
 
 
-@pytest.mark.parametrize("name", ["Undefended", "ConfidenceThreshold", "RejectClass", "Unanimity", "FeatureSqueezing"])
+LISTED = ("Undefended", "ConfidenceThreshold", "RejectClass", "Unanimity", "FeatureSqueezing", "ConsistentPrediction")
+
+
+@pytest.mark.parametrize("name", LISTED)
 def test_a_defence_is_short(name):
     assert len(inspect.getsource(getattr(defences, name)).splitlines()) < 25
 

@@ -75,7 +75,7 @@ def test_the_method_imports_torch_alone():
 def test_nothing_is_too_long_to_read():
     lengths = {path.relative_to(SOURCE): len(path.read_text().splitlines()) for path in FILES}
     assert max(lengths.values()) <= 300, lengths
-    assert sum(lengths.values()) <= 10_150
+    assert sum(lengths.values()) <= 10_200
 
 
 def test_the_table_of_contents_is_true():

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Clip": "models.clip",
     "ConfidenceThreshold": "defences",
+    "ConsistentPrediction": "defences",
     "Defence": "defences",
     "FeatureSqueezing": "defences",
     "MultiShield": "shield",

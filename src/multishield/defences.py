@@ -7,6 +7,7 @@ class with `scores` and `margins`.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,17 @@ class FeatureSqueezing(Unanimity):
         super().__init__([classifier, squeezed], leads)
 
 
+class ConsistentPrediction(FeatureSqueezing):
+    """A classifier that must give an image and its least favourable neighbour the same class (Chen et al. 2023).
+
+    Args:
+        radius: of the neighbourhood (Linf), in units of pixels. leads: of the image and of its neighbour.
+    """
+
+    def __init__(self, classifier: nn.Module, radius: float = 0.0055, leads: Sequence[float] | None = None):
+        super().__init__(classifier, partial(neighbour, classifier, radius), leads)
+
+
 class SummedLogProbabilities(Defence):
     """A classifier and CLIP that are one: the class must lead in the sum of both models' log-probabilities.
 
@@ -166,6 +178,17 @@ def reduced_bits(x: Tensor, bits: int = 4) -> Tensor:
     """Pixels of few bits. The gradient is the identity's (BPDA, Athalye et al. 2018): rounding has none."""
     levels = 2**bits - 1
     return x + ((x * levels).round() / levels - x).detach()
+
+
+def neighbour(classifier: nn.Module, radius: float, x: Tensor) -> Tensor:
+    """One signed step of that length from x against the classifier's own decision; Chen et al. take ten small ones.
+
+    The gradient is the identity's: that of a sign is zero.
+    """
+    with torch.enable_grad():  # whoever asks for scores may not want gradients
+        near = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(lead(classifier(near)).amax(1).sum(), near)
+    return x + ((near - radius * gradient.sign()).clamp(0, 1) - x).detach()
 
 
 def smoothed(x: Tensor) -> Tensor:
@@ -234,6 +257,7 @@ def as_defence(model: nn.Module) -> nn.Module:
 
 __all__ = [
     "ConfidenceThreshold",
+    "ConsistentPrediction",
     "Defence",
     "FeatureSqueezing",
     "MultiShield",

@@ -67,7 +67,15 @@ def found():
 
 
 # With these two models each of them is a threshold on the same lead.
-SAME = ("logit margin", "softmax", "Multi-Shield", "Multi-Shield, margins", "log-probabilities")
+SAME = (
+    "logit margin",
+    "softmax",
+    "consistency",
+    "Multi-Shield",
+    "Multi-Shield, margins",
+    "CLIP's margin",
+    "log-probabilities",
+)
 
 
 @pytest.mark.parametrize("defence", SAME)
@@ -101,8 +109,8 @@ def test_the_shields_own_rejection_is_one_of_the_levels(found):
 
 def test_the_table_has_a_row_per_level_and_defence(found):
     table = comparison.table(found[2].rows)
-    assert len(table) == 6 * (len(WANTED) + 1)
-    assert table.own.sum() == 6
+    assert len(table) == 8 * (len(WANTED) + 1)
+    assert table.own.sum() == 8
     assert table[table.defence == comparison.REFERENCE].p.isna().all()
     for row in table.itertuples():
         assert row.robust_low <= row.robust <= row.robust_high

@@ -24,7 +24,14 @@ from multishield.attacks.joint import joint
 from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.parts import one_margin
 from multishield.data.splits import Split
-from multishield.defences import ConfidenceThreshold, FeatureSqueezing, SummedLogProbabilities, Unanimity, threshold_for
+from multishield.defences import (
+    ConfidenceThreshold,
+    ConsistentPrediction,
+    FeatureSqueezing,
+    SummedLogProbabilities,
+    Unanimity,
+    threshold_for,
+)
 from multishield.evaluation.portfolio import Attacker, untouched, updated
 from multishield.evaluation.records import wilson
 from multishield.evaluation.shards import Kept, Shards, cut
@@ -76,13 +83,17 @@ def families(shield: MultiShield, clean: dict[str, Tensor]) -> dict[str, Family]
         "squeezing": Family(
             lambda t: FeatureSqueezing(classifier, leads=(max(t, 0.0), t)), -1e3, ("classifier", "squeezed")
         ),
+        "consistency": Family(
+            lambda t: ConsistentPrediction(classifier, leads=(max(t, 0.0), t)), -1e3, ("classifier", "neighbour")
+        ),
         # The tolerance is -t; a positive t asks for a lead of CLIP.
         "Multi-Shield": Family(lambda t: Unanimity((classifier, clip), (0.0, t)), -2.0, both),
         # Both models must lead, each by what the same share of validation images does not reach with it.
         "Multi-Shield, margins": Family(
             lambda q: Unanimity((classifier, clip), [float(of.quantile(min(q, 1.0))) for of in leads]), 0.0, both
         ),
-        # Here CLIP may decide against the classifier.
+        # Here CLIP may decide without the classifier, or against it.
+        "CLIP's margin": Family(lambda t: ConfidenceThreshold(clip, t), 0.0, ("CLIP",), part=0, bound=False),
         "log-probabilities": Family(
             lambda t: SummedLogProbabilities(classifier, clip, scale, t), 0.0, both, part=0, bound=False
         ),
@@ -91,8 +102,9 @@ def families(shield: MultiShield, clean: dict[str, Tensor]) -> dict[str, Family]
 
 def _models(shield: MultiShield) -> dict[str, nn.Module]:
     """The models whose outputs are the scores of all families."""
-    squeezed = FeatureSqueezing(shield.classifier).models[1]
-    return {"classifier": shield.classifier, "CLIP": shield.alignment, "squeezed": squeezed}
+    classifier, squeezed = FeatureSqueezing(shield.classifier).models
+    neighbour = ConsistentPrediction(classifier).models[1]
+    return {"classifier": classifier, "CLIP": shield.alignment, "squeezed": squeezed, "neighbour": neighbour}
 
 
 class Chosen(NamedTuple):

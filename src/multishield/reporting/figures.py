@@ -96,7 +96,7 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
     names, defences = list(dict.fromkeys(table.classifier)), list(dict.fromkeys(table.defence))
     figure, panels = _panels(len(names), 4.8, 4.2, "robust accuracy, worst case")
     for axis, name in zip(panels, names, strict=True):
-        for defence, colour, marker in zip(defences, sns.color_palette("colorblind"), "osD^vP*", strict=False):
+        for defence, colour, marker in zip(defences, sns.color_palette("colorblind"), "osD^vP*Xh", strict=False):
             of = table[(table.classifier == name) & (table.defence == defence)].sort_values("rejection")
             error = (of.robust - of.robust_low).clip(lower=0), (of.robust_high - of.robust).clip(lower=0)
             style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4, "elinewidth": 0.6}

@@ -1,0 +1,232 @@
+"""Is there a pair that wins? A classifier and an image tower, trained together against the attack on both.
+
+Run it in a project whose pipeline has run up to the alignment, with nothing else on the machine:
+
+    python benchmarks/pairs.py train CLASSIFIER FOLDER [--method METHOD] [--epochs N] [--weight W] [--rate R]
+    python benchmarks/pairs.py compare CLASSIFIER FOLDER... [--images N]
+
+The first trains both models on, from the project's classifier and CLIP (with `alignment.robust`: a tower that follows
+any attack has far to go). A batch of images x becomes x' in the ball, by one step from a random point:
+
+    both     x' raises log p_t(classifier) + log p_t(CLIP) of the wrong class t that both together find likeliest, the
+             joint attack's aim; both models learn the right class of x'.
+    reject   the same, and both learn not to agree on what is wrong: - W log(1 - sum over t != y of p_t p'_t) is added.
+             The sum is the chance that votes drawn from the two name one wrong class.
+    diverse  each model learns from its own attack, and W times the squared cosine between the gradients of both losses
+             is added: what misleads one shall not mislead the other.
+
+FOLDER gets classifier.safetensors, clip.safetensors and history.csv. The second prints the comparison at equal clean
+rejection, of the project's own two models and of every FOLDER's, on the first N evaluation images, each defence under
+attacks of its own. "gained", "lost" and p are against the threshold on one model's confidence (the logit margin, the
+softmax, CLIP's margin; of models trained together or apart) that leaves most images robust at that rejection.
+
+In params.yaml a pair is training.NAME: {source: checkpoint, path: FOLDER/classifier.safetensors, ...} and alignment:
+{source: file, weights: FOLDER/clip.safetensors, ...}: the whole pipeline can look at it.
+"""
+
+import argparse
+from pathlib import Path
+
+from multishield.params import Params
+from multishield.pipeline import arithmetic
+
+arithmetic.choose(Params.load().arithmetic)
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multishield.attacks.pgd import pgd
+from multishield.attacks.threat_model import Ball
+from multishield.data.splits import load_split
+from multishield.evaluation import comparison
+from multishield.evaluation.portfolio import Attacker, worst_case
+from multishield.models.cifar_resnet import load_exactly
+from multishield.models.classifier import accuracy, freeze, load_classifier, outputs
+from multishield.models.zero_shot import align, kept_clip
+from multishield.params import RobustTower
+from multishield.reporting import tables
+from multishield.shield import MultiShield
+from multishield.storage import paths
+from multishield.storage.checkpoints import kept_in
+from multishield.storage.tensors import load_tensors, save_tensors
+from multishield.training.attacked import perturb
+from multishield.training.epochs import run_epochs, train_epoch
+
+THRESHOLDS = ("logit margin", "softmax", "CLIP's margin")  # one model's confidence, each
+
+
+class Pair(nn.Module):
+    """The log-probabilities of a classifier and a CLIP, which learn together; their sum is the common answer."""
+
+    def __init__(self, classifier: nn.Module, clip, text: Tensor):
+        super().__init__()
+        self.classifier, self.alignment = classifier, align(clip, text)
+        self.scale = float(clip.model.logit_scale.detach().exp())
+
+    def vote(self, x: Tensor) -> Tensor:
+        return self.classifier(x).log_softmax(1)
+
+    def clip_vote(self, x: Tensor) -> Tensor:
+        return (self.scale * self.alignment(x)).log_softmax(1)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vote(x), self.clip_vote(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(self.both(x))
+
+
+def load(name: str, folder: Path | None = None) -> tuple[nn.Module, object, Tensor]:
+    """The classifier, the CLIP and the text embeddings of the project; with a folder, of the pair that it holds."""
+    classifier, clip = load_classifier(name), kept_clip()
+    if folder:
+        load_exactly(classifier.network, load_tensors(folder / "classifier.safetensors"), str(folder))
+        load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
+    return classifier, clip, load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
+
+
+def likeliest_wrong(pair: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    """What the attack raises: both log-probabilities of the wrong class that they find likeliest together."""
+    return sum(pair).scatter(1, y[:, None], -torch.inf).amax(1).sum()
+
+
+def agreed(pair: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    """- log(1 - sum over t != y of p_t p'_t), the mean over the batch."""
+    chance = sum(pair).exp().scatter(1, y[:, None], 0.0).sum(1)
+    return -torch.log1p(-chance.clamp_max(1 - 1e-6)).mean()
+
+
+def batch_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustTower, method: str, weight: float):
+    """The training loss of one batch; start: a random point of the ball around x."""
+    if method == "diverse":
+        return diverse_loss(model, x, y, start, params, weight)
+    radius = (params.eps, params.step_size, params.steps)
+    pair = model.both(perturb(model.both, x, lambda scores: likeliest_wrong(scores, y), start, *radius))
+    loss = sum(F.nll_loss(scores, y) for scores in pair)
+    return loss + weight * agreed(pair, y) if method == "reject" else loss
+
+
+def diverse_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustTower, weight: float) -> Tensor:
+    """Each model's loss under its own attack, and the squared cosine between the gradients that these follow."""
+    start.requires_grad_()
+    losses = [F.nll_loss(scores, y, reduction="sum") for scores in model.both(start)]
+    gradients = [torch.autograd.grad(loss, start, create_graph=True)[0] for loss in losses]
+    cosine = F.cosine_similarity(*(g.flatten(1) for g in gradients))
+    steps = [start.detach() + params.step_size * g.detach().sign() for g in gradients]
+    moved = [Ball(params.eps).project(step, x) for step in steps]
+    own = F.nll_loss(model.vote(moved[0]), y) + F.nll_loss(model.clip_vote(moved[1]), y)
+    return own + weight * cosine.square().mean()
+
+
+def train(name: str, folder: Path, method: str, weight: float, params: RobustTower) -> None:
+    """Train a pair and keep it; a run that was killed goes on after its last epoch."""
+    settings, data, validation = Params.load(), load_split("train"), load_split("validation")
+    torch.manual_seed(settings.seed)
+    classifier, clip, text = load(name)
+    model = Pair(classifier, clip, text)
+    clip.model.visual.requires_grad_(True), classifier.requires_grad_(True)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learned, params.learning_rate, weight_decay=params.weight_decay)
+    batches = sum(len(b) > 1 for b in torch.arange(len(data)).split(params.batch_size))
+    total = params.epochs * batches + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, params.learning_rate, total_steps=total, pct_start=0.1, cycle_momentum=False
+    )
+
+    def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
+        noise = 2 * torch.rand(x.shape, generator=generator) - 1
+        start = Ball(params.eps).project(x + params.eps * noise, x)
+        return batch_loss(model, x, y, start, params, method, weight)
+
+    def one_epoch(epoch: int, tick) -> dict[str, float]:
+        loss = train_epoch(model, data, params, epoch, loss_of, optimiser, schedule, settings.seed, tick)
+        model.eval()
+        x, y, steps = validation.pixels, validation.labels, {"eps": params.eps, "step_size": params.eps / 4}
+        found = pgd(model, x, y, seed=settings.seed, ids=validation.ids, steps=params.validation_steps, **steps)
+        scores = {"classifier": model.classifier, "CLIP": model.alignment, "sum": model}
+        clean = {of: accuracy(part, validation) for of, part in scores.items()}
+        return {"loss": loss} | clean | {"sum, PGD": 1 - found.success.float().mean().item()}
+
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    with kept_in(folder / "unfinished"):
+        inputs = (method, weight, params.model_dump(), model, text, data.images, data.labels, settings.seed)
+        count = {"epochs": params.epochs, "batches": batches, "criterion": "sum, PGD", "keep": "last"}
+        history = run_epochs("training the pair", parts, one_epoch, *inputs, **count)
+        save_tensors(folder / "classifier.safetensors", classifier.network.state_dict())
+        save_tensors(folder / "clip.safetensors", clip.model.state_dict())
+        history.to_csv(folder / "history.csv", index=False)
+    print(tables.to_markdown(history.round(3)))
+
+
+def compared(label: str, name: str, folder: Path | None, data, params: Params) -> pd.DataFrame:
+    """The records of all defences made of two models, at the wanted rejections."""
+    classifier, clip, text = load(name, folder)
+    shield = freeze(MultiShield(classifier, align(clip, text), params.multishield.tolerance))
+    attacker = Attacker(label, params.adaptive, Ball(**params.threat_model.model_dump()), params.seed)
+    pool = attacker.parts(shield, data)
+    pool["joint"] = attacker.joint(shield, data, list(pool.values()))
+    pool |= {"baseline": pool["on the classifier"], "adaptive": worst_case(shield, data, pool)}
+    rows = comparison.compare(attacker, shield, data, load_split("validation"), params.comparison, pool).rows
+    rows = rows[~rows.own | rows.wanted.isin(params.comparison.rejection)]
+    for part, model in (("classifier", classifier), ("CLIP", shield.alignment)):
+        right = (outputs(model, data.pixels).argmax(1) == data.labels).float().mean()
+        robust = (~pool[f"on the {part}" if part == "classifier" else "on CLIP"].success).float().mean()
+        print(f"{label}: {part} alone {right:.1%} clean, {robust:.1%} robust", flush=True)
+    return rows.assign(classifier="all", own=False, of=label)
+
+
+def against_the_best(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table, with the best threshold on one model's confidence in the place of the reference."""
+    found = []
+    for _, group in rows.groupby("wanted"):
+        named = group.assign(defence=group.defence + ", " + group.of)
+        simple = named[group.defence.isin(THRESHOLDS)]
+        best = (~comparison.broken(simple)).groupby(simple.defence).mean().idxmax()
+        reference = named[named.defence == best].assign(defence=comparison.REFERENCE)
+        table = comparison.table(pd.concat([reference, named], ignore_index=True))
+        found.append(table[table.defence != comparison.REFERENCE].assign(best=lambda t, b=best: t.defence == b))
+    return pd.concat(found, ignore_index=True)
+
+
+def compare(name: str, folders: list[Path], images: int) -> None:
+    """Print the comparison of the project's two models and of the pairs."""
+    params = Params.load()
+    data, rows = load_split("evaluation")[:images], []
+    for folder in (None, *folders):
+        label = folder.name if folder else "apart"
+        with kept_in((folder or Path()) / "unfinished-comparison"):
+            rows.append(compared(label, name, folder, data, params))
+    table = against_the_best(pd.concat(rows, ignore_index=True))
+    shown = tables.comparison(table).drop(columns="classifier")
+    shown["defence"] += table.best.map({True: " (best threshold)", False: ""})
+    print(tables.to_markdown(shown))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    trained, seen = kinds.add_parser("train"), kinds.add_parser("compare")
+    for one in (trained, seen):
+        one.add_argument("classifier")
+    trained.add_argument("folder", type=Path)
+    trained.add_argument("--method", choices=("both", "reject", "diverse"), default="both")
+    trained.add_argument("--epochs", type=int, default=2)
+    trained.add_argument("--weight", type=float, default=1.0)
+    trained.add_argument("--rate", type=float, default=1e-3)
+    seen.add_argument("folders", type=Path, nargs="*")
+    seen.add_argument("--images", type=int, default=400)
+    given = parser.parse_args()
+    if given.kind == "compare":
+        compare(given.classifier, given.folders, given.images)
+        return
+    eps = Params.load().threat_model.eps
+    fixed = {"method": "tecoa", "steps": 1, "batch_size": 64, "augment": True, "validation_steps": 10}
+    params = RobustTower(eps=eps, step_size=1.25 * eps, epochs=given.epochs, learning_rate=given.rate, **fixed)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    train(given.classifier, given.folder, given.method, given.weight, params)
+
+
+if __name__ == "__main__":
+    main()
