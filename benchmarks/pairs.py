@@ -3,7 +3,7 @@
 Run it in a project whose pipeline has run up to the alignment, with nothing else on the machine:
 
     python benchmarks/pairs.py train CLASSIFIER FOLDER [--method METHOD] [--epochs N] [--weight W] [--rate R]
-    python benchmarks/pairs.py compare CLASSIFIER FOLDER... [--images N]
+    python benchmarks/pairs.py compare CLASSIFIER FOLDER... [--images N] [--as-one]
 
 The first trains both models on, from the project's classifier and CLIP (with `alignment.robust`: a tower that follows
 any attack has far to go). A batch of images x becomes x' in the ball, by one step from a random point:
@@ -16,9 +16,11 @@ any attack has far to go). A batch of images x becomes x' in the ball, by one st
              is added: what misleads one shall not mislead the other.
 
 FOLDER gets classifier.safetensors, clip.safetensors and history.csv. The second prints the comparison at equal clean
-rejection, of the project's own two models and of every FOLDER's, on the first N evaluation images, each defence under
-attacks of its own. "gained", "lost" and p are against the threshold on one model's confidence (the logit margin, the
-softmax, CLIP's margin; of models trained together or apart) that leaves most images robust at that rejection.
+rejection on the first N evaluation images, each defence under attacks of its own: the project's (its comparison stage
+has run), and that of every FOLDER's pair; with --as-one the classifier of these is the sum of both log-probabilities.
+Records are kept in FOLDER, and all that are there are in the table.
+"gained", "lost" and p are against the threshold on one model's confidence (the logit margin, the softmax, CLIP's
+margin; of models trained together or apart) that leaves most images robust at that rejection.
 
 In params.yaml a pair is training.NAME: {source: checkpoint, path: FOLDER/classifier.safetensors, ...} and alignment:
 {source: file, weights: FOLDER/clip.safetensors, ...}: the whole pipeline can look at it.
@@ -43,7 +45,7 @@ from multishield.data.splits import load_split
 from multishield.evaluation import comparison
 from multishield.evaluation.portfolio import Attacker, worst_case
 from multishield.models.cifar_resnet import load_exactly
-from multishield.models.classifier import accuracy, freeze, load_classifier, outputs
+from multishield.models.classifier import accuracy, freeze, load_classifier
 from multishield.models.zero_shot import align, kept_clip
 from multishield.params import RobustTower
 from multishield.reporting import tables
@@ -54,7 +56,9 @@ from multishield.storage.tensors import load_tensors, save_tensors
 from multishield.training.attacked import perturb
 from multishield.training.epochs import run_epochs, train_epoch
 
-THRESHOLDS = ("logit margin", "softmax", "CLIP's margin")  # one model's confidence, each
+AS_TWO, AS_ONE, SUM = "as-two.csv", "as-one.csv", ", their sum"
+KEPT = {"": AS_TWO, SUM: AS_ONE}  # what a table calls the records of a pair
+THRESHOLDS = ("logit margin", "softmax", "CLIP's margin")  # on one model's confidence
 
 
 class Pair(nn.Module):
@@ -160,21 +164,18 @@ def train(name: str, folder: Path, method: str, weight: float, params: RobustTow
     print(tables.to_markdown(history.round(3)))
 
 
-def compared(label: str, name: str, folder: Path | None, data, params: Params) -> pd.DataFrame:
-    """The records of all defences made of two models, at the wanted rejections."""
+def together(name: str, folder: Path, data, params: Params, one: bool) -> pd.DataFrame:
+    """The records of all defences that are made of a pair."""
     classifier, clip, text = load(name, folder)
-    shield = freeze(MultiShield(classifier, align(clip, text), params.multishield.tolerance))
-    attacker = Attacker(label, params.adaptive, Ball(**params.threat_model.model_dump()), params.seed)
+    pair = Pair(classifier, clip, text)
+    shield = freeze(MultiShield(pair if one else classifier, pair.alignment, params.multishield.tolerance))
+    attacker = Attacker(folder.name, params.adaptive, Ball(**params.threat_model.model_dump()), params.seed)
     pool = attacker.parts(shield, data)
+    for part, found in pool.items():
+        print(f"{folder.name}, {part}: {(~found.success).float().mean():.1%} robust", flush=True)
     pool["joint"] = attacker.joint(shield, data, list(pool.values()))
     pool |= {"baseline": pool["on the classifier"], "adaptive": worst_case(shield, data, pool)}
-    rows = comparison.compare(attacker, shield, data, load_split("validation"), params.comparison, pool).rows
-    rows = rows[~rows.own | rows.wanted.isin(params.comparison.rejection)]
-    for part, model in (("classifier", classifier), ("CLIP", shield.alignment)):
-        right = (outputs(model, data.pixels).argmax(1) == data.labels).float().mean()
-        robust = (~pool[f"on the {part}" if part == "classifier" else "on CLIP"].success).float().mean()
-        print(f"{label}: {part} alone {right:.1%} clean, {robust:.1%} robust", flush=True)
-    return rows.assign(classifier="all", own=False, of=label)
+    return comparison.compare(attacker, shield, data, load_split("validation"), params.comparison, pool).rows
 
 
 def against_the_best(rows: pd.DataFrame) -> pd.DataFrame:
@@ -182,7 +183,7 @@ def against_the_best(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, group in rows.groupby("wanted"):
         named = group.assign(defence=group.defence + ", " + group.of)
-        simple = named[group.defence.isin(THRESHOLDS)]
+        simple = named[group.defence.isin(THRESHOLDS) & ~group.of.str.endswith(SUM)]
         best = (~comparison.broken(simple)).groupby(simple.defence).mean().idxmax()
         reference = named[named.defence == best].assign(defence=comparison.REFERENCE)
         table = comparison.table(pd.concat([reference, named], ignore_index=True))
@@ -190,15 +191,20 @@ def against_the_best(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def compare(name: str, folders: list[Path], images: int) -> None:
-    """Print the comparison of the project's two models and of the pairs."""
+def compare(name: str, folders: list[Path], images: int, one: bool) -> None:
+    """Attack what is made of the pairs, and print the comparison with all that is kept in their folders."""
     params = Params.load()
-    data, rows = load_split("evaluation")[:images], []
-    for folder in (None, *folders):
-        label = folder.name if folder else "apart"
-        with kept_in((folder or Path()) / "unfinished-comparison"):
-            rows.append(compared(label, name, folder, data, params))
-    table = against_the_best(pd.concat(rows, ignore_index=True))
+    data = load_split("evaluation")[:images]
+    found = {"apart": paths.artifacts("comparison", name, "records.csv")}
+    for folder in folders:
+        wanted = folder / (AS_ONE if one else AS_TWO)
+        if not wanted.is_file():
+            with kept_in(folder / "unfinished"):
+                together(name, folder, data, params, one).to_csv(wanted, index=False)
+        found |= {f"{folder.name}{of}": folder / file for of, file in KEPT.items() if (folder / file).is_file()}
+    tried = [pd.read_csv(file, keep_default_na=False).assign(of=label) for label, file in found.items()]
+    rows = pd.concat(tried, ignore_index=True).assign(classifier="all", own=False)
+    table = against_the_best(rows[rows.image.isin(data.ids.tolist()) & rows.wanted.isin(params.comparison.rejection)])
     shown = tables.comparison(table).drop(columns="classifier")
     shown["defence"] += table.best.map({True: " (best threshold)", False: ""})
     print(tables.to_markdown(shown))
@@ -217,9 +223,10 @@ def main() -> None:
     trained.add_argument("--rate", type=float, default=1e-3)
     seen.add_argument("folders", type=Path, nargs="*")
     seen.add_argument("--images", type=int, default=400)
+    seen.add_argument("--as-one", action="store_true")
     given = parser.parse_args()
     if given.kind == "compare":
-        compare(given.classifier, given.folders, given.images)
+        compare(given.classifier, given.folders, given.images, given.as_one)
         return
     eps = Params.load().threat_model.eps
     fixed = {"method": "tecoa", "steps": 1, "batch_size": 64, "augment": True, "validation_steps": 10}

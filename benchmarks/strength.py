@@ -20,7 +20,14 @@ from multishield.attacks.joint import joint
 from multishield.attacks.parts import one_margin
 from multishield.attacks.threat_model import evaded, transfer
 from multishield.data import splits
-from multishield.defences import ConfidenceThreshold, FeatureSqueezing, Unanimity, Undefended, calibrate
+from multishield.defences import (
+    ConfidenceThreshold,
+    ConsistentPrediction,
+    FeatureSqueezing,
+    Unanimity,
+    Undefended,
+    calibrate,
+)
 from multishield.evaluation.portfolio import part_names
 from multishield.evaluation.scenarios import load_shield
 from multishield.evaluator import DEFAULTS, evaluate
@@ -43,6 +50,9 @@ def defences(shield, validation, wanted):
             lambda t: ConfidenceThreshold(classifier, t, of="probability"), validation, REJECTION
         ),
         "squeezing": lambda: FeatureSqueezing(classifier),
+        "consistency": lambda: calibrate(
+            lambda t: ConsistentPrediction(classifier, leads=(max(t, 0.0), t)), validation, REJECTION, low=-1e3
+        ),
         "shield with margins": lambda: Unanimity([classifier, shield.alignment], [0.5, 0.0]),
     }
     return [(name, makers[name]()) for name in wanted or makers]
