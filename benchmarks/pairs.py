@@ -12,6 +12,8 @@ any attack has far to go). A batch of images x becomes x' in the ball, by one st
              joint attack's aim; both models learn the right class of x'.
     reject   the same, and both learn not to agree on what is wrong: - W log(1 - sum over t != y of p_t p'_t) is added.
              The sum is the chance that votes drawn from the two name one wrong class.
+    sum      x' raises the cross-entropy of the sum of both log-probabilities, which learns the right class of x': one
+             larger network, trained adversarially.
     diverse  each model learns from its own attack, and W times the squared cosine between the gradients of both losses
              is added: what misleads one shall not mislead the other.
 
@@ -107,6 +109,8 @@ def batch_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustT
     if method == "diverse":
         return diverse_loss(model, x, y, start, params, weight)
     radius = (params.eps, params.step_size, params.steps)
+    if method == "sum":
+        return F.cross_entropy(model(perturb(model, x, lambda scores: F.cross_entropy(scores, y), start, *radius)), y)
     pair = model.both(perturb(model.both, x, lambda scores: likeliest_wrong(scores, y), start, *radius))
     loss = sum(F.nll_loss(scores, y) for scores in pair)
     return loss + weight * agreed(pair, y) if method == "reject" else loss
@@ -217,7 +221,7 @@ def main() -> None:
     for one in (trained, seen):
         one.add_argument("classifier")
     trained.add_argument("folder", type=Path)
-    trained.add_argument("--method", choices=("both", "reject", "diverse"), default="both")
+    trained.add_argument("--method", choices=("both", "reject", "sum", "diverse"), default="both")
     trained.add_argument("--epochs", type=int, default=2)
     trained.add_argument("--weight", type=float, default=1.0)
     trained.add_argument("--rate", type=float, default=1e-3)
