@@ -2,11 +2,12 @@
 
 Run it in a project whose pipeline has run up to the alignment, with nothing else on the machine:
 
-    python benchmarks/pairs.py train CLASSIFIER FOLDER [--method METHOD] [--epochs N] [--weight W] [--rate R]
+    python benchmarks/pairs.py train CLASSIFIER FOLDER [--method METHOD] [--epochs N] [--steps N] [--weight W]
+        [--rate R]
     python benchmarks/pairs.py compare CLASSIFIER FOLDER... [--images N] [--as-one]
 
 The first trains both models on, from the project's classifier and CLIP (with `alignment.robust`: a tower that follows
-any attack has far to go). A batch of images x becomes x' in the ball, by one step from a random point:
+any attack has far to go). A batch of images x becomes x' in the ball, by a step or more from a random point:
 
     both     x' raises log p_t(classifier) + log p_t(CLIP) of the wrong class t that both together find likeliest, the
              joint attack's aim; both models learn the right class of x'.
@@ -118,7 +119,7 @@ def batch_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustT
 
 def diverse_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustTower, weight: float) -> Tensor:
     """Each model's loss under its own attack, and the squared cosine between the gradients that these follow."""
-    start.requires_grad_()
+    start.requires_grad_()  # one step, whatever params.steps is
     losses = [F.nll_loss(scores, y, reduction="sum") for scores in model.both(start)]
     gradients = [torch.autograd.grad(loss, start, create_graph=True)[0] for loss in losses]
     cosine = F.cosine_similarity(*(g.flatten(1) for g in gradients))
@@ -223,6 +224,7 @@ def main() -> None:
     trained.add_argument("folder", type=Path)
     trained.add_argument("--method", choices=("both", "reject", "sum", "diverse"), default="both")
     trained.add_argument("--epochs", type=int, default=2)
+    trained.add_argument("--steps", type=int, default=1, help="of the training attack")
     trained.add_argument("--weight", type=float, default=1.0)
     trained.add_argument("--rate", type=float, default=1e-3)
     seen.add_argument("folders", type=Path, nargs="*")
@@ -233,8 +235,10 @@ def main() -> None:
         compare(given.classifier, given.folders, given.images, given.as_one)
         return
     eps = Params.load().threat_model.eps
-    fixed = {"method": "tecoa", "steps": 1, "batch_size": 64, "augment": True, "validation_steps": 10}
-    params = RobustTower(eps=eps, step_size=1.25 * eps, epochs=given.epochs, learning_rate=given.rate, **fixed)
+    size = 1.25 * eps if given.steps == 1 else 1.5 * eps / given.steps
+    fixed = {"method": "tecoa", "batch_size": 64, "augment": True, "validation_steps": 10}
+    attack = {"eps": eps, "steps": given.steps, "step_size": size}
+    params = RobustTower(epochs=given.epochs, learning_rate=given.rate, **attack, **fixed)
     given.folder.mkdir(parents=True, exist_ok=True)
     train(given.classifier, given.folder, given.method, given.weight, params)
 
