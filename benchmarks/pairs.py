@@ -21,9 +21,9 @@ any attack has far to go). A batch of images x becomes x' in the ball, by a step
 FOLDER gets classifier.safetensors, clip.safetensors and history.csv. The second prints the comparison at equal clean
 rejection on the first N evaluation images, each defence under attacks of its own: the project's (its comparison stage
 has run), and that of every FOLDER's pair; with --as-one the classifier of these is the sum of both log-probabilities.
-Records are kept in FOLDER, and all that are there are in the table.
-"gained", "lost" and p are against the threshold on one model's confidence (the logit margin, the softmax, CLIP's
-margin; of models trained together or apart) that leaves most images robust at that rejection.
+Records are kept in FOLDER, and all that are there are in the table. "gained", "lost" and p are against the threshold on
+one model's confidence (the logit margin, the softmax, CLIP's margin; of models trained together or apart) that leaves
+most images robust at that rejection.
 
 In params.yaml a pair is training.NAME: {source: checkpoint, path: FOLDER/classifier.safetensors, ...} and alignment:
 {source: file, weights: FOLDER/clip.safetensors, ...}: the whole pipeline can look at it.
@@ -58,6 +58,7 @@ from multishield.storage.checkpoints import kept_in
 from multishield.storage.tensors import load_tensors, save_tensors
 from multishield.training.attacked import perturb
 from multishield.training.epochs import run_epochs, train_epoch
+from multishield.training.robust_tower import Logits
 
 AS_TWO, AS_ONE, SUM = "as-two.csv", "as-one.csv", ", their sum"
 KEPT = {"": AS_TWO, SUM: AS_ONE}  # what a table calls the records of a pair
@@ -69,14 +70,14 @@ class Pair(nn.Module):
 
     def __init__(self, classifier: nn.Module, clip, text: Tensor):
         super().__init__()
-        self.classifier, self.alignment = classifier, align(clip, text)
-        self.scale = float(clip.model.logit_scale.detach().exp())
+        self.classifier = classifier
+        self.clip = Logits(align(clip, text), float(clip.model.logit_scale.detach().exp()))
 
     def vote(self, x: Tensor) -> Tensor:
         return self.classifier(x).log_softmax(1)
 
     def clip_vote(self, x: Tensor) -> Tensor:
-        return (self.scale * self.alignment(x)).log_softmax(1)
+        return self.clip(x).log_softmax(1)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.vote(x), self.clip_vote(x)
@@ -119,7 +120,7 @@ def batch_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustT
 
 def diverse_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustTower, weight: float) -> Tensor:
     """Each model's loss under its own attack, and the squared cosine between the gradients that these follow."""
-    start.requires_grad_()  # one step, whatever params.steps is
+    start.requires_grad_()
     losses = [F.nll_loss(scores, y, reduction="sum") for scores in model.both(start)]
     gradients = [torch.autograd.grad(loss, start, create_graph=True)[0] for loss in losses]
     cosine = F.cosine_similarity(*(g.flatten(1) for g in gradients))
@@ -154,7 +155,7 @@ def train(name: str, folder: Path, method: str, weight: float, params: RobustTow
         model.eval()
         x, y, steps = validation.pixels, validation.labels, {"eps": params.eps, "step_size": params.eps / 4}
         found = pgd(model, x, y, seed=settings.seed, ids=validation.ids, steps=params.validation_steps, **steps)
-        scores = {"classifier": model.classifier, "CLIP": model.alignment, "sum": model}
+        scores = {"classifier": model.classifier, "CLIP": model.clip, "sum": model}
         clean = {of: accuracy(part, validation) for of, part in scores.items()}
         return {"loss": loss} | clean | {"sum, PGD": 1 - found.success.float().mean().item()}
 
@@ -173,7 +174,7 @@ def together(name: str, folder: Path, data, params: Params, one: bool) -> pd.Dat
     """The records of all defences that are made of a pair."""
     classifier, clip, text = load(name, folder)
     pair = Pair(classifier, clip, text)
-    shield = freeze(MultiShield(pair if one else classifier, pair.alignment, params.multishield.tolerance))
+    shield = freeze(MultiShield(pair if one else classifier, pair.clip.alignment, params.multishield.tolerance))
     attacker = Attacker(folder.name, params.adaptive, Ball(**params.threat_model.model_dump()), params.seed)
     pool = attacker.parts(shield, data)
     for part, found in pool.items():
@@ -234,6 +235,8 @@ def main() -> None:
     if given.kind == "compare":
         compare(given.classifier, given.folders, given.images, given.as_one)
         return
+    if given.method == "diverse" and given.steps > 1:
+        parser.error(f"--steps is {given.steps}, but `diverse` takes one step: its gradients are trained; leave it out")
     eps = Params.load().threat_model.eps
     size = 1.25 * eps if given.steps == 1 else 1.5 * eps / given.steps
     fixed = {"method": "tecoa", "batch_size": 64, "augment": True, "validation_steps": 10}
