@@ -11,8 +11,10 @@ any attack has far to go). A batch of images x becomes x' in the ball, by a step
 
     both     x' raises log p_t(classifier) + log p_t(CLIP) of the wrong class t that both together find likeliest, the
              joint attack's aim; both models learn the right class of x'.
-    reject   the same, and both learn not to agree on what is wrong: - W log(1 - sum over t != y of p_t p'_t) is added.
-             The sum is the chance that votes drawn from the two name one wrong class.
+    reject   x' raises the smaller of both log-probabilities (a smooth minimum) of the wrong class where it is largest.
+             Both models learn the right class of x, and not to agree on what is wrong in x': the loss has
+             - W log(1 - sum over t != y of p_t p'_t): the sum is the chance that votes drawn from the two agree on
+             a wrong class.
     sum      x' raises the cross-entropy of the sum of both log-probabilities, which learns the right class of x': one
              larger network, trained adversarially.
     diverse  each model learns from its own attack, and W times the squared cosine between the gradients of both losses
@@ -100,6 +102,12 @@ def likeliest_wrong(pair: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
     return sum(pair).scatter(1, y[:, None], -torch.inf).amax(1).sum()
 
 
+def agreed_wrong(pair: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    """The same of the smaller one: - log(1 / p_t + 1 / p'_t) of the wrong class where that is largest."""
+    smaller = -torch.logaddexp(*(-scores for scores in pair))
+    return smaller.scatter(1, y[:, None], -torch.inf).amax(1).sum()
+
+
 def agreed(pair: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
     """- log(1 - sum over t != y of p_t p'_t), the mean over the batch."""
     chance = sum(pair).exp().scatter(1, y[:, None], 0.0).sum(1)
@@ -113,9 +121,11 @@ def batch_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustT
     radius = (params.eps, params.step_size, params.steps)
     if method == "sum":
         return F.cross_entropy(model(perturb(model, x, lambda scores: F.cross_entropy(scores, y), start, *radius)), y)
-    pair = model.both(perturb(model.both, x, lambda scores: likeliest_wrong(scores, y), start, *radius))
-    loss = sum(F.nll_loss(scores, y) for scores in pair)
-    return loss + weight * agreed(pair, y) if method == "reject" else loss
+    if method == "reject":
+        moved = perturb(model.both, x, lambda scores: agreed_wrong(scores, y), start, *radius)
+        return sum(F.nll_loss(scores, y) for scores in model.both(x)) + weight * agreed(model.both(moved), y)
+    moved = perturb(model.both, x, lambda scores: likeliest_wrong(scores, y), start, *radius)
+    return sum(F.nll_loss(scores, y) for scores in model.both(moved))
 
 
 def diverse_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustTower, weight: float) -> Tensor:
