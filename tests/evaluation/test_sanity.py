@@ -75,6 +75,7 @@ def rows(scenario, broken, attack="joint", count=4):
 
 SOUND = {"baseline": 4, "multishield": 0, "paper": 1, "joint": 2, "denial": 0, "adaptive": 2}
 RUNS = {"eps x 0.5": 1, "eps x 2": 3, "large eps": 4, "half the steps": 2, "classifier, eps x 0.5": 2}
+RUNS |= {"CLIP, eps x 0.5": 4}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,7 @@ def test_each_rule_by_hand(change, rule):
 def test_one_attack_must_be_enough_and_a_shield_no_better_than_half_the_radius():
     few = {"baseline": 400, "multishield": 0, "paper": 100, "joint": 197, "denial": 0, "adaptive": 200}
     runs = {"eps x 0.5": 100, "eps x 2": 300, "large eps": 400, "half the steps": 190, "classifier, eps x 0.5": 200}
+    runs |= {"CLIP, eps x 0.5": 400}
 
     def frame(part, changes):
         return pd.concat([rows(s, changes.get(s, n), count=400) for s, n in part.items()])
@@ -112,6 +114,8 @@ def test_one_attack_must_be_enough_and_a_shield_no_better_than_half_the_radius()
     assert violated(joint=198) == []
     assert violated(joint=198, **{"classifier, eps x 0.5": 230}) == []  # 42.5 % and 50 %: the intervals touch
     assert violated(joint=198, **{"classifier, eps x 0.5": 300}) == ["half the radius"]
+    # A robust CLIP may hold what the classifier does not.
+    assert violated(joint=198, **{"classifier, eps x 0.5": 400, "CLIP, eps x 0.5": 200}) == []
 
 
 def test_what_only_the_black_box_broke_is_a_violation():

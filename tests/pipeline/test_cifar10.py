@@ -26,6 +26,8 @@ SMALL = CHEAP | {
     "training.resnet20-fgsm.epochs": 1,
     "training.resnet20-fgsm.validation_steps": 2,
     "training.resnet20-fgsm.architecture": "resnet8",
+    "alignment.robust.epochs": 1,
+    "alignment.robust.validation_steps": 2,
     "adaptive.paper.steps": 10,
     "adaptive.square.queries": 50,
     "adaptive.sanity.images": 16,

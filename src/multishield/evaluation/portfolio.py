@@ -27,6 +27,7 @@ from multishield.params import Adaptive
 
 # Parts of the radius at which the second attacker wants rejection, see `curve`.
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MODELS = {"classifier": "classifier", "CLIP": "alignment"}  # what can stand alone: its name, and a shield's attribute
 
 
 def part_names(defence: nn.Module, count: int) -> list[str]:
@@ -124,9 +125,9 @@ class Attacker:
 
     def sanity_rows(self, defence: nn.Module, data: Split, starts: Sequence[AttackedImages]) -> pd.DataFrame:
         """Records of the runs that only the sanity rules need, on the first images: joint at other radii, with half its
-        steps, and on the classifier alone at half the radius, where the defence has one.
+        steps, and on each of `MODELS` alone at half the radius, where the defence has it.
 
-        Scenarios are "eps x 0.5", "eps x 2", "large eps", "half the steps" and "classifier, eps x 0.5".
+        Scenarios are "eps x 0.5", "eps x 2", "large eps", "half the steps", "classifier, eps x 0.5", "CLIP, eps x 0.5".
         """
         few = data[: self.params.sanity.images]
         starts = [start[torch.arange(len(few))] for start in starts]
@@ -142,9 +143,10 @@ class Attacker:
             "large eps": (defence, self.params, large, anywhere),
             "half the steps": (defence, half, ball.eps, starts),
         }
-        if hasattr(defence, "classifier"):
-            alone = Undefended(defence.classifier)
-            runs["classifier, eps x 0.5"] = (alone, self.params, ball.eps / 2, starts[:1])
+        for i, (name, attribute) in enumerate(MODELS.items()):
+            if hasattr(defence, attribute):
+                alone = Undefended(getattr(defence, attribute))
+                runs[f"{name}, eps x 0.5"] = (alone, self.params, ball.eps / 2, starts[i : i + 1])
         rows = []
         for scenario, (model, params, eps, begun) in runs.items():
             other = replace(ball, eps=eps)

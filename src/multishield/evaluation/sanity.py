@@ -20,7 +20,7 @@ RULES = {
     "more steps do not hurt": "the joint attack breaks at least as many images as with half its steps",
     "one attack is enough": "the joint attack alone breaks what all attacks together break, but for one image in 200",
     "broken on the classifier too": "no image is broken behind the shield that the baseline's attack left standing",
-    "half the radius": "the shield is not far more robust than the classifier at half the radius",
+    "half the radius": "the shield is not far more robust than the better of its models at half the radius",
     "same again": "an image decided twice gets the same scores, alone and among others",
     "finite": "all scores are finite",
     "better than chance": "the classifier is better than chance on clean images",
@@ -35,6 +35,7 @@ def _broken(records: pd.DataFrame, scenario: str, classes: int) -> set:
 
 # A cosine of two prompts above which they are one: float32 keeps seven digits.
 ALIKE = 1 - 1e-6
+HALF = ", eps x 0.5"  # ends the names of the runs on one model alone
 Findings = dict[str, tuple[bool, str]]  # rule -> whether it holds, and the sentence about it
 
 
@@ -109,14 +110,15 @@ def _of_runs(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> Finding
         ),
         "more steps do not hurt": (whole >= half, f"broken of {few} images with all steps {whole}, with half {half}"),
     }
-    rows = runs[runs.scenario == "classifier, eps x 0.5"]
-    if len(rows):
+    alone = {s.removesuffix(HALF): rows for s, rows in runs.groupby("scenario", sort=False) if s.endswith(HALF)}
+    if alone:
         # Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2, so that one far
-        # above the other says that the attack on the detector is weak. Far: their intervals do not overlap.
-        alone = int(METRICS["correct_under_attack"][1](rows, classes).sum())
+        # above all that is known says that the attack on the detector is weak. Far: their intervals do not overlap.
+        hold = {name: int(METRICS["correct_under_attack"][1](rows, classes).sum()) for name, rows in alone.items()}
         shield = few - len(_broken(records, "adaptive", classes) & set(runs.image))
-        words = f"of {few} images the shield holds {shield}, the classifier at half the radius {alone}"
-        found["half the radius"] = (wilson(shield, few)[0] <= wilson(alone, few)[1], words)
+        models = ", ".join(f"{name} {count}" for name, count in hold.items())
+        words = f"of {few} images the shield holds {shield}; one model at half the radius: {models}"
+        found["half the radius"] = (wilson(shield, few)[0] <= wilson(max(hold.values()), few)[1], words)
     return found
 
 
