@@ -129,12 +129,14 @@ def verdict(table: pd.DataFrame) -> str:
     lines = []
     for name, of in table[table.own].groupby("classifier", sort=False):
         by = of.set_index("defence")
-        shield, simple = by.loc["Multi-Shield"], by.loc[comparison.REFERENCE]
+        shield, simple, best = by.loc["Multi-Shield"], by.loc[comparison.REFERENCE], by.loc[by.robust.idxmax()]
         lines.append(
             f"- **{name}**: at the shield's own clean rejection ({shield.rejection:.1%}; the threshold's is "
             f"{simple.rejection:.1%}) Multi-Shield leaves {shield.robust:.1%} robust, a threshold on the classifier's "
             f"own logit margin {simple.robust:.1%}. {shield.gained} images are held by the shield alone, {shield.lost} "
-            f"by the threshold alone (McNemar's p: {tables.p_value(shield.p)}, N = {shield.n})."
+            f"by the threshold alone (McNemar's p: {tables.p_value(shield.p)}, N = {shield.n}). The most that any "
+            f"defence leaves there is {best.robust:.1%}: {best.name}, with a clean accuracy of {best.clean:.1%}; the "
+            f"shield's is {shield.clean:.1%}."
         )
     return "\n".join(lines)
 
