@@ -109,6 +109,21 @@ def test_consistency_rejects_what_a_small_step_changes():
     assert torch.equal(torch.autograd.grad(defence.models[1].before(moving).sum(), moving)[0], torch.ones_like(x))
 
 
+def test_consistency_needs_no_third_pass_for_the_same_scores_and_gradients():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)).requires_grad_(False)
+    defence, x, passes = ConsistentPrediction(network, radius=0.05), torch.rand(5, 3, 4, 4), []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    moving, found = x.clone().requires_grad_(), []
+    for scores in (defence.scores, super(ConsistentPrediction, defence).scores):
+        both = scores(moving)
+        found.append([*both, *(torch.autograd.grad(s[:, 0].sum(), moving)[0] for s in both)])
+        with torch.no_grad():
+            assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(scores(x), both, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert len(passes) == 2 * (2 + 3)
+
+
 def test_squeezers_and_their_gradients():
     x = torch.rand(2, 3, 5, 5, requires_grad=True)
     squeezed = reduced_bits(x, bits=2)

@@ -141,6 +141,12 @@ class ConsistentPrediction(FeatureSqueezing):
 
     def __init__(self, classifier: nn.Module, radius: float = 0.0055, leads: Sequence[float] | None = None):
         super().__init__(classifier, partial(neighbour, classifier, radius), leads)
+        self.radius = radius
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of both models, in two passes instead of three."""
+        own, beside = decided(self.models[0], self.radius, x)
+        return own, self.models[0](beside)
 
 
 class SummedLogProbabilities(Defence):
@@ -185,10 +191,17 @@ def neighbour(classifier: nn.Module, radius: float, x: Tensor) -> Tensor:
 
     The gradient is the identity's: that of a sign is zero.
     """
+    return decided(classifier, radius, x)[1]
+
+
+def decided(classifier: nn.Module, radius: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The classifier's logits for x, and `neighbour`, to which their own pass leads."""
     with torch.enable_grad():  # whoever asks for scores may not want gradients
-        near = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(lead(classifier(near)).amax(1).sum(), near)
-    return x + ((near - radius * gradient.sign()).clamp(0, 1) - x).detach()
+        near = x if x.requires_grad else x.detach().requires_grad_()
+        logits = classifier(near)
+        (gradient,) = torch.autograd.grad(lead(logits).amax(1).sum(), near, retain_graph=True)
+    step = (near - radius * gradient.sign()).clamp(0, 1) - x
+    return logits if torch.is_grad_enabled() else logits.detach(), x + step.detach()
 
 
 def smoothed(x: Tensor) -> Tensor:

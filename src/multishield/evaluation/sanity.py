@@ -35,7 +35,6 @@ def _broken(records: pd.DataFrame, scenario: str, classes: int) -> set:
 
 # A cosine of two prompts above which they are one: float32 keeps seven digits.
 ALIKE = 1 - 1e-6
-HALF = ", eps x 0.5"  # ends the names of the runs on one model alone
 Findings = dict[str, tuple[bool, str]]  # rule -> whether it holds, and the sentence about it
 
 
@@ -110,7 +109,7 @@ def _of_runs(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> Finding
         ),
         "more steps do not hurt": (whole >= half, f"broken of {few} images with all steps {whole}, with half {half}"),
     }
-    alone = {s.removesuffix(HALF): rows for s, rows in runs.groupby("scenario", sort=False) if s.endswith(HALF)}
+    alone = {s.partition(",")[0]: rows for s, rows in runs.groupby("scenario", sort=False) if s.endswith(", eps x 0.5")}
     if alone:
         # Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2, so that one far
         # above all that is known says that the attack on the detector is weak. Far: their intervals do not overlap.
