@@ -2,12 +2,14 @@
 
 Measured: floating-point operations of one forward pass, counted by torch on the real architecture (random weights), and
 what a pass keeps for the gradient. Assumed: PASSES below, that the published robust accuracy holds (30 % where none is
-published), and a GPU that sustains TFLOPS in float32. An estimate, not a measurement:
+published), and a GPU that sustains TFLOPS in float32. Of several GPUs each attack keeps BUSY of the time busy, and the
+baseline's batches go to one GPU each. Comparison and studies are not counted. An estimate, not a measurement:
 
     python benchmarks/flops.py [PROFILE...]
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import open_clip
@@ -21,6 +23,7 @@ from multishield.models.zero_shot import Preprocess, ZeroShotClassifier
 from multishield.params import Params, read_yaml
 
 TFLOPS = 20
+GPUS, BUSY = 8, 0.9  # benchmarks/scaling.py: 64 workers, on a clock that is simulated, were busy 92 % of the ideal time
 # A step is a forward and a backward pass, which costs two forwards. AutoAttack on an image that resists: apgd-ce 100
 # steps, apgd-t and fab-t 9 x 100 each, square 5,000 queries; one that breaks leaves after about 100 steps.
 RESISTS, BREAKS = 3 * (100 + 900 + 900) + 5000, 3 * 100
@@ -75,8 +78,14 @@ def hours(params: Params, share: float, classifier: float, clip: float) -> tuple
     # Images that resist go through every step; the others leave after a tenth of them or so.
     white = (n * (share + 0.1 * (1 - share)) + 4 * a.sanity.images) * (joint + 3 * 2 * a.paper.steps) * both
     black = n * share * a.square.queries * both
-    alone = n * 3 * a.alignment.steps * clip
+    alone = n * 3 * (1 + a.parts.targets) * a.parts.steps * clip
     return baseline / TFLOPS / 3.6e15, (white + black + alone) / TFLOPS / 3.6e15
+
+
+def on_several(params: Params, baseline: float, adaptive: float) -> float:
+    """The same hours on GPUS GPUs."""
+    batches = math.ceil(params.dataset.evaluate / params.baseline.batch_size)
+    return baseline * math.ceil(batches / GPUS) / batches + adaptive / GPUS / BUSY
 
 
 def disk(params: Params, weights: float) -> float:
@@ -92,7 +101,7 @@ def disk(params: Params, weights: float) -> float:
 def rows_of(profile: Path) -> None:
     """Print a row per classifier, and the profile's sum."""
     params = Params.parse(read_yaml(profile), profile.name)
-    side, total, weights = params.dataset.image_size, 0.0, 0
+    side, total, several, weights = params.dataset.image_size, 0.0, 0.0, 0
     tower = alignment(params)
     clip, clip_kept = flops(tower, side), kept(tower, side)
     for name in params.classifiers:
@@ -101,13 +110,15 @@ def rows_of(profile: Path) -> None:
         each, memory = flops(model, side), kept(model, side)
         first, third = hours(params, robust_share(params, name), each, clip)
         total += first + third
+        several += on_several(params, first, third)
         weights += sum(p.nbytes for p in model.parameters())
         # Gradients flow back while what was kept is still there: twice.
         batch = 2 * params.baseline.batch_size * memory / 1e3
         figures = f"{each / 1e9:.1f} | {clip / 1e9:.1f} | {memory + clip_kept:.0f} | {batch:.0f}"
         print(f"| {profile.stem} | {name} | {figures} | {first:.1f} | {third:.1f} | |", flush=True)
         del model
-    print(f"| {profile.stem} | all | | | | | | {total:.0f} in all | {disk(params, weights):.0f} |", flush=True)
+    sums = f"{total:.0f} in all, {several:.1f} on {GPUS} GPUs | {disk(params, weights):.0f}"
+    print(f"| {profile.stem} | all | | | | | | {sums} |", flush=True)
 
 
 def main() -> None:
