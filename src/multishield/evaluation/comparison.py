@@ -253,12 +253,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             row = {"classifier": classifier, "wanted": wanted, "own": own, "defence": name}
             for share, counted in shares.items():
                 hits = int(counted.sum())
-                row |= dict(zip((share, f"{share}_low", f"{share}_high"), _ratio(hits, len(of)), strict=True))
+                ratio = (hits / len(of), *wilson(hits, len(of)))
+                row |= dict(zip((share, f"{share}_low", f"{share}_high"), ratio, strict=True))
             p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
             row |= {"gained": gained, "lost": lost, "p": float("nan") if name == REFERENCE else p, "n": len(of)}
             found.append(row)
     return pd.DataFrame(found)
-
-
-def _ratio(hits: int, n: int) -> tuple[float, float, float]:
-    return hits / n, *wilson(hits, n)

@@ -44,11 +44,12 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebook
     # What scrolls sideways must be reached by the keyboard, too.
     scroll = r'<div class="scroll" tabindex="0" role="region" aria-label="Table">\1</div>'
     body = re.sub(r"(<table\b.*?</table>)", scroll, body, flags=re.DOTALL)
+    body = re.sub(r"(<h1[^>]*>)[^<]*", lambda h1: h1[1] + html.escape(title), body, count=1) if notebooks else body
     contents = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body) if notebooks else []
     template = jinja2.Template((Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"))
     listed = [Page(p.name, html.escape(p.title), p.file) for p in notebooks or []]
-    page = template.render(title=html.escape(title), body=body, notebooks=listed, contents=contents)
-    return write_text(path, page + "\n")
+    words = {"title": html.escape(title), "body": body, "notebooks": listed, "contents": contents}
+    return write_text(path, template.render(words) + "\n")
 
 
 def _show_saved_figures(notebook: nbformat.NotebookNode) -> None:
