@@ -90,6 +90,14 @@ def test_a_cluster_of_64_is_busy_to_the_end():
     assert costs.sum() / 64 / blind.now > 0.85, "without a guess at the costs"
 
 
+def test_the_few_that_cost_most_are_not_left_to_one_worker():
+    costs = [20_000.0] * 128 + [100.0] * 49_872
+    crew = Simulated(64, costs)
+    dispatch(crew, range(50_000), costs, sizes=(128, 1024))
+    assert sum(costs) / 64 / crew.now > 0.9
+    assert len(crew.begun[-1]) < 200
+
+
 def test_what_was_finished_before_a_worker_died_is_not_done_again():
     trouble = lambda number, units: None if number else RuntimeError("gone")  # noqa: E731
     crew = Simulated(2, dict.fromkeys(range(40), 1.0), trouble)

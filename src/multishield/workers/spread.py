@@ -81,8 +81,8 @@ def spread(
         model: sent once to each worker, onto its device.
         pick: what `work` needs of some units. It is called here, as late as possible: not all is in memory at once.
         units: numbers. what: a unit is called in messages.
-        at_least, at_most: units in a piece. Where there are not two such pieces for each worker, each gets one, and all
-            are alike.
+        at_least, at_most: units in a piece; fewer where they cost more than half of what a worker has to do. Where
+            there are not two such pieces for each worker, each gets one, and all are alike.
         costs: of each unit, known or guessed; the dearest are begun first.
 
     Raises:
@@ -124,8 +124,10 @@ class Dispatcher:
         ordered = [unit for _, unit in sorted(zip(costs, units, strict=True), key=lambda pair: -pair[0])]
         size = crew.size()
         at_least, self.at_most = sizes
+        self.even = sum(costs) / size if size > 1 else math.inf  # what each worker has to do
         if len(units) < 2 * at_least * size:
             ordered, at_least = [unit for i in range(size) for unit in ordered[i::size]], math.ceil(len(units) / size)
+            self.even = math.inf
         self.waiting, self.least = deque(ordered), at_least
         self.cost = {unit: max(cost, 1e-9) for unit, cost in zip(units, costs, strict=True)}
         self.crew, self.pick, self.take, self.what, self.patience = crew, pick, take, what, patience
@@ -159,7 +161,7 @@ class Dispatcher:
         units, cost = [], 0.0
         while self.waiting and len(units) < self.at_most:
             cost += self.cost[self.waiting[0]]
-            if len(units) >= self.least and cost > share:
+            if (len(units) >= self.least and cost > share) or (units and cost > self.even / 2):
                 break
             units.append(self.waiting.popleft())
         return units
