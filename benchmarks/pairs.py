@@ -43,6 +43,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multishield.attacks.pgd import pgd
 from multishield.attacks.threat_model import Ball
@@ -131,8 +132,9 @@ def batch_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustT
 def diverse_loss(model: Pair, x: Tensor, y: Tensor, start: Tensor, params: RobustTower, weight: float) -> Tensor:
     """Each model's loss under its own attack, and the squared cosine between the gradients that these follow."""
     start.requires_grad_()
-    losses = [F.nll_loss(scores, y, reduction="sum") for scores in model.both(start)]
-    gradients = [torch.autograd.grad(loss, start, create_graph=True)[0] for loss in losses]
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        losses = [F.nll_loss(scores, y, reduction="sum") for scores in model.both(start)]
+        gradients = [torch.autograd.grad(loss, start, create_graph=True)[0] for loss in losses]
     cosine = F.cosine_similarity(*(g.flatten(1) for g in gradients))
     steps = [start.detach() + params.step_size * g.detach().sign() for g in gradients]
     moved = [Ball(params.eps).project(step, x) for step in steps]
