@@ -95,7 +95,9 @@ def test_the_comparison_as_a_table_and_in_a_sentence():
         "logit margin 60.0%. 1 images are held by the shield alone, 9 by the threshold alone (McNemar's p: 0.021"
         in said
     )
-    assert said.endswith("leaves there is 60.0%: logit margin, with a clean accuracy of 80.0%; the shield's is 80.0%.")
+    assert said.endswith(
+        "leaves there is 60.0%: logit margin (clean accuracy 80.0%, rejection 21.0%; the shield 80.0% and 21.0%)."
+    )
     assert "no threshold was chosen" in report.verdict(comparison_table()[:0])
 
 

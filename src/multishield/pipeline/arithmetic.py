@@ -20,9 +20,12 @@ PORTABLE = {
     "OPENBLAS_NUM_THREADS": THREADS,
     "OMP_DYNAMIC": "false",  # that many threads on one core, too
     "MKL_DYNAMIC": "false",
-    # Not arithmetic: a thread that waits gives its core away soon, for what else runs on the machine
-    # (docs/portability.md).
+    # Not arithmetic (docs/portability.md): a thread that waits gives its core away soon, for what else runs on the
+    # machine, and memory that was freed is kept for the next step: handing it back costs millions of page faults.
     "GOMP_SPINCOUNT": "10000",
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_ARENA_MAX": "1",  # a worker's thread, too
 }
 
 

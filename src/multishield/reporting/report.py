@@ -135,8 +135,8 @@ def verdict(table: pd.DataFrame) -> str:
             f"{simple.rejection:.1%}) Multi-Shield leaves {shield.robust:.1%} robust, a threshold on the classifier's "
             f"own logit margin {simple.robust:.1%}. {shield.gained} images are held by the shield alone, {shield.lost} "
             f"by the threshold alone (McNemar's p: {tables.p_value(shield.p)}, N = {shield.n}). The most that any "
-            f"defence leaves there is {best.robust:.1%}: {best.name}, with a clean accuracy of {best.clean:.1%}; the "
-            f"shield's is {shield.clean:.1%}."
+            f"defence leaves there is {best.robust:.1%}: {best.name} (clean accuracy {best.clean:.1%}, rejection "
+            f"{best.rejection:.1%}; the shield {shield.clean:.1%} and {shield.rejection:.1%})."
         )
     return "\n".join(lines)
 

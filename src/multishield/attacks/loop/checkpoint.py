@@ -11,9 +11,9 @@ from multishield.storage.checkpoints import Checkpoint, checkpoint
 from multishield.storage.progress import progress
 from multishield.workers.spread import Work, spread
 
-# Images in a piece of work: a batch of few takes nearly as long. Where nobody knows which of them are dear, smaller
-# pieces let the last worker end sooner. And bytes of clean images at once: the rest is not in memory yet.
-AT_LEAST, UNKNOWN, AT_ONCE = 128, 32, 2**29
+# Images in a piece of work: at its end few are left in a batch, which costs as much as some 30 images more. And bytes
+# of clean images at once: the rest is not in memory yet.
+AT_LEAST, AT_ONCE = 128, 2**29
 
 
 def attack_resumably(
@@ -52,7 +52,7 @@ def attack_resumably(
                 lambda numbers: pick(torch.tensor(numbers)),
                 left,
                 watch,
-                at_least=UNKNOWN if costs is None else AT_LEAST,
+                at_least=AT_LEAST,
                 at_most=max(1, AT_ONCE // bytes_each),
                 costs=None if costs is None else costs[left].tolist(),
             )
