@@ -67,7 +67,9 @@ def test_the_dearest_are_begun_first_and_the_last_pieces_are_small():
     begun = [unit for piece in crew.begun for unit in piece]
     assert begun == sorted(range(400), key=lambda i: -costs[i])
     assert len(crew.begun[0]) > 20
-    assert len(crew.begun[-1]) == 1
+    of = [sum(costs[unit] for unit in piece) for piece in crew.begun]
+    assert of[0] > 20 * sum(costs) / 400
+    assert of[-1] <= sum(costs) / 400
 
 
 def test_where_there_are_few_each_worker_gets_one_piece_and_all_are_alike():
@@ -80,14 +82,12 @@ def test_where_there_are_few_each_worker_gets_one_piece_and_all_are_alike():
 def test_a_cluster_of_64_is_busy_to_the_end():
     """Costs as attacks have them: most images fall in a few steps, the robust ones take 1,800 passes."""
     draw = torch.Generator().manual_seed(0)
-    robust = torch.rand(10_000, generator=draw) < 0.45
-    costs = torch.where(robust, 1800.0, 20 + 400 * torch.rand(10_000, generator=draw) ** 3)
-    crew = Simulated(64, costs.tolist())
-    dispatch(crew, range(10_000), costs.tolist(), sizes=(128, 1024))
-    assert costs.sum() / 64 / crew.now > 0.9
-    blind = Simulated(64, costs.tolist())
-    dispatch(blind, range(10_000), sizes=(32, 1024))
-    assert costs.sum() / 64 / blind.now > 0.85, "without a guess at the costs"
+    robust = torch.rand(50_000, generator=draw) < 0.45
+    costs = torch.where(robust, 1800.0, 20 + 400 * torch.rand(50_000, generator=draw) ** 3).tolist()
+    for number, guess in ((10_000, costs), (50_000, costs), (50_000, None)):
+        crew = Simulated(64, costs)
+        dispatch(crew, range(number), guess and guess[:number], sizes=(128, 1024))
+        assert sum(costs[:number]) / 64 / crew.now > 0.9
 
 
 def test_the_few_that_cost_most_are_not_left_to_one_worker():

@@ -53,7 +53,6 @@ class Attacker:
 
     def run(self, attack: partial, tag: str, defence: nn.Module, data: Split, starts=()) -> AttackedImages:
         """One attack on all images. Its settings are bound; it takes a defence, images, labels, and the loop's own."""
-
         ball = {"eps": self.ball.eps, "norm": self.ball.norm, "seed": self.seed}
         margins = margins_of(defence, data)  # for code and thresholds that no state holds
         inputs = (tag, attack.keywords, defence, margins, data.images, data.labels, data.ids, ball)
@@ -98,7 +97,6 @@ class Attacker:
 
     def square(self, defence: nn.Module, data: Split) -> AttackedImages:
         """The black box."""
-
         return self.run(partial(_black_box, **self.params.square.model_dump()), "square", defence, data)
 
     def against_survivors(self, defence: nn.Module, data: Split, worst: AttackedImages) -> AttackedImages:

@@ -25,7 +25,6 @@ from multishield.workers.spread import Lost, Work
 BEAT = 1.0
 # What a worker's arithmetic and memory depend on is as here; but each has one thread: more would wait for each other.
 AS_HERE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
-AS_HERE += ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ONE_THREAD |= {"OMP_DYNAMIC": "false", "MKL_DYNAMIC": "false"}
 
@@ -63,7 +62,7 @@ def _joined(workers: Workers):
         if _STARTED in ([], [workers]):
             return ray
         ray.shutdown()
-    own = {name: os.environ[name] for name in AS_HERE if name in os.environ} | ONE_THREAD
+    own = {k: value for k, value in os.environ.items() if k in AS_HERE or k.startswith("MALLOC_")} | ONE_THREAD
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     options = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": own}}
     if workers.address:

@@ -26,6 +26,8 @@ Work = Callable[[nn.Module, object, Emit], object]
 Take = Callable[[list[int], object, float, str], None]
 # A unit that has failed as often is given up: by then it has been computed alone.
 TRIES = 3
+# A piece's part of what is left for each worker: a smaller one makes more pieces, each with a slow end of its own.
+SHARE = 0.75
 
 
 class Crew(Protocol):
@@ -81,8 +83,8 @@ def spread(
         model: sent once to each worker, onto its device.
         pick: what `work` needs of some units. It is called here, as late as possible: not all is in memory at once.
         units: numbers. what: a unit is called in messages.
-        at_least, at_most: units in a piece; fewer where they cost more than half of what a worker has to do. Where
-            there are not two such pieces for each worker, each gets one, and all are alike.
+        at_least, at_most: a piece costs at least what so many average units do, and has at most so many. Where there
+            are not two such pieces for each worker, each gets one, and all are alike.
         costs: of each unit, known or guessed; the dearest are begun first.
 
     Raises:
@@ -120,16 +122,15 @@ class Dispatcher:
     """Hands out pieces until every unit is finished. Args: see `spread`; `sizes` are at_least and at_most."""
 
     def __init__(self, crew: Crew, pick, units, take: Take, what: str, sizes: tuple[int, int], costs, patience: float):
-        costs = [1.0] * len(units) if costs is None else list(costs)
-        ordered = [unit for _, unit in sorted(zip(costs, units, strict=True), key=lambda pair: -pair[0])]
-        size = crew.size()
+        costs = [1.0] * len(units) if costs is None else [max(cost, 1e-9) for cost in costs]
+        self.cost = dict(zip(units, costs, strict=True))
+        ordered, size = sorted(units, key=lambda unit: -self.cost[unit]), crew.size()
         at_least, self.at_most = sizes
-        self.even = sum(costs) / size if size > 1 else math.inf  # what each worker has to do
+        self.least = at_least * sum(costs) / len(units)
         if len(units) < 2 * at_least * size:
-            ordered, at_least = [unit for i in range(size) for unit in ordered[i::size]], math.ceil(len(units) / size)
-            self.even = math.inf
-        self.waiting, self.least = deque(ordered), at_least
-        self.cost = {unit: max(cost, 1e-9) for unit, cost in zip(units, costs, strict=True)}
+            ordered, self.least = [unit for i in range(size) for unit in ordered[i::size]], math.inf
+            self.at_most = min(self.at_most, math.ceil(len(units) / size))
+        self.waiting = deque(ordered)
         self.crew, self.pick, self.take, self.what, self.patience = crew, pick, take, what, patience
         self.again: deque[list[int]] = deque()
         self.running: dict[object, _Piece] = {}
@@ -155,15 +156,12 @@ class Dispatcher:
             self.running[self.crew.begin(self.pick(units))] = _Piece(units)
 
     def _next_piece(self, size: int) -> list[int]:
-        """Of what is left half of each worker's share, by cost: large pieces first, small ones at the end. A worker
-        that is alone takes all it may."""
-        share = sum(self.cost[unit] for unit in self.waiting) / (2 * size if size > 1 else 1)
-        units, cost = [], 0.0
-        while self.waiting and len(units) < self.at_most:
-            cost += self.cost[self.waiting[0]]
-            if (len(units) >= self.least and cost > share) or (units and cost > self.even / 2):
-                break
+        """Of what is left `SHARE` of a worker's part, by cost: small pieces at the end. One alone takes all it may."""
+        left = sum(self.cost[unit] for unit in self.waiting)
+        share, units, cost = max(self.least, left * SHARE / size if size > 1 else math.inf), [], 0.0
+        while self.waiting and len(units) < self.at_most and (not units or cost + self.cost[self.waiting[0]] <= share):
             units.append(self.waiting.popleft())
+            cost += self.cost[units[-1]]
         return units
 
     def _hear(self, handle: object, said: list | BaseException | None) -> None:
