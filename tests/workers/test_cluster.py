@@ -132,6 +132,14 @@ for workers, pieces in (("1", 2**29), ("1", 5_000), ("2", 2**29), ("3", 5_000)):
 
 
 @ray
+def test_a_driver_that_is_told_to_end_leaves_no_trace_of_a_crash(script):
+    done = script(SCRIPT + "\nimport signal\nprint(result())\nsys.stdout.flush()\nos.kill(os.getpid(), signal.SIGTERM)")
+    assert done.returncode != 0
+    assert len(done.stdout.strip()) == 64
+    assert "SIGTERM" not in done.stderr
+
+
+@ray
 @pytest.mark.parametrize("mishap", ["killed", pytest.param("hangs", marks=pytest.mark.long)])
 def test_a_worker_that_dies_or_hangs_changes_nothing(script, expected, mishap):
     assert ended_well(script(ONCE, MISHAP=mishap, MULTISHIELD_PATIENCE="40")) == expected

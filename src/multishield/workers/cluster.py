@@ -47,6 +47,7 @@ def _joined(workers: Workers):
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # a kernel that is told to end is no crash
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # nobody looks; a kernel would wait for it to end
     if not workers.address:
         # As on desktops: else it takes 127.0.0.1 for the machine's own address, and listens to the network.
