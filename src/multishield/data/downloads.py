@@ -208,7 +208,8 @@ def _unpack(download: Download, files: list[Path], root: Path) -> None:
     for file in files:
         (below / file.name).symlink_to(file.resolve())
     try:
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # nothing outside, no devices
+        # Nothing outside, no devices. Before Python 3.11.4 there is no such filter, and nobody asks for one.
+        tarfile.TarFile.extraction_filter = staticmethod(getattr(tarfile, "data_filter", None))
         download.extract(unfinished)
         for file in files:
             (below / file.name).unlink(missing_ok=True)

@@ -125,9 +125,8 @@ class Dispatcher:
         costs = [1.0] * len(units) if costs is None else [max(cost, 1e-9) for cost in costs]
         self.cost = dict(zip(units, costs, strict=True))
         ordered, size = sorted(units, key=lambda unit: -self.cost[unit]), crew.size()
-        at_least, self.at_most = sizes
-        self.least = at_least * sum(costs) / len(units)
-        if len(units) < 2 * at_least * size:
+        self.least, self.at_most = sizes[0] * sum(costs) / len(units), sizes[1]
+        if len(units) < 2 * sizes[0] * size:
             ordered, self.least = [unit for i in range(size) for unit in ordered[i::size]], math.inf
             self.at_most = min(self.at_most, math.ceil(len(units) / size))
         self.waiting = deque(ordered)
