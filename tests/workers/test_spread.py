@@ -88,6 +88,9 @@ def test_a_cluster_of_64_is_busy_to_the_end():
         crew = Simulated(64, costs)
         dispatch(crew, range(number), guess and guess[:number], sizes=(128, 1024))
         assert sum(costs[:number]) / 64 / crew.now > 0.9
+    blind = Simulated(64, costs)
+    dispatch(blind, range(10_000), sizes=(32, 1024))
+    assert sum(costs[:10_000]) / 64 / blind.now > 0.85, "without a guess at the costs, in smaller pieces"
 
 
 def test_the_few_that_cost_most_are_not_left_to_one_worker():
