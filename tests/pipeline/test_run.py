@@ -65,6 +65,13 @@ def test_the_kernel_is_this_python_with_the_portable_arithmetic(stage, project_r
     assert outputs(project_root).splitlines() == [sys.executable, str(arithmetic.PORTABLE)]
 
 
+def test_an_executed_notebook_is_the_same_under_every_python_3_11(stage, project_root):
+    assert stage("1").returncode == 0
+    executed = project_root / "artifacts" / "notebooks" / "01_dataset.ipynb"
+    assert platform.python_version() not in executed.read_text()
+    assert read_notebook(executed).metadata == read_notebook(project_root / "notebooks" / "01_dataset.ipynb").metadata
+
+
 def test_native_arithmetic_leaves_the_environment_alone(monkeypatch):
     monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "7"})
     arithmetic.choose("native")

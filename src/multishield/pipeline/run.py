@@ -132,7 +132,7 @@ def execute(stage: str, item: str | None = None) -> Path:
             f"{_one_line(what)}\nThe executed copy is {failed.relative_to(paths.root())}"
         ) from None
     executed = read_notebook(running)
-    executed.metadata.pop("papermill", None)
+    executed.metadata = read_source(stage).metadata  # the kernel's would name Python's patch version
     for i, cell in enumerate(executed.cells):
         cell["id"] = f"cell-{i}"
         cell.metadata.pop("papermill", None)
