@@ -98,6 +98,8 @@ def test_the_comparison_as_a_table_and_in_a_sentence():
     assert said.endswith(
         "leaves there is 60.0%: logit margin (clean accuracy 80.0%, rejection 21.0%; the shield 80.0% and 21.0%)."
     )
+    nothing = report.verdict(comparison_table().assign(robust=0.0))
+    assert nothing.endswith("The most that any defence leaves there is 0.0%."), "all are as good: none is named"
     assert "no threshold was chosen" in report.verdict(comparison_table()[:0])
 
 

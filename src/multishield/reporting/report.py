@@ -25,10 +25,7 @@ def gather(params: Params) -> pd.DataFrame:
 def histories(params: Params) -> dict[str, pd.DataFrame]:
     """Training histories: the classifiers', "CLIP"'s and that of its "robust tower". Loaded models have no curve."""
     found = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
-    found |= {
-        "CLIP": paths.artifacts("alignment", "history.csv"),
-        "robust tower": paths.artifacts("alignment", "robust.csv"),
-    }
+    found["CLIP"], found["robust tower"] = (paths.artifacts("alignment", f"{n}.csv") for n in ("history", "robust"))
     frames = {name: pd.read_csv(path) for name, path in found.items() if path.is_file()}
     return {name: frame for name, frame in frames.items() if frame.epoch.min() > 0}
 
@@ -51,7 +48,7 @@ def finding(metrics: pd.DataFrame) -> str:
     value = metrics[metrics.metric == "robust_accuracy"].set_index(["classifier", "scenario"]).value
     lines = []
     for name, of in metrics.groupby("classifier", sort=False):
-        robust = {s: f"{100 * value[name, s]:.1f} %" for s in ("baseline", "multishield", "paper", "adaptive")}
+        robust = {s: f"{value[name, s]:.1%}" for s in ("baseline", "multishield", "paper", "adaptive")}
         lines.append(
             f"- **{name}**, {of.n.iloc[0]} images: AutoAttack leaves {robust['baseline']} robust without the shield, "
             f"{robust['multishield']} with it while the attacker is unaware of it. Of the attacks that know it, the "
@@ -128,15 +125,18 @@ def verdict(table: pd.DataFrame) -> str:
         return "There are few validation images (`dataset.validation`), so no threshold was chosen: no comparison."
     lines = []
     for name, of in table[table.own].groupby("classifier", sort=False):
-        by = of.set_index("defence")
-        shield, simple, best = by.loc["Multi-Shield"], by.loc[comparison.REFERENCE], by.loc[by.robust.idxmax()]
+        by = of.set_index("defence").sort_values(["robust", "clean"])
+        shield, simple, best = by.loc["Multi-Shield"], by.loc[comparison.REFERENCE], by.iloc[-1]
+        most = f"{best.robust:.1%}"
+        if best.robust:  # else all of them are the best
+            most += f": {best.name} (clean accuracy {best.clean:.1%}, rejection {best.rejection:.1%}; the shield "
+            most += f"{shield.clean:.1%} and {shield.rejection:.1%})"
         lines.append(
             f"- **{name}**: at the shield's own clean rejection ({shield.rejection:.1%}; the threshold's is "
             f"{simple.rejection:.1%}) Multi-Shield leaves {shield.robust:.1%} robust, a threshold on the classifier's "
             f"own logit margin {simple.robust:.1%}. {shield.gained} images are held by the shield alone, {shield.lost} "
             f"by the threshold alone (McNemar's p: {tables.p_value(shield.p)}, N = {shield.n}). The most that any "
-            f"defence leaves there is {best.robust:.1%}: {best.name} (clean accuracy {best.clean:.1%}, rejection "
-            f"{best.rejection:.1%}; the shield {shield.clean:.1%} and {shield.rejection:.1%})."
+            f"defence leaves there is {most}."
         )
     return "\n".join(lines)
 
