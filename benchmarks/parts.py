@@ -2,7 +2,7 @@
 
     python benchmarks/parts.py CLASSIFIER [--images 10000] [--megabytes 512 32]
 
-Each size in a process of its own, with one step of every attack, without Square and sanity rules of its budget.
+Each size in a process of its own, with one step of every attack (those of the sanity rules too), without Square.
 Verdicts say nothing here, but they must be the same ones each time. Run it in a project whose pipeline has run and that
 has so many evaluation images. It prints a Markdown table.
 """
