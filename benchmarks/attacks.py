@@ -15,18 +15,18 @@ import time
 import torch
 from pyautoattack import AutoAttack
 
-from multishield.attacks.autoattack import Counter
-from multishield.attacks.loop.result import AttackedImages
 from multishield.attacks.threat_model import Ball, fooled
-from multishield.data import splits
 from multishield.defences import Undefended
-from multishield.evaluation.portfolio import Attacker
-from multishield.evaluation.scenarios import load_shield
-from multishield.evaluation.shards import Shards
-from multishield.evaluator import DEFAULTS
-from multishield.params import Params
-from multishield.storage import paths
-from multishield.storage.checkpoints import kept_in
+from multishield.evaluation import DEFAULTS
+from multishield.images import AttackedImages
+from multishield.portfolio import Attacker
+from multishield.resume import kept_in
+from multishield.shards import Shards
+from paper import paths
+from paper.data import splits
+from paper.params import Params
+from paper.stages.autoattack import Counter
+from paper.stages.baseline import load_shield
 
 ATTACKS = ["apgd-ce", "apgd-t", "square"]
 

@@ -16,11 +16,11 @@ import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from multishield.attacks.loop.mover import bytes_per_image
-from multishield.models import classifier, model_zoo, pretrained
-from multishield.models.clip import Clip
-from multishield.models.zero_shot import Preprocess, ZeroShotClassifier
-from multishield.params import Params, read_yaml
+from multishield.attacks.gradient_model import bytes_per_image
+from paper.models import classifier, model_zoo, pretrained
+from paper.models.clip import Clip
+from paper.models.zero_shot import Preprocess, ZeroShotClassifier
+from paper.params import Params, read_yaml
 
 TFLOPS = 20
 GPUS, BUSY = 8, 0.9  # benchmarks/scaling.py: 64 workers, on a clock that is simulated, were busy 92 % of the ideal time

@@ -15,16 +15,17 @@ import open_clip
 import torch
 import torchvision
 
-from multishield.attacks.autoattack import autoattack
 from multishield.attacks.joint import joint
 from multishield.attacks.threat_model import Ball, evaded
-from multishield.data import splits
-from multishield.evaluation.portfolio import Attacker
-from multishield.evaluation.scenarios import load_shield
-from multishield.models.classifier import Classifier, forward, freeze
-from multishield.models.zero_shot import Preprocess, ZeroShotClassifier
-from multishield.params import Params
+from multishield.forward import forward, freeze
+from multishield.portfolio import Attacker
 from multishield.shield import MultiShield
+from paper.data import splits
+from paper.models.classifier import Classifier
+from paper.models.zero_shot import Preprocess, ZeroShotClassifier
+from paper.params import Params
+from paper.stages.autoattack import autoattack
+from paper.stages.baseline import load_shield
 
 EPS, CLASSES = 8 / 255, 10
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -34,8 +34,8 @@ In params.yaml a pair is training.NAME: {source: checkpoint, path: FOLDER/classi
 import argparse
 from pathlib import Path
 
-from multishield.params import Params
-from multishield.pipeline import arithmetic
+from paper.params import Params
+from paper.pipeline import arithmetic
 
 arithmetic.choose(Params.load().arithmetic)
 
@@ -47,21 +47,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multishield.attacks.pgd import pgd
 from multishield.attacks.threat_model import Ball
-from multishield.data.splits import load_split
-from multishield.evaluation import comparison
-from multishield.evaluation.portfolio import Attacker, worst_case
-from multishield.models.cifar_resnet import load_exactly
-from multishield.models.classifier import accuracy, freeze, load_classifier
-from multishield.models.zero_shot import align, kept_clip
-from multishield.params import RobustTower
-from multishield.reporting import tables
+from multishield.forward import accuracy, freeze
+from multishield.portfolio import Attacker, worst_case
+from multishield.resume import kept_in
 from multishield.shield import MultiShield
-from multishield.storage import paths
-from multishield.storage.checkpoints import kept_in
-from multishield.storage.tensors import load_tensors, save_tensors
-from multishield.training.attacked import perturb
-from multishield.training.epochs import run_epochs, train_epoch
-from multishield.training.robust_tower import Logits
+from multishield.tensors import load_tensors, save_tensors
+from paper import paths
+from paper.data.splits import load_split
+from paper.models.cifar_resnet import load_exactly
+from paper.models.classifier import load_classifier
+from paper.models.zero_shot import align, kept_clip
+from paper.params import RobustTower
+from paper.report import tables
+from paper.stages import comparison
+from paper.training.attacked import perturb
+from paper.training.epochs import run_epochs, train_epoch
+from paper.training.robust_tower import Logits
 
 AS_TWO, AS_ONE, SUM = "as-two.csv", "as-one.csv", ", their sum"
 KEPT = {"": AS_TWO, SUM: AS_ONE}  # what a table calls the records of a pair

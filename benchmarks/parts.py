@@ -15,8 +15,8 @@ import tempfile
 from multiprocessing import get_context
 from pathlib import Path
 
-from multishield.params import Adaptive, Params
-from multishield.pipeline import arithmetic
+from paper.params import Adaptive, Params
+from paper.pipeline import arithmetic
 
 
 def hurried(settings: Adaptive) -> Adaptive:
@@ -27,10 +27,9 @@ def hurried(settings: Adaptive) -> Adaptive:
 
 def measure(name: str, images: int, megabytes: int) -> None:
     """Print a row: what one evaluation in parts of that size takes, of this process."""
-    from multishield import evaluate
-    from multishield.data.splits import load_split
-    from multishield.evaluation import shards
-    from multishield.evaluation.scenarios import load_shield
+    from multishield import evaluate, shards
+    from paper.data.splits import load_split
+    from paper.stages.baseline import load_shield
 
     params, data = Params.load(), load_split("evaluation")[:images]
     shards.AT_ONCE = megabytes * 2**20

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from multishield.pipeline import arithmetic
+from paper.pipeline import arithmetic
 
 KIND = sys.argv[1] if len(sys.argv) > 1 else "portable"
 arithmetic.choose(KIND)  # before torch is imported
@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from multishield.models.cifar_resnet import build_network
-from multishield.models.classifier import Classifier
+from paper.models.cifar_resnet import build_network
+from paper.models.classifier import Classifier
 
 GENERATOR = torch.Generator().manual_seed(0)
 # input channels, output channels, kernel, stride, images, side: of the demo's ResNet-8 and of its CLIP's tower

@@ -14,8 +14,8 @@ how busy 64 workers are with the costs that were measured, on a clock that is si
 import argparse
 import os
 
-from multishield.params import Params
-from multishield.pipeline import arithmetic
+from paper.params import Params
+from paper.pipeline import arithmetic
 
 arithmetic.choose(Params.load().arithmetic)
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -28,15 +28,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multishield.attacks.loop.checkpoint import AT_LEAST
-from multishield.attacks.loop.result import AttackedImages
+from multishield.attacks.resumable import AT_LEAST
 from multishield.attacks.threat_model import Ball
-from multishield.data import splits
-from multishield.evaluation.portfolio import Attacker
-from multishield.evaluation.scenarios import load_shield
-from multishield.storage.checkpoints import kept_in
-from multishield.workers import spread
-from multishield.workers.setting import Workers
+from multishield.images import AttackedImages
+from multishield.portfolio import Attacker
+from multishield.resume import kept_in
+from paper.data import splits
+from paper.stages.baseline import load_shield
+from paper.workers import spread
+from paper.workers.setting import Workers
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 from ruamel.yaml import YAML
 
-from multishield.evaluation.records import METRICS
-from multishield.reporting.tables import to_markdown
-from multishield.storage import paths
-from multishield.storage.files import write_text
+from multishield.files import write_text
+from multishield.records import METRICS
+from paper import paths
+from paper.report.tables import to_markdown
 
 # What a reader looks at first.
 HEADLINES = [

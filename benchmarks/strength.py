@@ -16,10 +16,9 @@ from dataclasses import replace
 
 import torch
 
+from multishield.attacks.components import one_margin
 from multishield.attacks.joint import joint
-from multishield.attacks.parts import one_margin
 from multishield.attacks.threat_model import evaded, transfer
-from multishield.data import splits
 from multishield.defences import (
     ConfidenceThreshold,
     ConsistentPrediction,
@@ -28,10 +27,11 @@ from multishield.defences import (
     Undefended,
     calibrate,
 )
-from multishield.evaluation.portfolio import part_names
-from multishield.evaluation.scenarios import load_shield
-from multishield.evaluator import DEFAULTS, evaluate
-from multishield.params import Params
+from multishield.evaluation import DEFAULTS, evaluate
+from multishield.portfolio import part_names
+from paper.data import splits
+from paper.params import Params
+from paper.stages.baseline import load_shield
 
 REJECTION = 0.05
 SEED = 101  # of the reference's first round; evaluate's is that of params.yaml

@@ -11,15 +11,15 @@ from functools import partial
 
 import torch
 
+from multishield.attacks.components import one_margin
 from multishield.attacks.joint import joint
-from multishield.attacks.parts import one_margin
 from multishield.attacks.threat_model import evaded, transfer
-from multishield.data.splits import load_split
 from multishield.defences import ConfidenceThreshold, calibrate
-from multishield.evaluation.shards import Shards
-from multishield.models.classifier import load_classifier
-from multishield.params import Params
-from multishield.storage import paths
+from multishield.shards import Shards
+from paper import paths
+from paper.data.splits import load_split
+from paper.models.classifier import load_classifier
+from paper.params import Params
 
 
 def attacks(baseline, lost):

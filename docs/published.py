@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
+from multishield import records
 from multishield.attacks.apgd import apgd
-from multishield.data import prepare
-from multishield.data.folders import open_folder
-from multishield.evaluation import records
-from multishield.models import pretrained
-from multishield.models.classifier import accuracy, freeze, read_classifier, wrap
-from multishield.params import Catalogued
+from multishield.forward import accuracy, freeze
+from paper.data import prepare
+from paper.data.folders import open_folder
+from paper.models import pretrained
+from paper.models.classifier import read_classifier, wrap
+from paper.params import Catalogued
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SHIPPED = "AutoAttack-ResNet18"

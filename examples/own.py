@@ -8,8 +8,8 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch import nn
 
-from multishield.data.datasets import Source
-from multishield.models.clip import Clip
+from paper.data.datasets import Source
+from paper.models.clip import Clip
 
 
 def stripes(root, split: str) -> Source:

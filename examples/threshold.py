@@ -9,8 +9,8 @@ Without a network the architecture has random weights here, which says nothing b
 import torch
 
 from multishield import ConfidenceThreshold, calibrate, evaluate
-from multishield.data.shapes import render_split
-from multishield.models import model_zoo, robustbench
+from paper.data.shapes import render_split
+from paper.models import model_zoo, robustbench
 
 NAME = "Addepalli2022Efficient_RN18"  # the smallest of them
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from multishield.pipeline import arithmetic
+from paper.pipeline import arithmetic
 
 # Before torch is imported: tests compute the same on every machine, each process with one thread. Large networks are
 # faster as the machine comes: `make test-all` asks for it.
@@ -21,9 +21,9 @@ import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from multishield.data import shapes
-from multishield.params import Params
-from multishield.pipeline.notebooks import STAGES, code_cells, parameter, read_source, runs
+from paper.data import shapes
+from paper.params import Params
+from paper.pipeline.notebooks import STAGES, code_cells, parameter, read_source, runs
 
 ROOT = Path(__file__).parent.parent
 

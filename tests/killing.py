@@ -2,7 +2,7 @@
 
 import torch
 
-from multishield.data.splits import Split
+from multishield.images import Split
 
 
 def data(n=60, seed=0):

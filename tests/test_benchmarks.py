@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import ROOT
-from multishield.models.cifar_resnet import CifarResNet
-from multishield.models.clip import build_clip
-from multishield.params import Params, RobustTower, read_yaml
-from multishield.pipeline import arithmetic
+from paper.models.cifar_resnet import CifarResNet
+from paper.models.clip import build_clip
+from paper.params import Params, RobustTower, read_yaml
+from paper.pipeline import arithmetic
 
 PROFILES = [line for line in (ROOT / "profiles" / "paper.list").read_text().split("\n") if line and line[0] != "#"]
 # With attention, as CLIP's image towers have it.

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from conftest import ROOT
-from multishield.params import Params, read_yaml
+from paper.params import Params, read_yaml
 
 README = (ROOT / "README.md").read_text()
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks import losses
-from multishield.attacks.loop.loop import State, ascend
-from multishield.attacks.loop.plan import Plan
-from multishield.attacks.loop.result import AttackedImages, Success, per_image
-from multishield.attacks.threat_model import Ball, fooled
+from multishield.attacks.loop import State, ascend
+from multishield.attacks.plan import Plan
+from multishield.attacks.threat_model import Ball, Success, fooled, per_image
+from multishield.images import AttackedImages
 
 # A targeted try is given up at a checkpoint where its gap to success is larger than this part of what it has gained.
 # Measured: see benchmarks/README.md.

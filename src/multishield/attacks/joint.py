@@ -14,12 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.loop.loop import State, ascend
-from multishield.attacks.loop.plan import NO_TRY, Plan
-from multishield.attacks.loop.result import AttackedImages, per_image
+from multishield.attacks.loop import State, ascend
 from multishield.attacks.losses import at, evasion_margin
-from multishield.attacks.threat_model import Ball, evades
-from multishield.models.classifier import device_of, forward
+from multishield.attacks.plan import NO_TRY, Plan
+from multishield.attacks.threat_model import Ball, evades, per_image
+from multishield.forward import device_of, forward
+from multishield.images import AttackedImages
 
 # For images that every part has lost and the defence has not: steps of the long tries from each start, in units of the
 # others', and rounds of tries from more random points.

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from multishield.attacks import losses
 from multishield.attacks.apgd import AutoSteps
-from multishield.attacks.loop.loop import ascend
-from multishield.attacks.loop.result import AttackedImages
+from multishield.attacks.loop import ascend
 from multishield.attacks.threat_model import Ball, evaded
+from multishield.images import AttackedImages
 
 
 def _reject(outputs: Tensor, labels: Tensor) -> Tensor:

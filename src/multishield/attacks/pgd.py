@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from multishield.attacks.loop.loop import State, ascend
-from multishield.attacks.loop.result import AttackedImages, Success
+from multishield.attacks.loop import State, ascend
 from multishield.attacks.losses import ce
-from multishield.attacks.threat_model import Ball, fooled
+from multishield.attacks.threat_model import Ball, Success, fooled
+from multishield.images import AttackedImages
 
 
 class SignedSteps:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multishield.attacks.loop.loop import State, ascend
-from multishield.attacks.loop.random_streams import uniform
-from multishield.attacks.loop.result import AttackedImages, Success, per_image
+from multishield.attacks.loop import State, ascend
 from multishield.attacks.losses import margin
-from multishield.attacks.threat_model import Ball, fooled
-from multishield.models.classifier import Outputs
+from multishield.attacks.random_streams import uniform
+from multishield.attacks.threat_model import Ball, Success, fooled, per_image
+from multishield.forward import Outputs
+from multishield.images import AttackedImages
 
 # Share of the image that a square covers, by query: p is halved after each of these (the paper's schedule for 10,000
 # queries, which AutoAttack does not rescale to its 5,000).

@@ -1,13 +1,21 @@
 """The threat model: rules of success, the ball of images that an attacker may show, and images shown again."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.loop.random_streams import uniform
-from multishield.attacks.loop.result import Success, per_image
-from multishield.models.classifier import device_of, forward
+from multishield.attacks.random_streams import uniform
+from multishield.forward import Outputs, device_of, forward
+
+# Outputs and labels (B,) to success (B,) of the attacker.
+Success = Callable[[Outputs, Tensor], Tensor]
+
+
+def per_image(values: Tensor) -> Tensor:
+    """(B,) to (B,1,1,1)."""
+    return values.view(-1, 1, 1, 1)
 
 
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,29 @@
+"""The one error that users see, and how its sentences end."""
+
+import difflib
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence: what was given, what is accepted, how to mend it.
+
+    The command line prints the message without a traceback and exits with code 1.
+    """
+
+
+def in_words(error: Exception) -> str:
+    """An error as a sentence: a `UserError` is one; of an OSError what it is about, and what may be done."""
+    if not isinstance(error, OSError):
+        return str(error)
+    what = error.filename or "a file"
+    return f"{what}: {error.strerror or error}; make room there, make it readable and writable, or remove it"
+
+
+def closest(name: str, known, listing: str) -> str:
+    """The end of a sentence about an unknown name: close matches, or else `listing`, which says where names are."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else listing
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,1 +1,0 @@
-"""Files, paths, checkpoints, progress and the one error that users see."""

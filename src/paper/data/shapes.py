@@ -1,0 +1,146 @@
+"""The demo data set: ten shapes, rendered with a seed, each with a caption. No download.
+
+A stand-in for CIFAR-10 that any machine can make in seconds: 32x32 RGB, one shape on a textured background, with
+varied colour, size, rotation, position, clutter and noise. It is a demonstration, not evidence about real images.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from multishield.errors import UserError
+from multishield.files import write_atomically, write_json
+from multishield.progress import progress
+
+SIZE = 32
+SUPERSAMPLING = 3
+CLASSES = ("arrow", "bar", "circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
+CONTRAST = (0.4, 0.7)  # RGB distance of shape and background
+TEXTURE, NOISE = 0.06, 0.04  # standard deviations of the low-frequency texture and of the pixel noise
+SPLITS = {"train": 12_000, "test": 2_000}
+FILES = ("{}_images.npy", "{}_labels.npy", "{}_captions.json")
+# SHA-256 of a whole split's files, one after the other: any machine renders these bytes.
+RENDERED = {
+    "train": "6a6d8b1242c44f6f701ae88d00fe83893c259479cab75a86b4a32673743a5394",
+    "test": "143bd12d957881d57b7ea4d640eb0d51865c71ff142c2431e6fc7bfceaa8aa3c",
+}
+
+
+def check_rendered(folder: Path, split: str) -> None:
+    """See that the files of a whole split are the bytes that any machine renders. Raises UserError if they are not."""
+    found = hashlib.sha256()
+    for name in FILES:
+        found.update((folder / name.format(split)).read_bytes())
+    if found.hexdigest() != RENDERED[split]:
+        raise UserError(
+            f"the shapes in {folder} are other bytes than those that are rendered; remove that folder and run "
+            "`multishield data`, which renders them anew"
+        )
+
+
+def _half_planes(u: np.ndarray, v: np.ndarray, corners: int, turn: float, inradius: float) -> np.ndarray:
+    """Whether points lie in each of the half-planes, as many as corners, whose common part is a regular polygon."""
+    angles = 2 * np.pi * np.arange(corners) / corners + turn
+    return np.stack([u * np.cos(a) + v * np.sin(a) <= inradius for a in angles])
+
+
+# Which points (u, v) of the shape's own frame belong to it; every shape lies in the unit disc.
+INSIDE = {
+    # A shaft and a head.
+    "arrow": lambda u, v: (
+        ((np.abs(v) <= 0.2) & (u >= -1) & (u <= 0.15)) | ((u >= 0.05) & (np.abs(v) <= 0.75 * (1 - u) / 0.95))
+    ),
+    "bar": lambda u, v: (np.abs(u) <= 0.95) & (np.abs(v) <= 0.28),
+    "circle": lambda u, v: u**2 + v**2 <= 0.72,
+    "crescent": lambda u, v: (u**2 + v**2 <= 0.9) & ((u - 0.42) ** 2 + v**2 > 0.6),
+    "cross": lambda u, v: ((np.abs(u) <= 0.27) & (np.abs(v) <= 0.95)) | ((np.abs(v) <= 0.27) & (np.abs(u) <= 0.95)),
+    "heart": lambda u, v: (1.25 * u) ** 2 + (1.2 * v + 0.15 - np.sqrt(np.abs(1.25 * u))) ** 2 <= 0.95,
+    "ring": lambda u, v: (u**2 + v**2 <= 0.9) & (u**2 + v**2 > 0.33),
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.72,
+    # A pentagram: the points that at least four of five half-planes contain.
+    "star": lambda u, v: (_half_planes(u, v, 5, np.pi / 2, 0.36).sum(axis=0) >= 4) & (u**2 + v**2 <= 1),
+    "triangle": lambda u, v: _half_planes(u, v, 3, -np.pi / 2, 0.48).all(axis=0),
+}
+
+
+def _coverage(inside, x0: float, y0: float, radius: float, angle: float) -> np.ndarray:
+    """How much of each pixel a shape covers: (SIZE, SIZE) in [0,1]."""
+    centres = (np.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
+    x, y = centres[None, :], centres[:, None]
+    u = ((x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)) / radius
+    v = (-(x - x0) * np.sin(angle) + (y - y0) * np.cos(angle)) / radius
+    return inside(u, v).reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING).mean(axis=(1, 3))
+
+
+def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    while True:
+        shape, background = rng.uniform(0.1, 0.9, (2, 3))
+        if CONTRAST[0] <= np.linalg.norm(shape - background) <= CONTRAST[1]:
+            return shape, background
+
+
+def _texture(rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise: a 5x5 grid of normal values, enlarged bilinearly. (SIZE, SIZE, 1)."""
+    coarse = rng.normal(0, TEXTURE, (5, 5))
+    at = np.linspace(0, 4, SIZE)
+    low = np.minimum(at.astype(int), 3)
+    weight = at - low
+    rows = coarse[low] * (1 - weight)[:, None] + coarse[low + 1] * weight[:, None]
+    return (rows[:, low] * (1 - weight) + rows[:, low + 1] * weight)[:, :, None]
+
+
+def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Draw one image of the class `CLASSES[label]`.
+
+    Returns:
+        The image, uint8 (SIZE, SIZE, 3), and its caption: the shape and, with probability one half, its size. Colours
+        are left out on purpose: they are so much easier to tell apart that a small CLIP learns nothing else.
+    """
+    shape, background = _two_colours(rng)
+    radius = rng.uniform(9, 14)
+    x0, y0 = rng.uniform(radius, SIZE - radius, 2)
+    image = background + _texture(rng)
+    for _ in range(2):  # clutter: small discs, their colour half-way between background and shape
+        speck = _coverage(INSIDE["circle"], *rng.uniform(0, SIZE, 2), rng.uniform(1, 2.5), 0.0)[:, :, None]
+        image = image * (1 - speck) + speck * (background + shape) / 2
+    cover = _coverage(INSIDE[CLASSES[label]], x0, y0, radius, rng.uniform(0, 2 * np.pi))[:, :, None]
+    image = image * (1 - cover) + cover * (shape + _texture(rng) / 2)
+    image = image + rng.normal(0, NOISE, image.shape)
+    size = ("large " if radius > 11.5 else "small ") if rng.random() < 0.5 else ""
+    caption = f"this is a photo of a {size}{CLASSES[label]}"
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), caption
+
+
+def render_split(split: str, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Draw `count` images of a split, the classes in turn. Image i depends on (split, i) alone.
+
+    Returns:
+        Images, uint8 (count, SIZE, SIZE, 3); labels, int64 (count,); captions.
+    """
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    captions = []
+    for i in progress(range(count), f"rendering shapes, {split}", "image"):
+        images[i], caption = render(i % len(CLASSES), np.random.default_rng([list(SPLITS).index(split), i]))
+        captions.append(caption)
+    return images, np.arange(count) % len(CLASSES), captions
+
+
+def materialise(folder: Path, splits: dict[str, int] | None = None) -> None:
+    """Write the data set: per split `<split>_images.npy`, `<split>_labels.npy`, `<split>_captions.json`.
+
+    A split that is already complete is left alone: its captions, which are written last, say so.
+    """
+    for split, count in (splits or SPLITS).items():
+        captions_file = folder / f"{split}_captions.json"
+        if captions_file.exists():
+            if count == SPLITS[split]:
+                check_rendered(folder, split)  # before DVC would pin them
+            continue
+        images, labels, captions = render_split(split, count)
+        for name, array in (("images", images), ("labels", labels)):
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            write_atomically(folder / f"{split}_{name}.npy", lambda p, b=buffer: p.write_bytes(b.getvalue()))
+        write_json(captions_file, captions)

@@ -1,0 +1,103 @@
+"""Networks for small images, with random weights; the exact loading of weights, and in words why there are none.
+
+CIFAR ResNets: He et al. 2016, section 4.2, parameter-free shortcuts (option A). ResNet-18 for 32x32: torchvision's
+with a 3x3 stem and no max-pooling.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multishield.errors import UserError
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters: strided, new channels filled with zeros."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        # Channels are new exactly where the stride is 2.
+        self.stride, self.new = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        short = x
+        if self.new:
+            # Every second pixel. As a pooling of one pixel, because the gradient of a slice leaves channels-last, and
+            # what follows then takes 30 to 70 times as long (benchmarks/README.md).
+            short = F.avg_pool2d(x, 1, self.stride)
+            short = F.pad(short, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
+        return F.relu(out + short, inplace=True)
+
+
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n+2 for small images: three stages of n blocks with 16, 32, 64 channels."""
+
+    def __init__(self, depth: int, classes: int):
+        super().__init__()
+        blocks, widths = (depth - 2) // 6, (16, 16, 32, 64)
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        for stage in (1, 2, 3):
+            first = Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
+            rest = [Block(widths[stage], widths[stage], 1) for _ in range(blocks - 1)]
+            setattr(self, f"layer{stage}", nn.Sequential(first, *rest))
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+def build_network(architecture: str, classes: int) -> nn.Module:
+    """A network by name (see `params.ARCHITECTURES`) with random weights."""
+    if architecture == "resnet18":
+        import torchvision  # slow to import: only this network needs it
+
+        network = torchvision.models.resnet18(num_classes=classes)
+        network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        network.maxpool = nn.Identity()
+        return network
+    return CifarResNet(int(architecture.removeprefix("resnet")), classes)
+
+
+def finite(weights: dict[str, Tensor], source: str) -> None:
+    """See that no weight is NaN or infinite.
+
+    Raises:
+        UserError: one is; naming it.
+    """
+    for key, weight in weights.items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")
+
+
+def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load a state dict whose keys and shapes must match exactly: nothing is left at random.
+
+    Raises:
+        UserError: naming what is missing, extra, of another shape or not finite.
+    """
+    own = module.state_dict()
+    if weights and all(key.startswith("module.") for key in weights):  # saved from DataParallel
+        weights = {key.removeprefix("module."): weight for key, weight in weights.items()}
+    # Counters of batch norm that old checkpoints lack: they have no influence on inference.
+    missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
+    extra = sorted(weights.keys() - own.keys())
+    if missing or extra:
+        raise UserError(
+            f"{source} does not fit the architecture: {len(missing)} keys are missing (such as "
+            f"{missing[:2]}), {len(extra)} are extra (such as {extra[:2]}); name the architecture it was made for"
+        )
+    for key in sorted(own.keys() & weights.keys()):
+        if own[key].shape != weights[key].shape:
+            raise UserError(
+                f"{source} does not fit: {key} has shape {tuple(weights[key].shape)}, expected "
+                f"{tuple(own[key].shape)}; the architecture or the number of classes differs"
+            )
+    finite(weights, source)
+    module.load_state_dict(weights, strict=False)

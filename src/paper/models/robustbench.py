@@ -1,0 +1,103 @@
+"""RobustBench's models through its own package, which is an extra: the rest of the pipeline does without it."""
+
+import importlib
+import pickle
+import re
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from multishield.errors import UserError
+from multishield.progress import aside
+from paper import paths
+from paper.models.model_zoo import Entry
+
+# What a file need not hold: normalisation, which the architecture sets, and what timm's Swin computes by itself.
+COMPUTED = {"mean", "std", "mu", "sigma", "attn_mask", "relative_position_index", "num_batches_tracked"}
+
+
+def package(entry: Entry, module: str) -> ModuleType:
+    """A module of robustbench. Raises UserError if the package, or one that it needs, is not installed."""
+    # robustbench imports `autoattack`, which PyPI does not have; its authors publish the same as `pyautoattack`.
+    for part in ("", ".state"):
+        sys.modules.setdefault(f"autoattack{part}", importlib.import_module(f"pyautoattack{part}"))
+    try:
+        with warnings.catch_warnings():
+            # It uses old names of timm's and setuptools' modules: warnings for its authors.
+            warnings.simplefilter("ignore")
+            return importlib.import_module(f"robustbench.{module}")
+    except ImportError as error:
+        raise UserError(
+            f"{entry.name} is a model of the package robustbench, which cannot be imported ({error}); it is an extra: "
+            "run `pip install --no-deps --requirement requirements-robustbench.lock`"
+        ) from None
+
+
+def architecture(entry: Entry) -> nn.Module:
+    """The network of an entry with random weights, without a download. Raises UserError as `package` does."""
+    import timm  # slow to import
+
+    listed, registered = _listed(entry)
+    return timm.create_model(registered, num_classes=entry.classes) if timm.is_model(registered) else listed["model"]()
+
+
+def _listed(entry: Entry) -> tuple[dict, str]:
+    """What robustbench's model zoo says of an entry, and the name that timm knows it by if that registers it there."""
+    models, enums = package(entry, "model_zoo").model_dicts, package(entry, "model_zoo.enums")
+    listed = models[enums.BenchmarkDataset(entry.dataset)][enums.ThreatModel(entry.norm)][entry.name]
+    return listed, f"{entry.name}_{entry.dataset}_{entry.norm}".lower().replace("-", "_")
+
+
+def load(entry: Entry) -> nn.Module:
+    """The network of an entry with its published weights, by robustbench's own loader.
+
+    Raises UserError if robustbench is not installed, its download failed, or the file does not fit the network.
+    """
+    utils = package(entry, "utils")
+    # A host that sends a page instead of the file is noticed by gdown, or else by the unpickling.
+    failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
+    theirs, utils._safe_load_state_dict = utils._safe_load_state_dict, _load_every_weight
+    try:
+        with aside():
+            return utils.load_model(entry.name, paths.datasets("robustbench"), entry.dataset, entry.norm)
+    except failures as error:
+        text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+        if pickled := re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text):
+            raise UserError(
+                f"the weights of {entry.name} come with an object of {pickled[1]}, which is not read, because that can "
+                f"run any code; put a file of its state dict alone there: {_expected(entry)}"
+            ) from None
+        raise UserError(
+            f"the weights of {entry.name} could not be downloaded or read ({text[:200] or type(error).__name__}); "
+            f"remove what an attempt has left and try again, or put the file there by hand: {_expected(entry)}"
+        ) from None
+    finally:
+        utils._safe_load_state_dict = theirs
+
+
+def _load_every_weight(model: nn.Module, name: str, weights: dict, dataset) -> nn.Module:
+    """In place of robustbench's own function, which loads an ImageNet model without its normalisation as far as the
+    file goes, and leaves every other missing layer as it was: random. This one refuses a file that lacks weights."""
+    found = model.load_state_dict(weights, strict=False)
+    wrong = [k for k in found.missing_keys + found.unexpected_keys if k.rpartition(".")[2] not in COMPUTED]
+    if wrong:
+        raise RuntimeError(f"the file does not fit the network: {len(wrong)} keys differ, such as {wrong[0]}")
+    return model
+
+
+def _expected(entry: Entry) -> str:
+    """Where robustbench looks for the weights, and where they come from."""
+    import timm  # slow to import
+
+    listed, registered = _listed(entry)
+    if timm.is_model(registered):
+        url = timm.get_pretrained_cfg(registered).url
+        return f"{Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name} from {url}"
+    ids = listed["gdrive_id"]
+    file = paths.datasets("robustbench", entry.dataset, entry.norm, f"{entry.name}.pt")
+    files = {f"{file}_m{i}.pt": drive_id for i, drive_id in enumerate(ids)} if isinstance(ids, list) else {file: ids}
+    return ", ".join(f"{name} from https://drive.google.com/uc?id={drive_id}" for name, drive_id in files.items())

@@ -1,0 +1,51 @@
+"""params.yaml: values, sections, the experiment, and one clear sentence for each mistake."""
+
+from paper.params.experiment import Params, parse_yaml, read_yaml
+from paper.params.sections import (
+    Adaptive,
+    Baseline,
+    Catalogued,
+    Checkpoint,
+    ClassifierFactory,
+    Classifiers,
+    ClipFactory,
+    ClipFile,
+    ClipOpen,
+    ClipTrained,
+    Comparison,
+    Dataset,
+    FineTuned,
+    PromptSet,
+    RobustTower,
+    Studies,
+    Timm,
+    Torchvision,
+    Trained,
+)
+from paper.params.values import parse_eps
+
+__all__ = [
+    "Adaptive",
+    "Baseline",
+    "Catalogued",
+    "Checkpoint",
+    "ClassifierFactory",
+    "Classifiers",
+    "ClipFactory",
+    "ClipFile",
+    "ClipOpen",
+    "ClipTrained",
+    "Comparison",
+    "Dataset",
+    "FineTuned",
+    "Params",
+    "PromptSet",
+    "RobustTower",
+    "Studies",
+    "Timm",
+    "Torchvision",
+    "Trained",
+    "parse_eps",
+    "parse_yaml",
+    "read_yaml",
+]

@@ -1,0 +1,1 @@
+"""What the stages compute: the baseline, the comparison, the studies."""

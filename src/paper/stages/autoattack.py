@@ -1,0 +1,87 @@
+"""AutoAttack (Croce & Hein 2020) from its authors' package `pyautoattack`, for the classifier alone.
+
+Its images are full-strength: attacks run all their steps instead of stopping where the decision flips. That is what
+scenario 2 shows to the shield, so nothing is changed here; the package is only counted and told its seed.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from multishield.attacks.threat_model import fooled
+from multishield.forward import device_of
+from multishield.images import AttackedImages
+from paper.params.values import AA_STANDARD, check_attacks
+
+
+class Counter(nn.Module):
+    """A model that counts how many images pass through it, forwards and backwards."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        out = self.model(x)
+        if out.requires_grad:
+            out.register_hook(self._count)
+        return out
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+def autoattack(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    ids: Tensor,
+    norm: str = "Linf",
+    attacks: tuple[str, ...] = AA_STANDARD,
+) -> AttackedImages:
+    """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
+
+    Its random numbers are drawn per batch: a result depends on the batch (callers keep the batches fixed), and the
+    passes are the batch's mean over the images that the attack was run on. `ids` is accepted for the common signature.
+
+    Args:
+        classifier: pixels to logits (B,K).
+        eps, norm: see `Ball`.
+        attacks: names of AutoAttack; the default is its version `standard`.
+
+    Raises:
+        UserError: an attack needs more classes than there are.
+    """
+    from pyautoattack import AutoAttack  # slow to import: only the baseline needs it
+
+    where = device_of(classifier)
+    x, y = images.to(where), labels.to(where)
+    with torch.no_grad():
+        logits = classifier(x)
+    done, classes = fooled(logits, y).cpu(), logits.shape[1]
+    check_attacks(attacks, classes)
+    names = ["clean" if wrong else "" for wrong in done.tolist()]
+    result, passes = images.clone(), torch.zeros(2, len(images), dtype=torch.long)
+    passes[0] = 1
+    for name in attacks:
+        left = (~done).nonzero().squeeze(1)
+        if not len(left):
+            break
+        counter = Counter(classifier)
+        options = {"norm": norm, "eps": eps, "seed": seed, "device": str(where)}
+        adversary = AutoAttack(counter, attacks=[name], version="custom", **options)
+        # As version "standard" has them, but for fewer than ten classes, where nine targets do not exist.
+        adversary.apgd.n_restarts = adversary.fab.n_restarts = 1
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
+        found, _ = adversary.run_standard_evaluation(x[left], y[left], batch_size=len(left))
+        with torch.no_grad():
+            broken = fooled(classifier(found.to(where)), y[left]).cpu()
+        result[left[broken]] = found.cpu()[broken]
+        for i in left[broken].tolist():
+            names[i] = name
+        done[left[broken]] = True
+        passes[:, left] += torch.tensor([[counter.forwards], [counter.backwards]]) // len(left)
+    return AttackedImages(result, names, *passes)

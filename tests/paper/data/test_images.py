@@ -1,0 +1,91 @@
+"""Image files as people see them, whatever their format says."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from multishield.errors import UserError
+from paper.data.folders import natural, open_folder
+from paper.data.source import read_image
+
+PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(read_image(path))
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    levels = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_exif_orientation_is_followed(tmp_path):
+    image, exif = Image.fromarray(PIXELS), Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "a.png"), np.rot90(PIXELS, -1))
+
+
+def test_transparent_pixels_are_white_whatever_colour_they_hide(tmp_path):
+    rgba = np.dstack([PIXELS, np.full((4, 4), 255, np.uint8)])
+    rgba[0, 0] = (200, 10, 10, 0)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    found = pixels(tmp_path / "a.png")
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(found[1:], PIXELS[1:])
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "jfif", "avif", "webp", "bmp"])
+def test_formats(tmp_path, suffix):
+    kind = {"jfif": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(tmp_path / f"a.{suffix}", format=kind)
+    assert np.abs(pixels(tmp_path / f"a.{suffix}").mean((0, 1)) - (200, 100, 50)).max() < 8
+
+
+def test_what_is_no_image_is_one_sentence(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_image(tmp_path / "pipe.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read_image(tmp_path / "text.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="decompression bomb"):
+        read_image(tmp_path / "bomb.png")
+
+
+def make(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+
+
+def test_classes_and_images_are_in_natural_order(tmp_path):
+    make(tmp_path, [f"test/{c}/{i}.png" for c in (0, 1, 2, 10, 11) for i in (1, 2, 10)])
+    source = open_folder(tmp_path, "test")
+    assert source.classes == ["0", "1", "2", "10", "11"]
+    assert source.labels.tolist() == 3 * [0, 1, 2, 3, 4], "1.png of every class, then 2.png, then 10.png"
+    assert sorted(["b10", "b9", "a", "b"], key=natural) == ["a", "b", "b9", "b10"]
+
+
+def test_what_is_not_taken_is_counted(tmp_path):
+    make(tmp_path, ["test/a/1.png", "test/b/1.png", "test/b/deeper/2.png"])
+    (tmp_path / "test" / "a" / "notes.txt").write_text("")
+    os.mkfifo(tmp_path / "test" / "a" / "pipe.png")
+    source = open_folder(tmp_path, "test")
+    assert len(source) == 2
+    assert source.left_out.endswith("2 files that are no images (.png, .txt) and 1 folders within class folders")
+    assert open_folder(tmp_path, "test").labels.dtype == torch.long
+
+
+def test_a_folder_name_that_is_no_text(tmp_path):
+    make(tmp_path, ["test/a/1.png", "test/b/1.png"])
+    os.mkdir(os.fsencode(tmp_path / "test") + b"/caf\xe9")
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        open_folder(tmp_path, "test")

@@ -1,0 +1,162 @@
+"""Data sets: the rendered one byte for byte, folders, subsets, and what is wrong with them."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from multishield import tensors
+from multishield.errors import UserError
+from paper.data import folders, prepare, shapes
+from paper.params import Dataset
+
+
+def options(root, **changes):
+    values = {
+        "name": "folder",
+        "root": str(root),
+        "image_size": 32,
+        "train": None,
+        "validation": 2,
+        "evaluate": 4,
+        "order": "stratified",
+    }
+    return Dataset(**(values | changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, six training and four test images each; blue is class 0."""
+    for split, count in (("train", 6), ("test", 4)):
+        for colour, name in (((0, 0, 255), "blue_sky"), ((255, 0, 0), "red")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (40, 32), colour).save(tmp_path / split / name / f"{2 * i + (name == 'red'):03d}.png")
+    return tmp_path
+
+
+def test_shapes_are_the_same_bytes_everywhere():
+    images, labels, captions = shapes.render_split("test", 40)
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes() + "\n".join(captions).encode()).hexdigest()
+    assert digest == "cd5cbf9dab2723893e6360a116592acb3130e2fd59e1a9fa94e33a0a391ee0dd"
+
+
+def test_a_caption_names_its_shape_and_fits_the_image():
+    images, labels, captions = shapes.render_split("train", 30)
+    assert images.shape == (30, 32, 32, 3)
+    for label, caption in zip(labels, captions, strict=True):
+        assert shapes.CLASSES[label] in caption.split()
+    assert len(set(captions)) > 15
+
+
+def test_every_shape_lies_in_the_unit_disc():
+    u, v = np.meshgrid(np.linspace(-1.5, 1.5, 301), np.linspace(-1.5, 1.5, 301))
+    for name, inside in shapes.INSIDE.items():
+        area = inside(u, v)
+        assert area.any(), name
+        assert not area[u**2 + v**2 > 1.35**2].any(), name
+
+
+def test_folder_is_read_in_the_order_of_file_names(folder):
+    source = folders.open_folder(folder, "test")
+    assert source.classes == ["blue sky", "red"]
+    split = prepare.read_split(source, torch.arange(len(source)), 32)
+    assert split.labels.tolist() == [0, 1] * 4
+    assert split.ids.tolist() == list(range(8))
+    assert split.images.shape == (8, 3, 32, 32)
+    assert split.images[0, :, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_prepare_splits_do_not_overlap(folder, tmp_path):
+    splits = prepare.prepare(options(folder), 0, tmp_path / "out")
+    assert {k: len(v) for k, v in splits.items()} == {"train": 10, "validation": 2, "evaluation": 4}
+    assert not set(splits["train"].ids.tolist()) & set(splits["validation"].ids.tolist())
+    assert splits["validation"].labels.bincount().tolist() == [1, 1]
+    assert splits["evaluation"].labels.bincount().tolist() == [2, 2]
+    again = prepare.prepare(options(folder), 0, tmp_path / "again")
+    assert torch.equal(again["train"].ids, splits["train"].ids)
+
+
+def test_draw():
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 5)
+    chosen = prepare.draw(labels, 12, "stratified", 0)
+    assert labels[chosen].bincount().tolist() == [4, 4, 4]
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert labels[prepare.draw(labels, 30, "stratified", 0)].bincount().tolist() == [13, 12, 5]
+    assert prepare.draw(labels, 3, "first", 0).tolist() == [0, 1, 2]
+    assert not torch.equal(chosen, prepare.draw(labels, 12, "stratified", 1))
+    assert chosen.tolist() == [5, 16, 20, 37, 75, 87, 88, 98, 100, 102, 103, 104], "the same images on every machine"
+    assert prepare.draw(labels, 0, "stratified", 0).tolist() == []
+    assert prepare.draw(labels[:0], 0, "stratified", 0).tolist() == []
+
+
+def test_fewer_images_than_classes_are_of_classes_from_all_over():
+    labels = torch.arange(1000).repeat_interleave(5)
+    chosen = prepare.draw(labels, 100, "stratified", 0)
+    assert len(labels[chosen].unique()) == 100
+    assert labels[chosen].float().mean() == pytest.approx(500, abs=100)
+    assert chosen[:5].tolist() == [50, 65, 82, 137, 213]
+
+
+def damaged(folder, how):
+    file = folder / "test" / "red" / "001.png"
+    if how == "truncated":
+        Image.effect_noise((64, 64), 90).convert("RGB").save(file)
+        file.write_bytes(file.read_bytes()[:200])
+    elif how == "html":
+        file.write_text("<html>404</html>")
+    elif how == "empty class":
+        for path in (folder / "test" / "red").iterdir():
+            path.unlink()
+    elif how == "other classes":
+        (folder / "test" / "red").rename(folder / "test" / "green")
+    elif how == "no test":
+        (folder / "test").rename(folder / "tset")
+
+
+def test_more_images_than_memory_holds_lie_in_a_file_that_goes(folder, tmp_path, monkeypatch):
+    few = prepare.prepare(options(folder, evaluate=None), 0, tmp_path / "few")
+    assert len(few["evaluation"]) == 8, "null takes all"
+    monkeypatch.setattr(tensors, "IN_MEMORY", 3 * 32 * 32)
+    monkeypatch.setattr(tensors.paths, "state", lambda: tmp_path / "state")
+    many = prepare.prepare(options(folder, evaluate=None), 0, tmp_path / "many")
+    for name, split in few.items():
+        assert torch.equal(split.images, many[name].images)
+        assert (tmp_path / "few" / f"{name}.safetensors").read_bytes() == (
+            tmp_path / "many" / f"{name}.safetensors"
+        ).read_bytes()
+    assert not list((tmp_path / "state").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("truncated", r"001\.png cannot be read as an image .*replace or remove"),
+        ("html", r"001\.png cannot be read as an image"),
+        ("empty class", "red holds no image"),
+        ("other classes", r"only in train \['red'\], only in test \['green'\]"),
+        ("no test", r"test does not exist; dataset\.root must"),
+    ],
+)
+def test_damaged_folders_leave_nothing_half_written(folder, tmp_path, how, words):
+    damaged(folder, how)
+    with pytest.raises(UserError, match=words):
+        prepare.prepare(options(folder, evaluate=8), 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["evaluate", "validation", "train"])
+def test_more_images_than_there_are(folder, tmp_path, key):
+    with pytest.raises(UserError, match=rf"dataset\.{key} is 99, but there are only \d+ .*lower it"):
+        prepare.prepare(options(folder, **{key: 99}), 0, tmp_path / "out")
+
+
+def test_damaged_shapes(rendered, tmp_path):
+    with pytest.raises(UserError, match="missing or damaged"):
+        folders.open_shapes(tmp_path, "train")
+    for path in rendered.glob("test_*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match="missing or damaged"):
+        folders.open_shapes(tmp_path, "test")

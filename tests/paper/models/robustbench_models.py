@@ -1,0 +1,88 @@
+"""Run by test_robustbench.py where robustbench is installed: every model of it through the zoo, with random weights."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from multishield.errors import UserError
+from multishield.forward import freeze, outputs
+from paper import paths
+from paper.models import pretrained, robustbench
+from paper.models.classifier import load_classifier, save_classifier, wrap
+from paper.models.model_zoo import CATALOGUE
+from paper.params import Catalogued
+
+# The one whose weights are written where a download would put them, and read by robustbench's own loader.
+SMALL = CATALOGUE["Addepalli2022Efficient_RN18"]
+SWIN = CATALOGUE["Liu2023Comprehensive_Swin-B"]
+MISSING = "model.layers.2.blocks.3."
+
+
+def where_it_looks(entry):
+    file = Path(robustbench._expected(entry).split(" from ")[0])
+    file.parent.mkdir(parents=True)
+    return file
+
+
+def load(entry):
+    described = Catalogued(source="catalogue", name=entry.name)
+    return freeze(wrap(pretrained.load(described, entry.classes, "training.net"))), described
+
+
+def gradient_reaches_the_pixels(model, entry) -> bool:
+    x = torch.rand(1, 3, entry.size, entry.size, requires_grad=True)
+    logits = model(x)
+    assert logits.shape == (1, entry.classes)
+    (gradient,) = torch.autograd.grad(logits.max(), x)
+    return bool(gradient.isfinite().all() and gradient.abs().sum() > 0)
+
+
+def read_by_robustbench() -> None:
+    """Weights of a file, through robustbench's loader; then from the training stage's files, without it."""
+    network = robustbench.architecture(SMALL)
+    file = where_it_looks(SMALL)
+    torch.save(network.state_dict(), file)
+    model, described = load(SMALL)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(outputs(model, x), outputs(wrap(pretrained.Fitted(network.eval(), *pretrained.PLAIN, 32)), x))
+    save_classifier(model, described, SMALL.classes, paths.artifacts("training", "net"))
+    torch.save({"state_dict": network.state_dict(), "options": argparse.Namespace()}, file)
+    with pytest.raises(UserError, match=r"an object of argparse\.Namespace, which is not read.*state dict alone"):
+        load(SMALL)
+    file.write_bytes(b"<html>quota exceeded</html>")
+    with pytest.raises(UserError, match="could not be downloaded or read") as caught:
+        load(SMALL)
+    assert str(file) in str(caught.value)
+    assert torch.equal(outputs(load_classifier("net"), x), outputs(model, x))
+
+
+def no_layer_stays_random() -> None:
+    """Robustbench itself loads this file, and leaves the missing block as it was."""
+    weights = robustbench.architecture(SWIN).state_dict()
+    computed = {k: v for k, v in weights.items() if k.rpartition(".")[2] not in {"mean", "std"}}
+    assert len(computed) < len(weights), "its normalisation is among the weights"
+    file = where_it_looks(SWIN)
+    torch.save(computed, file)
+    load(SWIN)
+    torch.save({k: v for k, v in computed.items() if not k.startswith(MISSING)}, file)
+    with pytest.raises(UserError, match="the file does not fit the network: 13 keys differ"):
+        load(SWIN)
+    file.unlink()
+
+
+def main() -> None:
+    read_by_robustbench()
+    no_layer_stays_random()
+    loader = robustbench.package(SMALL, "utils")
+    loader.load_model = lambda name, *rest: robustbench.architecture(CATALOGUE[name]).eval()
+    for entry in CATALOGUE.values():
+        if entry.source == "robustbench":
+            torch.manual_seed(0)
+            assert gradient_reaches_the_pixels(load(entry)[0], entry), entry.name
+            print(entry.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Image towers from elsewhere: transformers is the reference; every layout round trips or says why not."""
+
+import json
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import normalize
+
+from multishield.errors import UserError
+from paper.models import image_tower
+
+VISION = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2, "mlp_ratio": 2.0}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+
+
+def base(quick_gelu=True, **vision) -> torch.nn.Module:
+    """A small CLIP of open_clip with random weights."""
+    return open_clip.CLIP(48, {**VISION, **vision}, dict(TEXT), quick_gelu=quick_gelu).eval()
+
+
+def fine_tuned(clip) -> dict:
+    """The weights of a CLIP, all moved a little."""
+    return {k: v + 0.001 * torch.randn(v.shape) if v.is_floating_point() else v for k, v in clip.state_dict().items()}
+
+
+def visual_of(weights: dict) -> dict:
+    return {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
+
+
+@pytest.fixture(autouse=True)
+def _project_root(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").touch()
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+def hugging_face(activation="quick_gelu"):
+    """A small CLIPModel of transformers with large random weights, so that the activation matters."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**size, "image_size": 32, "patch_size": 8, "hidden_act": activation}
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=size, vision_config=vision, projection_dim=48)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.vision_model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def logits(visual, model, pixels, tokens) -> torch.Tensor:
+    text = model(input_ids=tokens, pixel_values=pixels).text_embeds
+    return model.logit_scale.exp() * normalize(visual(pixels), dim=-1) @ normalize(text, dim=-1).T
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@torch.no_grad()
+def test_a_clip_of_transformers_gives_its_logits(activation, tmp_path):
+    theirs = hugging_face(activation)
+    theirs.save_pretrained(tmp_path)
+    ours = base(activation == "quick_gelu").visual
+    image_tower.replace_tower(ours, str(tmp_path / "model.safetensors"))
+    pixels, tokens = torch.randn(4, 3, 32, 32), torch.randint(0, 49000, (5, 16))
+    expected = theirs(input_ids=tokens, pixel_values=pixels).logits_per_image
+    difference = (logits(ours, theirs, pixels, tokens) - expected).abs().max()
+    print(f"logits, {activation}: largest difference {difference:.1e}, largest logit {expected.abs().max():.1f}")
+    assert difference < 1e-4
+    # The comparison can fail: the same weights with the other activation.
+    other = base(activation != "quick_gelu").visual
+    other.load_state_dict(ours.state_dict())
+    assert (logits(other, theirs, pixels, tokens) - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+@torch.no_grad()
+def test_a_vision_model_without_projection_keeps_the_bases(prefix, tmp_path):
+    # As tanganke/clip-vit-base-patch32_cifar10; transformers 4 wrote the prefix, transformers 5 does not.
+    theirs = hugging_face().vision_model
+    weights = {prefix + k: v.contiguous() for k, v in theirs.state_dict().items()}
+    weights[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "num_attention_heads": 2}))
+    ours = base().visual
+    projection = ours.proj.clone()
+    image_tower.replace_tower(ours, "model.safetensors")
+    assert torch.equal(ours.proj, projection)
+    pixels = torch.randn(4, 3, 32, 32)
+    pooled = theirs(pixel_values=pixels).pooler_output
+    assert (ours(pixels) - pooled @ projection).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["bare .pt", "visual. .safetensors", "openai .pt", "nested .pt"])
+def test_robust_towers_in_open_clips_layout(layout, tmp_path):
+    clip = base()
+    weights = fine_tuned(clip)
+    expected = visual_of(weights)
+    path = tmp_path / ("tower.safetensors" if layout.endswith("safetensors") else "tower.pt")
+    if layout == "bare .pt":  # FARE and TeCoA as their authors publish them
+        torch.save(expected, path)
+    elif layout == "openai .pt":
+        weights = {k: v.half() for k, v in weights.items()}
+        expected = {k: v.float() for k, v in visual_of(weights).items()}
+        torch.save({**weights, "input_resolution": torch.tensor(32), "context_length": torch.tensor(16)}, path)
+    elif layout == "nested .pt":
+        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in weights.items()}}, path)
+    else:
+        save_file(weights, path)
+    text = clip.transformer.resblocks[0].mlp.c_fc.weight.clone()
+    image_tower.replace_tower(clip.visual, str(path))
+    assert all(torch.equal(v, expected[k]) for k, v in clip.visual.state_dict().items())
+    assert torch.equal(clip.transformer.resblocks[0].mlp.c_fc.weight, text), "the text side is the base's"
+
+
+def test_towers_that_do_not_fit_say_so(tmp_path):
+    clip, path = base(), tmp_path / "tower.safetensors"
+
+    def refused(weights, words):
+        save_file({k: v.contiguous() for k, v in weights.items()}, path)
+        with pytest.raises(UserError, match=words):
+            image_tower.replace_tower(clip.visual, str(path))
+
+    good = visual_of(fine_tuned(clip))
+    refused(visual_of(base(width=192).state_dict()), "has shape")
+    refused(visual_of(base(layers=3).state_dict()), "12 are extra")
+    refused({k: v for k, v in good.items() if k != "proj"}, "1 keys are missing")
+    refused({**good, "head.weight": torch.ones(1)}, "1 are extra")
+    refused({f"visual.{k}": v for k, v in good.items()} | {"head.weight": torch.ones(1)}, "belong to no CLIP")
+    refused(visual_of(base().state_dict()), "not fine-tuned from the tower that they replace")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_cfg": {}}, "activation 'gelu', but alignment.model has 'quick_gelu'.* without '-quickgelu'"),
+        ({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}, "activation 'gelu'"),
+        ({"model_type": "clip_vision_model", "num_attention_heads": 4}, "4 attention heads, but alignment.model has 2"),
+        ({"model_cfg": {"quick_gelu": True}}, None),
+        ({"model_type": "clip_vision_model", "hidden_act": "quick_gelu"}, None),
+    ],
+)
+def test_the_activation_that_a_configuration_states(config, words, tmp_path):
+    # Weights of another training: without the configuration they would be refused.
+    save_file(visual_of(base().state_dict()), tmp_path / "tower.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    clip = base()
+    if words:
+        with pytest.raises(UserError, match=words):
+            image_tower.replace_tower(clip.visual, "tower.safetensors")
+    else:
+        image_tower.replace_tower(clip.visual, "tower.safetensors")
+
+
+def test_files_that_are_no_weights(tmp_path):
+    torch.save({"model": base().visual}, tmp_path / "pickled.pt")
+    (tmp_path / "page.pt").write_text("<html>")
+    torch.save({"epoch": 1}, tmp_path / "empty.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "jit.pt")
+    for name, words in (
+        ("pickled.pt", "may run code"),
+        ("page.pt", "not a file of tensors"),
+        ("empty.pt", "no named tensors"),
+        ("jit.pt", "not a file of tensors"),
+        ("absent.pt", "not a file; give the path"),
+    ):
+        with pytest.raises(UserError, match=words):
+            image_tower.replace_tower(base().visual, name)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Hugging Face's cache folder, offline: returns a function that puts a repository there."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def put(name: str):
+        snapshot = tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / "0"
+        snapshot.mkdir(parents=True)
+        (snapshot.parent.parent / "refs").mkdir()
+        (snapshot.parent.parent / "refs" / "main").write_text("0")
+        return snapshot
+
+    return put
+
+
+def test_a_tower_from_the_hub(hub):
+    snapshot, clip = hub("someone/fare"), base()
+    weights = fine_tuned(clip)
+    torch.save(weights, snapshot / "open_clip_pytorch_model.bin")
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    image_tower.replace_tower(clip.visual, "hf-hub:someone/fare")
+    assert torch.equal(clip.visual.proj, weights["visual.proj"])
+    for name in ("hf-hub:someone/else", "hf-hub:not a name"):
+        with pytest.raises(UserError, match=r"no weights .* could be loaded .* correct the name"):
+            image_tower.replace_tower(clip.visual, name)

@@ -1,0 +1,210 @@
+"""Networks by source: built, loaded exactly, differentiable from pixels to logits; mistakes are sentences."""
+
+import urllib.error
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from killing import Killed, data, kill_after
+from multishield.errors import UserError
+from multishield.forward import freeze, outputs
+from paper.models import pretrained
+from paper.models.classifier import Classifier, load_classifier, save_classifier, wrap
+from paper.params import ClassifierFactory, FineTuned, Timm, Torchvision
+from paper.training import classifier
+
+KEY = "training.net"
+NOTHING = data(0)
+
+
+def write(network: torch.nn.Module, path) -> str:
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+    return str(path)
+
+
+def gradient(model: torch.nn.Module, side: int) -> torch.Tensor:
+    x = torch.rand(1, 3, side, side, requires_grad=True)
+    logits = model(x)
+    return torch.autograd.grad(logits[0, 0], x)[0]
+
+
+def round_trip(model, params, classes, root) -> Classifier:
+    save_classifier(model, params, classes, root / "artifacts" / "training" / "net")
+    return load_classifier("net")
+
+
+LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "wide_resnet50_2")]
+
+
+@pytest.mark.parametrize("name", ["resnet18", *LARGE])
+def test_torchvision_from_a_file(project_root, name):
+    file = write(torchvision.models.get_model(name, num_classes=5), project_root / "net.safetensors")
+    params = Torchvision(source="torchvision", model=name, weights=file)
+    model, history = classifier.train_or_load("net", params, data(), NOTHING, 5, 0)
+    assert history.epoch.tolist() == [0]
+    assert history.clean_accuracy.isna().all()
+    assert (model.size, model.mean.flatten()[0].item()) == (224, pytest.approx(0.485))
+    assert gradient(model, 64).abs().sum() > 0, "resizing is differentiable"
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(outputs(round_trip(model, params, 5, project_root), x), outputs(model, x))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_left_out(project_root, name):
+    # As published weights have them, and the two build without when the training stage's weights are loaded.
+    state = torchvision.models.get_model(name, num_classes=5, init_weights=False).state_dict()
+    plain = pretrained.architecture({"source": "torchvision", "model": name}, 5)
+    assert {k for k in state if not k.lower().startswith("aux")} == plain.state_dict().keys()
+    assert plain.eval()(torch.rand(1, 3, 96, 96)).shape == (1, 5)
+
+
+def test_timm_from_a_file(project_root):
+    file = write(timm.create_model("test_resnet", num_classes=5), project_root / "net.safetensors")
+    params = Timm(source="timm", model="test_resnet", weights=file)
+    model, _ = classifier.train_or_load("net", params, data(), data(30, 1), 5, 0)
+    assert (model.size, model.mean.flatten().tolist()) == (160, [0.5] * 3)
+    assert gradient(model, 32).abs().sum() > 0
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(outputs(round_trip(model, params, 5, project_root), x), outputs(model, x))
+
+
+def test_resizing_is_inside_and_only_where_it_is_needed():
+    model = Classifier(torch.nn.Flatten(), [0.0] * 3, [1.0] * 3, 8)
+    assert torch.equal(model(torch.ones(2, 3, 8, 8)), torch.ones(2, 192))
+    assert torch.allclose(model(torch.ones(2, 3, 20, 20)), torch.ones(2, 192))
+
+
+def finetuned(**changes) -> FineTuned:
+    values = {"source": "finetune", "model": "resnet18", "weights": None, "epochs": 2, "batch_size": 16}
+    return FineTuned(**(values | {"learning_rate": 1e-3} | changes))
+
+
+def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root, monkeypatch):
+    arguments = ("net", finetuned(augment=True), data(32), data(12, 1), 3, 0)
+    undisturbed, history = classifier.train_or_load(*arguments)
+    restore = kill_after(monkeypatch, classifier, 1)
+    with pytest.raises(Killed):
+        classifier.train_or_load(*arguments)
+    restore()
+    resumed, resumed_history = classifier.train_or_load(*arguments)
+    states = (undisturbed.state_dict(), resumed.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+    assert resumed_history.equals(history)
+    assert history[history.chosen].clean_accuracy.item() == history.clean_accuracy.max()
+    assert not any(p.requires_grad for p in resumed.parameters())
+    x = torch.rand(2, 3, 32, 32)
+    loaded = round_trip(resumed, arguments[1], 3, project_root)
+    assert torch.equal(outputs(loaded, x), outputs(resumed, x))
+
+
+def test_fine_tuning_starts_from_the_weights_but_for_the_head(project_root):
+    published = torchvision.models.resnet18(num_classes=1000)
+    file = write(published, project_root / "net.safetensors")
+    start = pretrained.new_head(finetuned(weights=file), 3, KEY)
+    assert torch.equal(start.network.conv1.weight, published.conv1.weight)
+    assert start.network.fc.weight.shape == (3, 512)
+    assert (start.size, start.mean) == (224, [0.485, 0.456, 0.406])
+    broken = {k: v for k, v in published.state_dict().items() if k != "conv1.weight"}
+    save_file(broken, project_root / "net.safetensors")
+    with pytest.raises(UserError, match=r"1 keys are missing \(such as \['conv1.weight'\]\)"):
+        pretrained.new_head(finetuned(weights=file), 3, KEY)
+    with pytest.raises(UserError, match="no linear layer"):
+        pretrained.new_head(finetuned(model="squeezenet1_0", weights="DEFAULT"), 3, KEY)
+
+
+def test_fine_tuning_trains_every_layer(project_root):
+    torch.manual_seed(0)
+    start = pretrained.new_head(finetuned(), 3, KEY).network.state_dict()
+    model, _ = classifier.train_or_load("net", finetuned(epochs=1, learning_rate=0.1), data(32), data(12, 1), 3, 0)
+    trained = dict(model.network.named_parameters())
+    assert all(not torch.equal(start[name], tensor.cpu()) for name, tensor in trained.items())
+
+
+FACTORY = """import torch
+def shapes(classes):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, classes))
+def short(classes):
+    return torch.nn.Flatten()
+def nothing(classes):
+    return None
+"""
+
+
+def test_a_factory_builds_a_classifier(project_root, monkeypatch):
+    (project_root / "nets_of_mine.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(project_root))
+    params = ClassifierFactory(source="factory", factory="nets_of_mine:shapes")
+    model, history = classifier.train_or_load("net", params, data(), data(30, 1), 3, 0)
+    assert 0 <= history.clean_accuracy.item() <= 1
+    assert gradient(model, 32).abs().sum() > 0
+    x = torch.rand(2, 3, 32, 32)
+    model.network[1].weight.add_(1)  # as if it had been loaded: what counts afterwards is the file
+    assert torch.equal(outputs(round_trip(model, params, 3, project_root), x), outputs(model, x))
+    for name, words in (("short", r"returns \(6, 3072\) for 6 images"), ("nothing", "returned NoneType")):
+        params = ClassifierFactory(source="factory", factory=f"nets_of_mine:{name}")
+        with pytest.raises(UserError, match=words):
+            classifier.train_or_load("net", params, data(), NOTHING, 3, 0)
+
+
+MISTAKES = [
+    (Torchvision(source="torchvision", model="resnet19", weights="DEFAULT"), "did you mean resnet18"),
+    (Torchvision(source="torchvision", model="resnet18", weights="BEST"), "one of IMAGENET1K_V1, DEFAULT"),
+    (Torchvision(source="torchvision", model="resnet18", weights="DEFAULT"), "tells 1000 classes apart.*has 3"),
+    (Torchvision(source="torchvision", model="resnet18", weights="no.safetensors"), "does not exist"),
+    (Timm(source="timm", model="resnet18.a1_in2k"), "did you mean resnet18"),
+    (Timm(source="timm", model="resnet18.a1_in1k"), "tells 1000 classes apart"),
+    (Timm(source="timm", model="resnet18.a1_in1k", weights="no.safetensors"), "does not exist"),
+]
+
+
+@pytest.mark.parametrize(("params", "words"), MISTAKES)
+def test_a_mistake_is_one_sentence(project_root, params, words):
+    with pytest.raises(UserError, match=words) as caught:
+        pretrained.load(params, 3, KEY)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_download_says_what_to_do_without_a_network(project_root, monkeypatch):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(timm, "create_model", offline)
+    for params in (
+        Torchvision(source="torchvision", model="resnet18", weights="DEFAULT"),
+        Timm(source="timm", model="resnet18.a1_in1k"),
+    ):
+        with pytest.raises(UserError, match=r"no network.*without a network.*safetensors"):
+            pretrained.load(params, 1000, KEY)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        (Torchvision(source="torchvision", model="resnet19", weights="DEFAULT"), "did you mean resnet1"),
+        (finetuned(weights="IMAGENET1K_V9"), "training.net.weights is 'IMAGENET1K_V9'"),
+        (Timm(source="timm", model="resnet18.a1_in2k"), "which timm does not know"),
+        (Timm(source="timm", model="resnet18.a1_in1k", weights="no.safetensors"), "weights is 'no.safetensors', which"),
+        (ClassifierFactory(source="factory", factory="absent:net"), "absent cannot be imported"),
+    ],
+)
+def test_names_are_checked_before_the_first_stage(project_root, params, words):
+    with pytest.raises(UserError, match=words):
+        pretrained.check(params, KEY)
+    pretrained.check(finetuned(), KEY)
+    pretrained.check(Timm(source="timm", model="resnet18.a1_in1k"), KEY)
+
+
+@pytest.mark.parametrize(("train", "validation", "key"), [(0, 12, "dataset.train"), (12, 0, "dataset.validation")])
+def test_training_needs_images(project_root, train, validation, key):
+    with pytest.raises(UserError, match=f"{key} is 0; training needs images"):
+        classifier.train_or_load("net", finetuned(), data(train), data(validation), 3, 0)
+
+
+def test_a_frozen_network_has_no_gradients_for_its_weights():
+    model = freeze(wrap(pretrained.new_head(finetuned(), 3, KEY)))
+    assert not any(p.requires_grad for p in model.parameters())

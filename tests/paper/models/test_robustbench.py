@@ -1,0 +1,64 @@
+"""RobustBench's models: a sentence where the package is missing, and all of them in an environment that has it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+
+from conftest import ROOT
+from multishield.errors import UserError
+from paper.models import pretrained
+from paper.models.model_zoo import CATALOGUE
+from paper.params import Catalogued
+
+# What the extra adds to this environment.
+ADDED = {"robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks"}
+
+
+def pins() -> list[str]:
+    lines = {
+        name: set((ROOT / name).read_text().splitlines())
+        for name in ("requirements.lock", "requirements-robustbench.lock")
+    }
+    extra = lines["requirements-robustbench.lock"] - lines["requirements.lock"]
+    added = [line for line in extra if line and not line.startswith("#")]
+    assert {Requirement(line).name for line in added} == ADDED, "nothing that is installed already is replaced"
+    return added
+
+
+@pytest.mark.skipif(importlib.util.find_spec("robustbench") is not None, reason="robustbench is installed here")
+def test_without_the_package_a_sentence_says_how_to_install_it():
+    with pytest.raises(UserError, match=r"No module named 'robustbench'.*requirements-robustbench.lock`$"):
+        pretrained.load(Catalogued(source="catalogue", name="Standard"), 10, "training.net")
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory):
+    """A folder with the packages that it adds, for PYTHONPATH: the rest of the environment stays as it is."""
+    folder = tmp_path_factory.mktemp("overlay")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps", *pins()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install the extra here: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_every_model_of_robustbench_runs_through_our_code(overlay, tmp_path):
+    (tmp_path / "params.yaml").touch()
+    (tmp_path / "dvc.yaml").touch()
+    code = [str(overlay), str(ROOT / "src")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "models" / "robustbench_models.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(code)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    wanted = [name for name, entry in CATALOGUE.items() if entry.source == "robustbench"]
+    assert done.stdout.splitlines() == wanted

@@ -1,0 +1,33 @@
+"""The whole pipeline with an L2 ball: every stored image is in it, and it is used."""
+
+import pandas as pd
+import pytest
+
+from conftest import SMALL, copy_project, edit_params, run_notebooks
+from multishield.images import Split
+from multishield.shards import Shards
+
+EPS = 0.5
+
+
+def test_l2(tmp_path, rendered):
+    project = copy_project(tmp_path / "l2")
+    (project / "data").mkdir()
+    (project / "data" / "shapes").symlink_to(rendered)
+    attacks = {"baseline.attacks": ["apgd-ce", "square"], "threat_model.norm": "L2", "threat_model.eps": EPS}
+    edit_params(project, SMALL | attacks | {"dataset.evaluate": 10})
+    run_notebooks(project)
+    report = project / "artifacts" / "report"
+    records = pd.read_csv(report / "records.csv")
+    assert set(records.scenario) == {"baseline", "multishield", "paper", "joint", "adaptive", "denial"}
+    clean = Split.load(project / "artifacts" / "dataset" / "evaluation.safetensors").pixels
+    stored = {"baseline": "baseline/robust/attacked"}
+    stored |= {name: f"adaptive/robust/{name}" for name in ("paper", "joint", "adaptive", "denial")}
+    for name, path in stored.items():
+        images = Shards(project / "artifacts" / path)[:].images
+        distance = (images - clean).flatten(1).norm(dim=1)
+        assert distance.max() <= EPS + 1e-5, name
+        rows = records[records.scenario == name].sort_values("image")
+        assert sorted(rows.distance) == pytest.approx(sorted(distance.tolist()), abs=1e-4)
+    assert records[records.scenario != "multishield"].distance.max() > 0.9 * EPS
+    assert set(pd.read_csv(report / "sanity.csv").scenario) >= {"large eps", "eps x 2"}

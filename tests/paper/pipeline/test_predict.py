@@ -1,0 +1,121 @@
+"""Use outside an evaluation: decisions with their reasons, extensions, and the notebook that shows both."""
+
+import json
+
+import nbformat
+import papermill
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from conftest import CHEAP, ROOT, copy_project, edit_params, run, run_notebooks
+from multishield import MultiShield
+from paper.pipeline import predict
+
+
+class Fixed(nn.Module):
+    """The same scores for every image."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor(scores))
+
+    def forward(self, x):
+        return self.scores.expand(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "tolerance", "decision", "gap"),
+    [
+        ([0.30, 0.10, 0.0], 0.0, "cat", 0.0),
+        ([0.10, 0.30, 0.0], 0.0, "rejected", 0.2),
+        ([0.10, 0.30, 0.0], 0.25, "cat", 0.2),
+    ],
+)
+def test_a_decision_and_its_reasons(cosines, tolerance, decision, gap):
+    shield = MultiShield(Fixed([2.0, 1.0, 0.0]), Fixed(cosines), tolerance)
+    found = predict.explained(shield, torch.rand(2, 3, 8, 8), ["cat", "dog", "ox"])
+    assert len(found) == 2
+    assert found[0]["decision"] == decision
+    assert found[0]["gap"] == pytest.approx(gap)
+    assert found[0]["tolerance"] == tolerance
+    assert list(found[0]["classifier"]) == ["cat", "dog", "ox"]
+    assert sum(found[0]["classifier"].values()) == pytest.approx(1)
+    assert list(found[0]["clip"].values()) == pytest.approx(sorted(cosines, reverse=True))
+
+
+def test_the_notebook_of_extensions_runs(tmp_path):
+    executed = tmp_path / "extending.ipynb"
+    notebooks = ROOT / "notebooks"  # where `make lab` starts
+    papermill.execute_notebook(notebooks / "extending.ipynb", executed, cwd=str(notebooks), progress_bar=False)
+    outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
+    values = [o["data"]["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]
+    assert values[0] == "1.0", "the shield of the example is right on clean images"
+    assert any("images resist at 8/255" in v for v in values)
+    source = (ROOT / "examples" / "own.py").read_text()
+    shown = [o["data"]["text/plain"] for o in outputs if "def " in o.get("data", {}).get("text/plain", "")]
+    assert len(shown) == 3
+    for function in shown:
+        assert function.strip() in source
+        assert len(function.strip().splitlines()) < 20
+
+
+OWN = CHEAP | {
+    "dataset.name": "examples.own:stripes",
+    "dataset.root": "examples",
+    "dataset.train": 0,
+    "dataset.validation": 20,
+    "dataset.evaluate": 20,
+    "classifiers": ["neighbours"],
+    "training": {"neighbours": {"source": "factory", "factory": "examples.own:neighbours"}},
+    "alignment": {"source": "factory", "prompts": ["a photo of {}"], "factory": "examples.own:stripes_clip"},
+}
+
+
+@pytest.mark.timeout(600)
+class TestExtensionsInThePipeline:
+    """In order: the pipeline of three extensions, then predictions with what it has made."""
+
+    @pytest.fixture(scope="class")
+    def own(self, tmp_path_factory):
+        folder = copy_project(tmp_path_factory.mktemp("own"))
+        edit_params(folder, OWN)
+        return folder
+
+    def test_predictions_need_a_run(self, own):
+        done = run(own, "multishield", "predict", "x.png")
+        assert done.returncode == 1
+        assert "run `make reproduce` first" in done.stderr
+
+    def test_the_pipeline_runs(self, own):
+        run_notebooks(own)
+        metrics = json.loads((own / "artifacts" / "report" / "metrics.json").read_text())["neighbours"]
+        assert metrics["multishield"]["clean_accuracy"] == 1.0
+
+    def test_predictions(self, own):
+        Image.linear_gradient("L").resize((64, 48)).save(own / "level.png")
+        done = run(own, "multishield", "predict", "level.png", "--json")
+        assert done.returncode == 0, done.stderr
+        (found,) = json.loads(done.stdout)
+        assert found["image"] == "level.png"
+        assert found["decision"] == "level stripes"
+        assert set(found["clip"]) == {"upright stripes", "level stripes"}
+        done = run(own, "multishield", "predict", "level.png", "level.png")
+        assert done.stdout.splitlines()[0].startswith("level.png: level stripes  (classifier level stripes ")
+        assert len(done.stdout.splitlines()) == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("nothing.png",), "nothing.png"),
+            (("params.yaml",), "cannot be read as an image"),
+            (("level.png", "--classifier", "resnet"), "params.yaml has neighbours"),
+        ],
+    )
+    def test_bad_input_is_one_sentence(self, own, arguments, words):
+        done = run(own, "multishield", "predict", *arguments)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert not done.stdout
+        assert "Traceback" not in done.stderr
