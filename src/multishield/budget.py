@@ -1,0 +1,82 @@
+"""How strong the attacks of an evaluation are. The section `adaptive` of params.yaml validates into a `Budget`."""
+
+from dataclasses import dataclass, field, fields
+
+
+def _count(default: int, least: int = 1):
+    """A whole number of at least `least`; `Params` reads the same bounds from the metadata."""
+    return field(default=default, metadata={"ge": least, "strict": True})
+
+
+class _Checked:
+    """Values are checked when they are set."""
+
+    def __post_init__(self):
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not each.metadata:
+                if not isinstance(value, each.default_factory):
+                    raise ValueError(f"{each.name} is {value!r}; give a {each.default_factory.__name__}(...)")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < each.metadata["ge"]:
+                raise ValueError(f"{each.name} is {value!r}; give a whole number of at least {each.metadata['ge']}")
+
+
+@dataclass(frozen=True)
+class Paper(_Checked):
+    """The adaptive attack of the paper's public code: `steps` of APGD for each of its two losses."""
+
+    steps: int = _count(100, least=5)
+
+
+@dataclass(frozen=True)
+class Joint(_Checked):
+    """The targeted attack on all components: `steps` for each target class and restart."""
+
+    targets: int = _count(5)
+    steps: int = _count(100)
+    restarts: int = _count(1)
+
+
+@dataclass(frozen=True)
+class Components(_Checked):
+    """APGD on one component alone: one untargeted try, then `targets` wrong classes, `steps` each."""
+
+    targets: int = _count(9)
+    steps: int = _count(100, least=5)
+
+
+@dataclass(frozen=True)
+class Denial(_Checked):
+    """The attack that wants a clean image to be rejected: `steps` of APGD for each try."""
+
+    steps: int = _count(60, least=5)
+
+
+@dataclass(frozen=True)
+class Square(_Checked):
+    """The black-box attack on the images that no other attack broke: `queries` per image."""
+
+    queries: int = _count(1000)
+
+
+@dataclass(frozen=True)
+class Sanity(_Checked):
+    """The first `images` are attacked again at other radii, to check that the attacks work."""
+
+    images: int = _count(50)
+
+
+@dataclass(frozen=True)
+class Budget(_Checked):
+    """The strength of every attack of `evaluate`.
+
+    Raises:
+        ValueError: a value is not a whole number, or is below its bound; the sentence names the field.
+    """
+
+    paper: Paper = field(default_factory=Paper)
+    joint: Joint = field(default_factory=Joint)
+    components: Components = field(default_factory=Components)
+    denial: Denial = field(default_factory=Denial)
+    square: Square = field(default_factory=Square)
+    sanity: Sanity = field(default_factory=Sanity)
