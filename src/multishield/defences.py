@@ -1,26 +1,28 @@
-"""Defences that abstain, in one form: scores of an image, and per class the margins of its acceptance.
+"""Defences that abstain, in one form: the scores of an image, and per class the margins of its acceptance.
 
 A class is accepted exactly where all of its margins are >= 0; where no class has that, the image is rejected. So one
-attack serves all of them (`attacks.joint`): it raises the smallest margin of one wrong class. Your own defence is a
-class with `scores` and `margins`.
+attack serves all of them (`attacks.joint`): it raises the smallest margin of one wrong class.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multishield.shield import MultiShield, lead
+from multishield.forward import scores_of
+from multishield.shield import margin_over_others
 
 
 class Defence(nn.Module):
-    """Pixels in [0,1] (B,3,H,W) to K+1 outputs (B,K+1), column K being "reject". What is to be written:
+    """Pixels in [0,1] (B,C,H,W) to K+1 outputs (B,K+1), column K being "reject". A subclass writes two methods.
 
     `scores`: pixels to a tuple of tensors (B,...), with gradients to the pixels.
     `margins`: these scores to (B,M,K), M conditions of each of the K classes.
+
+    It may set `components`, the names of its margins in messages and attacks, and write `standalone`, its models that
+    can classify alone by name, in the order of the components.
     """
 
     def scores(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -28,6 +30,9 @@ class Defence(nn.Module):
 
     def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
         raise NotImplementedError
+
+    def standalone(self) -> dict[str, nn.Module]:
+        return {}
 
     def outputs(self, scores: tuple[Tensor, ...]) -> Tensor:
         """The smallest margin of each class, and 0 for "reject": the argmax is the decision, a margin of 0 accepts."""
@@ -49,15 +54,21 @@ class Undefended(Defence):
         return (self.classifier(x),)
 
     def margins(self, scores: tuple[Tensor]) -> Tensor:
-        return lead(scores[0]).unsqueeze(1)
+        return margin_over_others(scores[0]).unsqueeze(1)
+
+    def standalone(self) -> dict[str, nn.Module]:
+        return {"classifier": self.classifier}
 
 
 class ConfidenceThreshold(Undefended):
-    """A classifier that rejects where it is not confident.
+    """A classifier that rejects images on which it is not confident.
 
     Args:
         threshold: of the logit margin (>= 0), or of the maximum softmax probability, in 0..1.
         of: "margin" or "probability" (Hendrycks & Gimpel 2017).
+
+    Raises:
+        ValueError: `of` is another text, or the threshold is negative or not finite.
     """
 
     def __init__(self, classifier: nn.Module, threshold: float, of: str = "margin"):
@@ -70,13 +81,13 @@ class ConfidenceThreshold(Undefended):
         if self.of == "margin":
             return super().margins(scores) - self.threshold
         sure = F.log_softmax(scores[0], 1) - math.log(max(self.threshold, 1e-30))
-        return torch.stack([lead(scores[0]), sure], 1)
+        return torch.stack([margin_over_others(scores[0]), sure], 1)
 
 
 class RejectClass(Defence):
     """A network with K+1 outputs, the last of them trained to mean "reject"; or any module of that form."""
 
-    parts = ("the network",)
+    components = ("the network",)
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -86,7 +97,7 @@ class RejectClass(Defence):
         return (self.network(x),)
 
     def margins(self, scores: tuple[Tensor]) -> Tensor:
-        return lead(scores[0])[:, :-1].unsqueeze(1)
+        return margin_over_others(scores[0])[:, :-1].unsqueeze(1)
 
     def outputs(self, scores: tuple[Tensor]) -> Tensor:
         """The network's own outputs."""
@@ -94,69 +105,83 @@ class RejectClass(Defence):
 
 
 class Unanimity(Defence):
-    """Models that must agree, each with a lead of its own: pixels to scores (B,K) each, the same classes in order.
+    """Models that must agree, each with a margin of its own: pixels to scores (B,K) each, the same classes in order.
 
     Args:
-        leads: by how much the class must lead in each model's scores; a negative one is a tolerance. With a classifier
-            and CLIP this is Multi-Shield with margins.
+        required: the margin over the other classes that each model must show; a negative one is a tolerance. With a
+            classifier and CLIP this is Multi-Shield with margins.
+
+    Raises:
+        ValueError: there is not one required margin per model.
     """
 
-    def __init__(self, models: Sequence[nn.Module], leads: Sequence[float] | None = None):
+    def __init__(self, models: Sequence[nn.Module], required: Sequence[float] | None = None):
         super().__init__()
-        self.models, self.leads = nn.ModuleList(models).eval(), tuple(leads or [0.0] * len(models))
-        if len(self.leads) != len(self.models) or not self.models:
-            raise ValueError(f"{len(self.models)} models and {len(self.leads)} leads; give one lead per model")
+        self.models, self.required = nn.ModuleList(models).eval(), tuple(required or [0.0] * len(models))
+        if len(self.required) != len(self.models) or not self.models:
+            raise ValueError(f"{len(self.models)} models, {len(self.required)} required margins; give one per model")
 
     def scores(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(model(x) for model in self.models)
 
     def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
-        return torch.stack([lead(s) - wanted for s, wanted in zip(scores, self.leads, strict=True)], 1)
+        return torch.stack([margin_over_others(s) - r for s, r in zip(scores, self.required, strict=True)], 1)
 
 
 class FeatureSqueezing(Unanimity):
     """A classifier that must give an image and a squeezed one the same class (after Xu et al. 2018).
 
     Args:
-        squeeze: pixels to pixels; where it has no useful gradient it should bring one of its own, see `reduced_bits`.
-        leads: of the image and of the squeezed one, see `Unanimity`.
+        squeeze: pixels to pixels. Where it has no useful gradient it should bring one of its own, as `reduced_bits`.
+        required: the margins for the image and for the squeezed one, see `Unanimity`.
     """
 
     def __init__(
         self,
         classifier: nn.Module,
         squeeze: Callable[[Tensor], Tensor] | None = None,
-        leads: Sequence[float] | None = None,
+        required: Sequence[float] | None = None,
     ):
-        squeezed = _Behind(classifier, squeeze or reduced_bits)
-        super().__init__([classifier, squeezed], leads)
+        super().__init__([classifier, classifier], required)
+        self.squeeze = squeeze or reduced_bits
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.models[0](x), self.models[0](self.squeeze(x))
 
 
-class ConsistentPrediction(FeatureSqueezing):
+class ConsistentPrediction(Unanimity):
     """A classifier that must give an image and its least favourable neighbour the same class (Chen et al. 2023).
 
+    The neighbour is one signed step of length `radius` against the classifier's own decision; Chen et al. take ten
+    small ones. The gradient of the neighbour is the identity's: that of a sign is zero.
+
     Args:
-        radius: of the neighbourhood (Linf), in units of pixels. leads: of the image and of its neighbour.
+        radius: of the neighbourhood (Linf), in units of pixels. required: the margins for image and neighbour.
     """
 
-    def __init__(self, classifier: nn.Module, radius: float = 0.0055, leads: Sequence[float] | None = None):
-        super().__init__(classifier, partial(neighbour, classifier, radius), leads)
+    def __init__(self, classifier: nn.Module, radius: float = 0.0055, required: Sequence[float] | None = None):
+        super().__init__([classifier, classifier], required)
         self.radius = radius
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of both models, in two passes instead of three."""
-        own, beside = decided(self.models[0], self.radius, x)
-        return own, self.models[0](beside)
+        classifier = self.models[0]
+        with torch.enable_grad():  # the caller of scores may not want gradients
+            pixels = x if x.requires_grad else x.detach().requires_grad_()
+            logits = classifier(pixels)
+            confidence = margin_over_others(logits).amax(1).sum()
+            (gradient,) = torch.autograd.grad(confidence, pixels, retain_graph=True)
+        step = (pixels - self.radius * gradient.sign()).clamp(0, 1) - x
+        return logits if torch.is_grad_enabled() else logits.detach(), classifier(x + step.detach())
 
 
 class SummedLogProbabilities(Defence):
-    """A classifier and CLIP that are one: the class must lead in the sum of both models' log-probabilities.
+    """A classifier and CLIP as one model: the class must lead in the sum of both models' log-probabilities.
 
     Args:
-        scale: what CLIP's cosines are multiplied with, so that both models are equally sure. threshold: the lead, >= 0.
+        scale: the factor of CLIP's cosines, so that both models are equally sure. threshold: the required margin, >= 0.
     """
 
-    parts = ("the sum",)
+    components = ("the sum",)
 
     def __init__(self, classifier: nn.Module, alignment: nn.Module, scale: float, threshold: float):
         super().__init__()
@@ -168,16 +193,7 @@ class SummedLogProbabilities(Defence):
 
     def margins(self, scores: tuple[Tensor, Tensor]) -> Tensor:
         total = scores[0].log_softmax(1) + (self.scale * scores[1]).log_softmax(1)
-        return (lead(total) - self.threshold).unsqueeze(1)
-
-
-class _Behind(nn.Module):
-    def __init__(self, model: nn.Module, before: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.model, self.before = model, before
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(self.before(x))
+        return (margin_over_others(total) - self.threshold).unsqueeze(1)
 
 
 def reduced_bits(x: Tensor, bits: int = 4) -> Tensor:
@@ -186,64 +202,27 @@ def reduced_bits(x: Tensor, bits: int = 4) -> Tensor:
     return x + ((x * levels).round() / levels - x).detach()
 
 
-def neighbour(classifier: nn.Module, radius: float, x: Tensor) -> Tensor:
-    """One signed step of that length from x against the classifier's own decision; Chen et al. take ten small ones.
-
-    The gradient is the identity's: that of a sign is zero.
-    """
-    return decided(classifier, radius, x)[1]
-
-
-def decided(classifier: nn.Module, radius: float, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier's logits for x, and `neighbour`, to which their own pass leads."""
-    with torch.enable_grad():  # whoever asks for scores may not want gradients
-        near = x if x.requires_grad else x.detach().requires_grad_()
-        logits = classifier(near)
-        (gradient,) = torch.autograd.grad(lead(logits).amax(1).sum(), near, retain_graph=True)
-    step = (near - radius * gradient.sign()).clamp(0, 1) - x
-    return logits if torch.is_grad_enabled() else logits.detach(), x + step.detach()
-
-
-def smoothed(x: Tensor) -> Tensor:
-    """The median of each pixel's 3 x 3 neighbours, with its gradient."""
-    b, c, h, w = x.shape
-    patches = F.unfold(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3).view(b, c, 9, h, w)
-    return patches.median(2).values
-
-
-@torch.no_grad()
 def calibrate(
     build: Callable[[float], nn.Module], images: Tensor, rejection: float, low: float = 0.0, high: float = 1.0
 ) -> nn.Module:
     """The defence whose clean rejection comes nearest to the wanted one from below.
 
     Args:
-        build: a threshold to a defence; the larger, the more is rejected. Its scores may not depend on it.
-        images: clean validation images (N,3,H,W) in [0,1], never those of the evaluation.
+        build: a threshold to a defence; a larger one rejects more. The scores may not depend on it.
+        images: clean validation images (N,C,H,W) in [0,1], never those of the evaluation.
         rejection: the wanted share, 0 <= rejection < 1.
-        low, high: where the threshold is looked for, low < high; further up where too little is rejected at `high`.
+        low, high: the search interval, low < high; it moves up where too little is rejected at `high`.
 
     Raises:
         ValueError: the share is out of range, low is not below high, or more is rejected at `low` already.
     """
-    first = build(low)
-    where = next((p.device for p in first.parameters()), images.device)
-    parts = [first.scores(x.to(where)) for x in images.split(128)]
-    scores = tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return build(threshold_for(build, scores, rejection, low, high))
+    return build(threshold_for(build, scores_of(build(low), images), rejection, low, high))
 
 
 def threshold_for(
-    build: Callable[[float], nn.Module],
-    scores: tuple[Tensor, ...],
-    rejection: float,
-    low: float = 0.0,
-    high: float = 1.0,
+    build: Callable[[float], nn.Module], scores: tuple[Tensor, ...], rejection: float, low: float, high: float = 1.0
 ) -> float:
-    """The threshold that `calibrate` chooses, from the defence's scores of the images, each (N,...).
-
-    Args and errors are those of `calibrate`.
-    """
+    """The threshold that `calibrate` chooses, from the scores (N,...) of the images. Args and errors are its own."""
     if not 0 <= rejection < 1 or not low < high:
         raise ValueError(
             f"rejection is {rejection}, low {low}, high {high}; accepted are 0 <= rejection < 1, and low < high"
@@ -266,18 +245,3 @@ def threshold_for(
 def as_defence(model: nn.Module) -> nn.Module:
     """A defence, as it is; any other module as one with K+1 outputs, the last of them "reject"."""
     return model if hasattr(model, "margins") else RejectClass(model)
-
-
-__all__ = [
-    "ConfidenceThreshold",
-    "ConsistentPrediction",
-    "Defence",
-    "FeatureSqueezing",
-    "MultiShield",
-    "RejectClass",
-    "SummedLogProbabilities",
-    "Unanimity",
-    "Undefended",
-    "calibrate",
-    "threshold_for",
-]

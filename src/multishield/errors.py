@@ -1,4 +1,4 @@
-"""The one error that users see, and how its sentences end."""
+"""The one error that users see, and the words of its sentences."""
 
 import difflib
 
@@ -11,11 +11,11 @@ class UserError(Exception):
 
 
 def in_words(error: Exception) -> str:
-    """An error as a sentence: a `UserError` is one; of an OSError what it is about, and what may be done."""
+    """An error as a sentence: a `UserError` is one; an OSError gets its file and a remedy."""
     if not isinstance(error, OSError):
         return str(error)
-    what = error.filename or "a file"
-    return f"{what}: {error.strerror or error}; make room there, make it readable and writable, or remove it"
+    name = error.filename or "a file"
+    return f"{name}: {error.strerror or error}; make room there, make it readable and writable, or remove it"
 
 
 def closest(name: str, known, listing: str) -> str:
@@ -25,5 +25,5 @@ def closest(name: str, known, listing: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    """The text of an error in one line of at most 200 characters; its type where it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,15 +1,15 @@
-"""The evaluation of any model that abstains, in one call: the strongest attack, the worst case, and what speaks for it.
+"""The evaluation of any model that abstains, in one call: the strongest attacks, the worst case, the sanity rules.
 
 from multishield import evaluate
 result = evaluate(model, images, labels, eps=8 / 255)
 print(result)
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -17,40 +17,27 @@ from torch import Tensor, nn
 
 from multishield import inputs, records, sanity
 from multishield.attacks.threat_model import Ball
+from multishield.budget import Budget
 from multishield.errors import UserError
 from multishield.files import write_text
-from multishield.images import AttackedImages, Split
-from multishield.portfolio import Attacker, curve, margins_of, worst_case
-from multishield.resume import kept_in
-from multishield.shards import Kept, Shards, cut
-from multishield.verdicts import records_of
-from paper.params import Adaptive
-from paper.report import tables
+from multishield.images import AttackedImages, AttackStore, Images, StoredImages
+from multishield.portfolio import Attacker, robustness_curve, worst_case
+from multishield.resume import Each
 
-ATTACKS = ("parts", "paper", "joint", "square", "denial")
-# Steps and targets where nobody has chosen others: for strength, not for speed.
-DEFAULTS = Adaptive.model_validate(
-    {
-        "paper": {"steps": 100},
-        "joint": {"targets": 5, "steps": 100, "restarts": 1},
-        "parts": {"targets": 9, "steps": 100},
-        "denial": {"steps": 60},
-        "square": {"queries": 1000},
-        "sanity": {"images": 50},
-    }
-)
+ATTACKS = ("components", "paper", "joint", "square", "denial")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation has found; `print` shows it, and in a notebook it is a table.
+    """The result of an evaluation; `print` shows it, and in a notebook it is a table.
 
     Attributes:
-        records: a row per scenario and image, see `evaluation.records`. runs: those of the sanity rules' runs.
-        attacked: the images after each attack, those in a folder read when they are asked for; "adaptive" holds the
-            worst case. passes: what an image has cost on average: forwards and backwards through the whole defence.
-        findings: the sanity rules: rule, holds, finding. curve: see `portfolio.curve`; empty without "denial".
-        classes: K. notes: what a reader must know beside the table.
+        records: a row per scenario and image, see `multishield.records`. runs: those of the sanity rules' runs.
+        attacked: the images after each attack by its name, those in a folder read when they are asked for.
+            "worst_case" holds the worst case.
+        passes: the average cost of an image: forwards and backwards through the whole defence.
+        findings: the sanity rules: rule, holds, finding. curve: see `robustness_curve`; empty without "denial".
+        notes: sentences that a reader must know beside the table.
     """
 
     records: pd.DataFrame
@@ -59,33 +46,37 @@ class Evaluation:
     passes: pd.DataFrame
     findings: pd.DataFrame
     curve: pd.DataFrame
-    classes: int
     notes: tuple[str, ...]
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """A row per scenario and metric, as fractions with 95 % Wilson intervals."""
+        return records.metrics(self.records)
 
     @property
     def table(self) -> pd.DataFrame:
         """A row per scenario: per cent with 95 % Wilson intervals. The worst case is the result."""
-        return tables.results(records.metrics(self.records, self.classes))
+        return records.results(self.metrics)
 
-    def _parts(self) -> list[tuple[str, pd.DataFrame]]:
+    def _sections(self) -> list[tuple[str, pd.DataFrame]]:
         verdict = "all hold" if self.findings.holds.all() else "VIOLATED: do not believe the robust accuracy"
-        parts = [
+        sections = [
             ("Per cent of all images; the worst case is the number to believe", self.table),
             (f"Sanity rules: {verdict}", self.findings.drop(columns="classifier")),
             ("Passes per image", self.passes),
         ]
         if len(self.curve):
-            parts.append(("Robustness curve (rejecting within alpha * eps is wrong, too)", self.curve.round(3)))
-        return parts
+            sections.append(("Robustness curve (rejecting within alpha * eps is wrong, too)", self.curve.round(3)))
+        return sections
 
     def __str__(self) -> str:
         notes = "".join(f"\nNote: {note}.\n" for note in self.notes)
-        return notes + "\n".join(f"\n{title}:\n\n{tables.to_markdown(frame)}" for title, frame in self._parts())
+        return notes + "\n".join(f"\n{title}:\n\n{records.to_markdown(frame)}" for title, frame in self._sections())
 
     def to_html(self) -> str:
         """The same as HTML, without a page around it."""
         notes = "".join(f'<p class="note">Note: {note}.</p>\n' for note in self.notes)
-        return notes + "\n".join(f"<h3>{title}</h3>\n{tables.to_html(frame)}" for title, frame in self._parts())
+        return notes + "\n".join(f"<h3>{title}</h3>\n{records.to_html(frame)}" for title, frame in self._sections())
 
     _repr_html_ = to_html
 
@@ -95,7 +86,7 @@ class Evaluation:
         if len(self.runs):
             records.save(self.runs, folder / "sanity.csv")
         if len(self.curve):
-            write_text(folder / "curve.csv", self.curve.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+            write_text(folder / "curve.csv", records.csv_of(self.curve))
         write_text(folder / "table.md", str(self).lstrip())
 
 
@@ -108,109 +99,100 @@ def evaluate(
     norm: str = "Linf",
     seed: int = 0,
     attacks: Sequence[str] = ATTACKS,
-    settings: Adaptive = DEFAULTS,
+    budget: Budget | None = None,
     save_to: Path | str | None = None,
     device: torch.device | str | None = None,
     name: str = "model",
     ids: Tensor | None = None,
-    known: Sequence[AttackedImages | Shards | None] = (),
+    known: Sequence[AttackedImages | StoredImages | None] = (),
+    resume: Path | None = None,
+    each: Each = map,
 ) -> Evaluation:
-    """Attack a model that abstains with everything that is known here, and say what is left.
+    """Attack a model that abstains with every attack of this package, and report the worst case.
 
     Args:
-        model: pixels (B,3,H,W) in [0,1] to K+1 outputs, the last of them "reject"; or a defence (see `defences`), which
-            shows its margins: the attack on it is stronger.
+        model: pixels (B,3,H,W) in [0,1] to K+1 outputs, the last of them "reject"; or a defence (see `Defence`), which
+            exposes its margins: the attack on it is stronger.
         images, labels: (N,3,H,W) float32 in [0,1], or uint8 in 0..255; (N,) in 0..K-1.
-        eps, norm: the attacker's radius in units of pixels, "Linf" or "L2".
-        seed: of every random choice; an image's result depends on the seed, the image and its id alone.
-        attacks: some of `ATTACKS`. The worst case is of all that are run, but for "denial", which wants rejection.
-        settings: steps and targets, as in params.yaml's section `adaptive`.
-        save_to: a folder for the results, <attack>/<number of a part's first image>.safetensors among them; a killed
-            call with the same arguments goes on there. Only a part of the images is in memory then, see `shards`.
-        device: where to compute; where the model is, unless given.
-        name: of the model, in records and progress lines. ids: what the images are called, by default 0..N-1.
-        known: what attacks on the parts of the defence alone have made of the same images, in the order of its margins,
-            in memory or as `Shards`; those that are None, or missing, are attacked here.
+        eps, norm: the attacker's radius in units of [0,1] pixels, "Linf" or "L2".
+        seed: of every random choice; the result of an image depends on the seed, the image and its id alone.
+        attacks: some of `ATTACKS`. The worst case is over all that are run, but for "denial", which wants rejection.
+        budget: steps and targets; by default `Budget()`, chosen for strength.
+        save_to: a folder for the results and the attacked images, <attack>/<number of a first image>.safetensors. A
+            killed call with the same arguments continues there. Memory then holds one chunk of images.
+        device: to compute on; the model's own unless given.
+        name: of the model, in records and progress lines. ids: names of the images (N,), by default 0..N-1.
+        known: the same images after attacks on the components of the defence alone, in the order of its margins, in
+            memory or as `StoredImages`. A component without them (None, or missing) is attacked here.
+        resume: a folder for unfinished work that the caller removes; by default one in `save_to`, removed at the end.
+        each: how pieces of an attack are computed, see `multishield.resume.Each`.
 
     Raises:
-        UserError: something of this cannot be used; one sentence says what, and what is accepted.
+        UserError: an argument cannot be used; one sentence says which, and what is accepted.
     """
-    inputs.usable_images(images, labels)
+    inputs.check_images(images, labels)
     unknown = [attack for attack in attacks if attack not in ATTACKS]
     if unknown or not {"joint", "square"} & set(attacks):
         raise UserError(f"attacks are {list(attacks)}; some of {', '.join(ATTACKS)}, joint or square among them")
     if norm not in ("Linf", "L2") or not 0 < eps < (1 if norm == "Linf" else float("inf")):
         raise UserError(f"norm is {norm!r} and eps {eps:g}; Linf with 0 < eps < 1, such as 8/255, or L2 with eps > 0")
     model = model.to(device) if device is not None and isinstance(model, nn.Module) else model
-    data = Split(images, labels.long(), torch.arange(len(images)) if ids is None else ids)
-    defence, smooth, notes = inputs.usable_model(model, data)
-    if not smooth:
-        attacks = ("square",)
+    data = Images(images, labels.long(), torch.arange(len(images)) if ids is None else ids)
     folder = Path(save_to) if save_to else None
-    attacker = Attacker(name, settings, Ball(eps, norm), seed)
-    with kept_in(folder and folder / "unfinished"):
-        result = _evaluated(attacker, defence, data, attacks, known, tuple(notes), folder)
-        if folder:
-            result.save(folder)
+    unfinished = resume or (folder and folder / "unfinished")
+    # A GPU convolves in full precision, and always in the same way: verdicts with ten bits of mantissa would differ.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        defence, smooth, notes = inputs.usable_defence(model, data)
+        attacker = Attacker(name, budget or Budget(), Ball(eps, norm), seed, unfinished, each)
+        attacks = attacks if smooth else ("square",)
+        result = _evaluated(attacker, defence, data, attacks, known, tuple(notes), AttackStore(folder))
+    if folder:
+        result.save(folder)
+        if not resume:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return result
 
 
-def _evaluated(attacker: Attacker, defence: nn.Module, data: Split, attacks, known, notes, folder) -> Evaluation:
-    """Part by part, so that memory is bounded, and what the parts have found together."""
-    kept = Kept(folder)
-    found = [_of_part(attacker, defence, data, part, attacks, known, kept) for part in cut(data)]
-    scenarios = [scenario for scenario in records.SCENARIOS if scenario in found[0].rows]
-    rows = pd.concat([part.rows[scenario] for scenario in scenarios for part in found], ignore_index=True)
-    runs, classes = found[0].runs, margins_of(defence, data).shape[2]
-    sums = sum((part.passes for part in found), Counter())
-    passes = [(name, *(sums[name, kind] / len(data) for kind in ("forwards", "backwards"))) for name in kept]
-    passes = pd.DataFrame(passes, columns=["attack", "forwards", "backwards"]).round(1)
-    along = curve(torch.cat([part.held for part in found])) if "denial" in kept else pd.DataFrame()
-    return Evaluation(rows, runs, kept, passes, sanity.check(rows, runs, classes), along, classes, notes)
+def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes, store: AttackStore) -> Evaluation:
+    """Evaluate chunk by chunk, so that memory is bounded; the sanity rules' runs are on the first images of all."""
+    rows, held, runs, sums = [], [], pd.DataFrame(), Counter()
+    for chunk in data.chunks():
+        some, given = data[chunk], [None if images is None else images[chunk] for images in known]
+        begun, attacked = _attacked(attacker, defence, some, attacks, given)
+        if "denial" in attacked:
+            held.append(attacker.held_at_each_alpha(defence, some, attacked["worst_case"], attacked["denial"]))
+        if "joint" in attacked and chunk.start == 0:
+            runs = attacker.sanity_rows(defence, some, list(begun.values()))
+        for name, images in attacked.items():
+            store.add(name, chunk.start, images)
+            sums.update({(name, kind): int(getattr(images, kind).sum()) for kind in ("forwards", "backwards")})
+        scenarios = [name for name in records.SCENARIOS if name in attacked]
+        rows += [records.records_of(attacker.name, s, defence, some, attacked[s], attacker.ball) for s in scenarios]
+    table = pd.concat(rows).sort_values("scenario", key=_places, kind="stable", ignore_index=True)
+    passes = [(name, *(round(sums[name, kind] / len(data), 1) for kind in ("forwards", "backwards"))) for name in store]
+    passes = pd.DataFrame(passes, columns=["attack", "forwards", "backwards"])
+    curve = robustness_curve(torch.cat(held)) if held else pd.DataFrame()
+    return Evaluation(table, runs, store, passes, sanity.check(table, runs), curve, notes)
 
 
-class _Found(NamedTuple):
-    """Of some images: records by scenario, those of the sanity rules' runs, `Attacker.held`, and sums of passes."""
-
-    rows: dict[str, pd.DataFrame]
-    runs: pd.DataFrame
-    held: Tensor | None
-    passes: Counter
+def _places(scenarios: pd.Series) -> pd.Series:
+    return scenarios.map(list(records.SCENARIOS).index)
 
 
-def _of_part(attacker: Attacker, defence: nn.Module, data: Split, part: slice, attacks, known, kept: Kept) -> _Found:
-    """Attack a part of the images and keep them. The sanity rules' runs are on the first images of all."""
-    some, given = data[part], [None if images is None else images[part] for images in known]
-    whole = len(some) == len(data)
-    at = attacker if whole else attacker.at(f"images {part.start} to {part.stop - 1}", attacker.params, attacker.ball)
-    begun, attacked = _attacked(at, defence, some, attacks, given)
-    held, runs = None, pd.DataFrame()
-    if "denial" in attacked:
-        held = at.held(defence, some, attacked["adaptive"], attacked["denial"])
-    if "joint" in attacked and part.start == 0:
-        runs = attacker.sanity_rows(defence, some, tuple(begun.values()))
-    for name, images in attacked.items():
-        kept.add(name, part.start, images)
-    sums = {(n, kind): int(getattr(of, kind).sum()) for n, of in attacked.items() for kind in ("forwards", "backwards")}
-    scenarios = [scenario for scenario in records.SCENARIOS if scenario in attacked]
-    rows = {s: records_of(attacker.name, s, defence, some, attacked[s], attacker.ball) for s in scenarios}
-    return _Found(rows, runs, held, Counter(sums))
-
-
-def _attacked(attacker: Attacker, defence: nn.Module, data: Split, attacks, known):
-    """The parts first, joint from there, the worst case, the black box on what is left, and the second attacker: what
-    the parts' attacks have made, and all, by name."""
+def _attacked(attacker: Attacker, defence: nn.Module, data: Images, attacks: Sequence[str], known):
+    """Run the attacks in order: each component alone, joint from their images, paper, the worst case, Square on the
+    survivors, denial. Returns the images of the components' attacks, and of all attacks, by name."""
     chosen, begun = {}, {}
-    if "parts" in attacks:
-        begun = attacker.parts(defence, data, known)
+    if "components" in attacks:
+        begun = attacker.components(defence, data, known)
     if "joint" in attacks:
-        chosen["joint"] = attacker.joint(defence, data, tuple(begun.values()))
+        chosen["joint"] = attacker.joint(defence, data, list(begun.values()))
     if "paper" in attacks:
         chosen["paper"] = attacker.paper(defence, data)
     worst = worst_case(defence, data, chosen | begun)
     if "square" in attacks:
-        worst = attacker.against_survivors(defence, data, worst)
-    attacked = begun | chosen | {"adaptive": worst}
+        worst = attacker.square_on_survivors(defence, data, worst)
+    attacked = begun | chosen | {"worst_case": worst}
     if "denial" in attacks:
         attacked["denial"] = attacker.denial(defence, data)
     return begun, attacked

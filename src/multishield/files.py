@@ -1,4 +1,4 @@
-"""Files that are never half-written."""
+"""Files that are never half-written: text, JSON, and named tensors as safetensors."""
 
 import json
 import os
@@ -14,11 +14,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # the user's umask, which safetensors does not look at
+        mode = temporary.stat().st_mode  # the user's umask, which safetensors ignores
         write(temporary)
         temporary.chmod(mode)
         with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())  # or a power cut may keep the new name and lose what it holds
+            os.fsync(stream.fileno())  # or a power cut may keep the new name and lose the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,18 +46,57 @@ def read_json(path: Path):
     except FileNotFoundError:
         raise missing(path, "a JSON file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {mend(path, 'a JSON file')}") from None
+        raise UserError(f"{path} is not valid JSON ({error}); {how_to_fix(path, 'a JSON file')}") from None
 
 
 def missing(path: Path, wanted: str) -> UserError:
     """The error for a file that is not there."""
-    return UserError(f"{path} does not exist; {mend(path, wanted)}")
+    return UserError(f"{path} does not exist; {how_to_fix(path, wanted)}")
 
 
-def mend(path: Path, wanted: str) -> str:
-    """What to do about a file that cannot be used: one of a stage's is made by that stage."""
-    parts = path.parts
-    if "artifacts" in parts[:-2]:
-        stage = parts[parts.index("artifacts") + 1]
-        return f"the stage {stage} makes it: remove what is there and run `make reproduce`"
+def how_to_fix(path: Path, wanted: str) -> str:
+    """The remedy for a file that cannot be used: a file under artifacts/ is made by a stage."""
+    folders = path.parts
+    if "artifacts" in folders[:-2]:
+        stage = folders[folders.index("artifacts") + 1]
+        return f"the stage {stage} makes it: remove the file and run `make reproduce`"
     return f"give the path of {wanted}"
+
+
+def save_tensors(path: Path, tensors: dict) -> Path:
+    """Write named tensors as safetensors, atomically."""
+    from safetensors.torch import save_file  # torch is slow to import; commands that read JSON do without
+
+    own, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        # Safetensors takes no views and no shared memory. Only those are copied, because splits are large.
+        whole = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        own[name] = tensor if whole else tensor.clone()
+    return write_atomically(path, lambda p: save_file(own, p))
+
+
+def load_tensors(path: Path) -> dict:
+    """Read a safetensors file into tensors by name. Pickles are refused: loading one can run any code.
+
+    Raises:
+        UserError: the file is missing or is not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise missing(path, "a .safetensors file")
+    try:
+        return load_file(path)
+    except PermissionError:
+        raise UserError(f"{path} may not be read by this user; change its permissions") from None
+    except SafetensorError as error:
+        if "artifacts" in path.parts:
+            raise UserError(f"{path} is damaged ({error}); {how_to_fix(path, '')}") from None
+        raise UserError(
+            f"{path} is not a safetensors file ({error}); pickled checkpoints (.pt, .pth) are not accepted because "
+            "loading one can run any code: convert it once with safetensors.torch.save_file(state_dict, path)"
+        ) from None

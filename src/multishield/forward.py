@@ -1,7 +1,5 @@
 """One forward pass whose bytes do not depend on the batch, and the devices that models are on."""
 
-import math
-import os
 from collections.abc import Callable
 
 import torch
@@ -9,73 +7,110 @@ from torch import Tensor, nn
 
 from multishield.errors import UserError
 
-# What a model returns for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
+# The outputs of a model for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]
-
-
-# Some numbers of images are summed in another order by CPU kernels: the last bits of a result would depend on how many
-# are in the batch (tests/attacks/test_loop.py). Such batches are filled up with repeats: below 16 to a multiple of 4;
-# with MKL's portable branch, which works in blocks of eight rows per thread, always to a multiple of 16.
-SMALLEST, UNFILLED = (16, math.inf) if os.environ.get("MKL_CBWR") == "COMPATIBLE" else (4, 16)
+# CPU kernels sum some numbers of images in another order: the last bits of a result would depend on the size of the
+# batch. So batches are filled up with repeats. MKL's portable branch works in blocks of eight rows per thread.
+FILL = 16
+# By how much a score may change when its image is scored again, as a share of the largest score: rounding, not chance.
+REPEATABLE = 1e-4
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Evaluation mode, no gradients for parameters: gradients go to the pixels only."""
+    """Put a module into evaluation mode, without gradients of its parameters: gradients go to the pixels only."""
     return module.eval().requires_grad_(False)
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU. A GPU is told to convolve in full precision and always the same way."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.backends.cudnn.allow_tf32 = False  # verdicts would have ten bits of mantissa
-    torch.backends.cudnn.deterministic = True
-    return torch.device("cuda")
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model is; one without parameters and buffers (a frozen TorchScript) is where all are."""
-    held = (t for kind in ("parameters", "buffers") for t in getattr(model, kind, tuple)())
-    return next((t.device for t in held), device())
+    """The device of a model; one without parameters and buffers (a frozen TorchScript) is on `device()`."""
+    tensors = (t for kind in ("parameters", "buffers") for t in getattr(model, kind, tuple)())
+    return next((t.device for t in tensors), device())
 
 
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
-    """The model's outputs for a batch: on a CPU, an image's have the same bytes whatever else is in the batch.
+    """The outputs of a model for a batch: on a CPU, those of an image have the same bytes in every batch.
+
+    Args:
+        model: a module, a bound method of one (such as a shield's `scores`), or any function of pixels.
+        x: (B,C,H,W).
 
     Raises:
-        UserError: an output is not finite. It would be no class and no rejection: nothing may be counted of it.
+        UserError: an output is not finite. It would be no class and no rejection, so nothing can be counted.
     """
-    filled = len(x) if len(x) >= UNFILLED else -(-len(x) // SMALLEST) * SMALLEST
+    filled = -(-len(x) // FILL) * FILL
     out = model(x if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
     for number, scores in enumerate(out if isinstance(out, tuple) else (out,)):
         if not scores.isfinite().all():
             bad = int((~scores.isfinite()).reshape(len(scores), -1).any(1).nonzero()[0, 0])
+            some = ", ".join(f"{score:.3g}" for score in scores[bad].flatten()[:3].tolist())
             raise UserError(
-                f"{called(model, number)} gives image {bad} of a batch of {len(x)} the scores {_some(scores[bad])}, "
+                f"{component_name(model, number)} gives image {bad} of a batch of {len(x)} the scores [{some}, ...], "
                 "which are not finite; look for damaged weights, a division by zero or an overflow in it"
             )
     return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
 
 
-def called(model: Callable, number: int) -> str:
-    """What a message calls the part of a model that gave the score of that number."""
-    parts = getattr(getattr(model, "__self__", model), "parts", ("the classifier",))
-    return parts[number] if number < len(parts) else f"part {number + 1}"
+def component_name(model: Callable, number: int) -> str:
+    """Name of the component that produced score `number`, for error messages."""
+    names = getattr(getattr(model, "__self__", model), "components", ("the classifier",))
+    return names[number] if number < len(names) else f"component {number + 1}"
 
 
-def _some(scores: Tensor) -> str:
-    return str([round(s, 3) for s in scores.flatten()[:3].tolist()]).rstrip("]") + ", ...]"
+@torch.no_grad()
+def scores_of(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> tuple[Tensor, ...]:
+    """The scores of all images, computed in batches, on the CPU.
+
+    Args:
+        model: pixels (N,C,H,W) to logits (N,K); or a defence, whose `scores` are asked for.
+    """
+    call, device = getattr(model, "scores", model), device_of(model)
+    batches = [forward(call, x.to(device)) for x in pixels.split(batch_size)]
+    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    return tuple(torch.cat(column).cpu() for column in zip(*batches, strict=True))
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, pixels: Tensor, batch_size: int = 256) -> Tensor:
-    """The model's outputs for all images, on the CPU, computed in batches."""
-    where = device()
-    return torch.cat([forward(model, x.to(where)).cpu() for x in pixels.split(batch_size)])
+    """The outputs (N,C) of a model for all images, computed in batches, on the CPU."""
+    device = device_of(model)
+    return torch.cat([forward(model, x.to(device)).cpu() for x in pixels.split(batch_size)])
 
 
-def accuracy(model: nn.Module, split, batch_size: int = 256) -> float:
-    """The fraction of a `data.splits.Split` whose largest output is the label's (NaN: no images), batch by batch."""
-    parts = [split[i : i + batch_size] for i in range(0, len(split), batch_size)]
-    hits = sum(int((outputs(model, part.pixels).argmax(1) == part.labels).sum()) for part in parts)
-    return hits / len(split) if parts else float("nan")
+def accuracy(model: nn.Module, data, batch_size: int = 256) -> float:
+    """The share of `Images` whose largest output is the label's; NaN where there are no images."""
+    batches = [data[i : i + batch_size] for i in range(0, len(data), batch_size)]
+    hits = sum(int((outputs(model, batch.pixels).argmax(1) == batch.labels).sum()) for batch in batches)
+    return hits / len(data) if batches else float("nan")
+
+
+def check_repeatable(model: nn.Module, pixels: Tensor, name: str) -> float:
+    """Score a batch of images twice: in order, and reversed in batches of half the size.
+
+    Args:
+        model: pixels (B,C,H,W) to logits, or a defence. name: of the model, in the message.
+
+    Returns:
+        The largest change of a score, as a share of the largest score.
+
+    Raises:
+        UserError: a score is not finite, or changes by more than `REPEATABLE`. On such a model the failure of an
+            attack would prove nothing.
+    """
+    once, again = scores_of(model, pixels), scores_of(model, pixels.flip(0), max(1, len(pixels) // 2))
+    largest = 0.0
+    for first, second in zip(once, again, strict=True):
+        change = (first - second.flip(0)).abs().reshape(len(first), -1).amax(1) / first.abs().max().clamp_min(1e-12)
+        image = int(change.argmax())
+        largest = max(largest, float(change[image]))
+        if largest > REPEATABLE:
+            raise UserError(
+                f"{name} answers differently when asked again: the scores of image {image} change by "
+                f"{100 * largest:.2g} % of the largest. A model must answer by the image alone: no dropout, no noise, "
+                "no look at the other images of a batch (call .eval(), and see its forward)"
+            )
+    return largest

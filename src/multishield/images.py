@@ -1,48 +1,61 @@
-"""Images with labels and ids, and images after an attack."""
+"""Images with labels, images after an attack, and a store of attacked images on disk or in memory."""
 
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from multishield.tensors import load_tensors, save_tensors
+from multishield.files import load_tensors, missing, save_tensors
+
+# Bytes of a chunk of images as float32: 44,000 images of 32 pixels, 890 of 224. Memory holds copies of one chunk.
+CHUNK = 2**29
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images uint8 (N,3,S,S), or float32 in [0,1]; labels int64 (N,); ids int64 (N,), which name an image for good."""
+class Images:
+    """Images uint8 (N,C,H,W), or float32 in [0,1]; labels int64 (N,); ids int64 (N,), which name an image for good."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index) -> "Split":
-        return Split(self.images[index], self.labels[index], self.ids[index])
+    def __getitem__(self, index) -> "Images":
+        return Images(self.images[index], self.labels[index], self.ids[index])
 
     @property
-    def pixels(self) -> torch.Tensor:
+    def pixels(self) -> Tensor:
         """Images as float32 in [0,1]."""
         return self.images if self.images.is_floating_point() else self.images.float() / 255
 
+    def chunks(self, multiple: int = 1) -> Iterator[slice]:
+        """Consecutive slices of at most `CHUNK` bytes; each but the last has a multiple of so many images."""
+        size = max(1, CHUNK // self[:1].pixels.nbytes // multiple) * multiple
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
     def save(self, path: Path) -> Path:
+        """Write a safetensors file."""
         return save_tensors(path, {"images": self.images, "labels": self.labels, "ids": self.ids})
 
     @classmethod
-    def load(cls, path: Path) -> "Split":
+    def load(cls, path: Path) -> "Images":
+        """Read the file that `save` has written."""
         return cls(**load_tensors(path))
 
 
 @dataclass(frozen=True)
 class AttackedImages:
-    """Images after an attack, and what it did to each.
+    """Images after an attack, and its effect on each.
 
     Attributes:
-        images: (N,3,H,W) float32 in [0,1]. Where the attack failed it is the clean image.
-        broken_by: per image the attack that broke it, "clean" where it was wrong before, "" where nothing broke it.
+        images: (N,C,H,W) float32 in [0,1]. Where the attack failed it is the clean image.
+        broken_by: per image the attack that broke it, "clean" where it was wrong before, "" where it resisted.
         forwards, backwards: passes through the model that each image cost, int64 (N,).
     """
 
@@ -51,15 +64,36 @@ class AttackedImages:
     forwards: Tensor
     backwards: Tensor
 
+    @classmethod
+    def untouched(cls, data: Images) -> "AttackedImages":
+        """Images before any attack."""
+        none = torch.zeros(len(data), dtype=torch.long)
+        return cls(data.pixels.clone(), [""] * len(data), none, none)
+
     @property
     def success(self) -> Tensor:
         """Which images are broken, bool (N,)."""
         return torch.tensor([bool(name) for name in self.broken_by], dtype=torch.bool)
 
     def __getitem__(self, index: Tensor | slice) -> "AttackedImages":
-        """The images of int64 indices, or of a slice: those are no copy."""
+        """The images of int64 indices, or of a slice; a slice copies nothing."""
         names = self.broken_by[index] if isinstance(index, slice) else [self.broken_by[i] for i in index.tolist()]
         return AttackedImages(self.images[index], names, self.forwards[index], self.backwards[index])
+
+    def updated(self, index: Tensor, newer: "AttackedImages") -> "AttackedImages":
+        """The same, with newer images at some indices; passes add up."""
+        names = list(self.broken_by)
+        for i, name in zip(index.tolist(), newer.broken_by, strict=True):
+            names[i] = name
+        passes = (getattr(self, kind).index_add(0, index, getattr(newer, kind)) for kind in ("forwards", "backwards"))
+        return AttackedImages(self.images.index_copy(0, index, newer.images), names, *passes)
+
+    @classmethod
+    def joined(cls, chunks: list["AttackedImages"]) -> "AttackedImages":
+        """Several chunks, one after the other."""
+        columns = (torch.cat([getattr(c, name) for c in chunks]) for name in ("images", "forwards", "backwards"))
+        images, forwards, backwards = columns
+        return cls(images, [name for c in chunks for name in c.broken_by], forwards, backwards)
 
     def tensors(self) -> dict[str, Tensor]:
         """As named tensors: names are numbered, and their text is a row of bytes."""
@@ -73,23 +107,66 @@ class AttackedImages:
         }
 
     @classmethod
-    def of_tensors(cls, t: dict[str, Tensor]) -> "AttackedImages":
-        """From what `tensors` returned."""
+    def from_tensors(cls, t: dict[str, Tensor]) -> "AttackedImages":
+        """The inverse of `tensors`."""
         names = bytes(t["attack_names"].tolist()).decode().split("\n")
         return cls(t["images"], [names[i] for i in t["attack"].tolist()], t["forwards"], t["backwards"])
 
-    @classmethod
-    def joined(cls, parts: list["AttackedImages"]) -> "AttackedImages":
-        """One after the other."""
-        columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("images", "forwards", "backwards"))
-        images, forwards, backwards = columns
-        return cls(images, [name for p in parts for name in p.broken_by], forwards, backwards)
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        save_tensors(path, self.tensors())
+class StoredImages:
+    """Attacked images in a folder, a file per chunk, named by the number of its first image.
 
-    @classmethod
-    def load(cls, path: Path) -> "AttackedImages":
-        """Read what `save` has written."""
-        return cls.of_tensors(load_tensors(path))
+    `stored[a:b]` reads the images a to b, across chunks.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def add(self, start: int, attacked: AttackedImages) -> None:
+        """Write the images from `start` on. A chunk at 0 begins anew: the files of an earlier call are removed."""
+        if start == 0 and self.folder.is_dir():
+            for old in self.folder.glob("*.safetensors"):
+                old.unlink()
+        save_tensors(self.folder / f"{start:08d}.safetensors", attacked.tensors())
+
+    def __getitem__(self, wanted: slice) -> AttackedImages:
+        """Raises UserError: the folder holds none."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise missing(self.folder / "00000000.safetensors", "a .safetensors file")
+        first, last = wanted.start or 0, sys.maxsize if wanted.stop is None else wanted.stop
+        starts = [*(int(file.stem) for file in files), sys.maxsize]
+        chunks = []
+        for file, start, end in zip(files, starts[:-1], starts[1:], strict=True):
+            if start < last and end > first:
+                chunk = AttackedImages.from_tensors(load_tensors(file))
+                chunks.append(chunk[max(first - start, 0) : last - start])
+        return AttackedImages.joined(chunks)
+
+
+class AttackStore(Mapping):
+    """Attacked images by the name of the attack: in a folder, read when they are asked for; or in memory."""
+
+    def __init__(self, folder: Path | None):
+        self.folder, self.chunks = folder, {}
+
+    def add(self, name: str, start: int, attacked: AttackedImages) -> None:
+        """Store an attack's images from `start` on; chunks come in their order."""
+        self.chunks.setdefault(name, []).append(None if self.folder else attacked)
+        if self.folder:
+            StoredImages(folder_of(self.folder, name)).add(start, attacked)
+
+    def __getitem__(self, name: str) -> AttackedImages:
+        chunks = self.chunks[name]
+        return StoredImages(folder_of(self.folder, name))[:] if self.folder else AttackedImages.joined(chunks)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+
+def folder_of(store: Path, name: str) -> Path:
+    """The folder of an attack's images in the folder of a store: "on CLIP" lies in on-CLIP."""
+    return store / name.replace(",", "").replace(" ", "-")

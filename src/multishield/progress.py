@@ -7,47 +7,30 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from tqdm import tqdm
 
-# The runner names a file here and copies what is written to it to its own terminal.
+# The runner of a notebook names a file here, and copies its lines to its own terminal.
 PROGRESS_FILE = "MULTISHIELD_PROGRESS"
 
 
-def progress(
-    items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0, scaled: bool = False
-) -> tqdm:
-    """Iterate over `items` and show how far it is.
+def progress(items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:
+    """Iterate over `items` and show the progress.
 
     Args:
-        items: what to iterate over; None for a bar that is moved by its `update`.
-        description: the task, for example "training standard".
-        unit: what is counted, for example "epoch".
-        total: the length of `items`, where it has none.
-        done: how much of it a run before this one has done.
-        scaled: show counts as 1.2k, 3.4M: for bytes.
+        items: an iterable; None for a bar that is moved by its `update`.
+        description: the task, for example "training standard". unit: of the count, for example "epoch".
+        total: the length of `items`, where it has none. done: the items that an earlier run has done.
 
     Returns:
         The tqdm iterator; `set_postfix_str` adds a figure to the line.
     """
     name = os.environ.get(PROGRESS_FILE)
     stream = open(name, "a", buffering=1, encoding="utf-8") if name else sys.stderr  # noqa: SIM115 - tqdm keeps it open
-    terminal = bool(name and os.environ.get("MULTISHIELD_TERMINAL")) or stream.isatty()
-    return tqdm(
-        items,
-        desc=description,
-        unit=unit,
-        unit_scale=scaled,
-        total=total,
-        initial=done,
-        file=stream,
-        ncols=100,
-        mininterval=0.5 if terminal else 20,
-        maxinterval=1 if terminal else 60,
-        leave=True,
-    )
+    often = {"mininterval": 0.5, "maxinterval": 1} if stream.isatty() else {"mininterval": 20, "maxinterval": 60}
+    return tqdm(items, desc=description, unit=unit, total=total, initial=done, file=stream, ncols=100, **often)
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """Send what other packages print (the bars of their downloads) to where progress goes, not into the notebook."""
+def quiet() -> Iterator[None]:
+    """Send the output of other packages (the bars of their downloads) to the progress lines, not into the notebook."""
     name = os.environ.get(PROGRESS_FILE)
     if not name:
         with redirect_stdout(sys.stderr):

@@ -1,39 +1,129 @@
 """Per-image records: the results. Every table and figure is a function of these rows alone.
 
-One row per (classifier, scenario, image). Decisions are class indices; K, the number of classes, is "rejected".
-Without a shield (baseline) there is no CLIP: its class is -1 and the gap is empty.
+One row per (classifier, scenario, image). Decisions are class indices; `classes`, the number K, means "rejected".
+Without a shield there is no CLIP: its class is -1 and the gap is empty.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+import torch
 from scipy.stats import binomtest
+from torch import Tensor, nn
 
+from multishield.attacks.threat_model import Ball
 from multishield.files import write_text
+from multishield.forward import scores_of
+from multishield.images import AttackedImages, Images, StoredImages
+from multishield.shield import MultiShield
 
-# Scenario -> what it is. In the order of the tables.
+# Scenario -> its title and what it is, in the order of the tables.
 SCENARIOS = {
-    "baseline": "no shield, AutoAttack on the classifier",
-    "multishield": "shield, attacker unaware of it",
-    "paper": "shield, the paper's adaptive attack",
-    "joint": "shield, joint targeted attack",
-    "adaptive": "shield, worst case of all attacks",
-    "denial": "shield, another attacker: a rejected image is his success",
+    "no_shield": ("no shield", "AutoAttack on the classifier alone"),
+    "unaware": ("unaware attacker", "the same images, shown to the shield"),
+    "paper": ("APGD of the paper", "the adaptive attack of the paper's public reference"),
+    "joint": ("joint", "every component of the defence is driven to the same wrong class"),
+    "worst_case": ("worst case", "per image over all attacks: the number to believe"),
+    "denial": ("denial of service", "another attacker, whose success is a rejected image"),
 }
-# What tables and figures call them.
-TITLES = {
-    "baseline": "no shield",
-    "multishield": "unaware attacker",
-    "paper": "APGD of the paper",
-    "joint": "joint",
-    "adaptive": "worst case",
-    "denial": "denial of service",
-}
+TITLES = {name: title for name, (title, _) in SCENARIOS.items()}
 COLUMNS = (
-    *("classifier", "scenario", "image", "label", "clean_decision", "attacked_decision", "clean_clip", "attacked_clip"),
-    *("gap_clean", "gap_attacked", "distance", "change", "attack", "forwards", "backwards"),
+    *("classifier", "scenario", "image", "label", "classes", "clean_decision", "attacked_decision"),
+    *("clean_clip", "attacked_clip", "gap_clean", "gap_attacked", "distance", "attack", "forwards", "backwards"),
 )
+
+
+class Decisions(NamedTuple):
+    """The decisions of a model on N images, and their reasons; all on the CPU.
+
+    Attributes:
+        decision: a class, or K for "reject", int64 (N,). classes: K.
+        clip: the class that CLIP prefers, int64 (N,); -1 without a shield.
+        gap: the alignment gap (N,); NaN without a shield.
+        scores: z (N,K) of a classifier; z and cosines c (N,K) of a shield; else the scores of the defence.
+    """
+
+    decision: Tensor
+    classes: int
+    clip: Tensor
+    gap: Tensor
+    scores: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> Decisions:
+    """Decide on images (N,C,H,W) in [0,1]: a classifier alone, a `MultiShield` or another defence.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    scores = scores_of(model, pixels, batch_size)
+    outputs = model.outputs(scores) if hasattr(model, "outputs") else scores[0]
+    decision, classes = outputs.argmax(1), outputs.shape[1] - hasattr(model, "outputs")
+    if isinstance(model, MultiShield):
+        return Decisions(decision, classes, scores[1].argmax(1), model.gap(*scores), scores)
+    return Decisions(decision, classes, torch.full_like(decision, -1), torch.full((len(pixels),), torch.nan), scores)
+
+
+def records_of(
+    name: str, scenario: str, model: nn.Module, data: Images, attacked: AttackedImages | StoredImages, ball: Ball
+) -> pd.DataFrame:
+    """Records of one scenario from stored images, chunk by chunk: decisions, and the distance actually used.
+
+    An image that is not broken is the clean one: its attacked decision is then its clean decision.
+
+    Args:
+        name: the classifier's. scenario: one of `SCENARIOS`, or another text.
+        model: the classifier alone, or a defence. ball: the threat model of the attack.
+
+    Raises:
+        RuntimeError: see `Ball.checked_distance`. UserError: see `decide`.
+    """
+    rows = [_rows(name, scenario, model, data[chunk], attacked[chunk], ball) for chunk in data.chunks()]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _rows(name: str, scenario: str, model: nn.Module, data: Images, attacked: AttackedImages, ball: Ball):
+    columns = {"distance": ball.checked_distance(attacked.images, data.pixels, f"{name}/{scenario}")}
+    clean, after = decide(model, data.pixels), decide(model, attacked.images)
+    columns |= {"image": data.ids, "label": data.labels}
+    columns |= {"clean_decision": clean.decision, "clean_clip": clean.clip, "gap_clean": clean.gap}
+    columns |= {"attacked_decision": after.decision, "attacked_clip": after.clip, "gap_attacked": after.gap}
+    columns |= {"forwards": attacked.forwards, "backwards": attacked.backwards}
+    frame = pd.DataFrame({column: t.numpy() for column, t in columns.items()})
+    names = {"classifier": name, "scenario": scenario, "attack": attacked.broken_by, "classes": clean.classes}
+    return frame.assign(**names)[list(COLUMNS)]
+
+
+def rejected(rows: pd.DataFrame, when: str) -> pd.Series:
+    """Rows whose image is rejected; `when` is "clean" or "attacked"."""
+    return rows[f"{when}_decision"] == rows.classes
+
+
+def broken(rows: pd.DataFrame) -> pd.Series:
+    """Rows whose attacked image is accepted as a wrong class."""
+    return (rows.attacked_decision != rows.label) & ~rejected(rows, "attacked")
+
+
+def attacker_wins(rows: pd.DataFrame) -> pd.Series:
+    """Rows with the attacker's success: a broken image, in the scenario "denial" a rejected one."""
+    return rejected(rows, "attacked").where(rows.scenario == "denial", broken(rows))
+
+
+# Metric -> (name in tables, rows counted). All are shares of all N evaluated images: a rejected clean image is an
+# error, and an image on which the attack failed stays in the denominator.
+METRICS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
+    "clean_accuracy": ("clean accuracy", lambda rows: rows.clean_decision == rows.label),
+    "clean_rejection": ("clean rejection", lambda rows: rejected(rows, "clean")),
+    "robust_accuracy": ("robust accuracy", lambda rows: ~attacker_wins(rows)),
+    "correct_under_attack": ("correct under attack", lambda rows: rows.attacked_decision == rows.label),
+    "rejection_under_attack": ("rejected under attack", lambda rows: rejected(rows, "attacked")),
+    "attack_success": ("attack success", attacker_wins),
+    "clip_accuracy_clean": ("CLIP accuracy, clean", lambda rows: rows.clean_clip == rows.label),
+    "clip_accuracy_attacked": ("CLIP accuracy, attacked", lambda rows: rows.attacked_clip == rows.label),
+}
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -48,53 +138,72 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _won(f: pd.DataFrame, k: int) -> pd.Series:
-    """Where the attacker has what he wants: an accepted wrong class, in the scenario "denial" rejection."""
-    rejected = f.attacked_decision == k
-    return rejected.where(f.scenario == "denial", (f.attacked_decision != f.label) & ~rejected)
-
-
-# Metric -> (name in tables, rows counted). All are ratios to all N evaluated images (method: a rejected clean image is
-# an error; a failed attack stays in the denominator). Robust is what the attacker has not won.
-METRICS: dict[str, tuple[str, Callable[[pd.DataFrame, int], pd.Series]]] = {
-    "clean_accuracy": ("clean accuracy", lambda f, k: f.clean_decision == f.label),
-    "clean_rejection": ("clean rejection", lambda f, k: f.clean_decision == k),
-    "robust_accuracy": ("robust accuracy", lambda f, k: ~_won(f, k)),
-    "correct_under_attack": ("correct under attack", lambda f, k: f.attacked_decision == f.label),
-    "rejection_under_attack": ("rejected under attack", lambda f, k: f.attacked_decision == k),
-    "attack_success": ("attack success", _won),
-    "clip_accuracy_clean": ("CLIP accuracy, clean", lambda f, k: f.clean_clip == f.label),
-    "clip_accuracy_attacked": ("CLIP accuracy, attacked", lambda f, k: f.attacked_clip == f.label),
-}
-
-
-def save(frame: pd.DataFrame, path: Path) -> Path:
-    """Write records as CSV, atomically, columns in their fixed order.
-
-    Raises:
-        KeyError: a column is missing.
-    """
-    return write_text(path, frame[list(COLUMNS)].to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-
-
-def load(*files: Path) -> pd.DataFrame:
-    """Read and join records. An empty `attack` (no attack succeeded) stays an empty string."""
-    frames = [pd.read_csv(f, dtype={"attack": str, "gap_clean": float, "gap_attacked": float}) for f in files]
-    return pd.concat(frames, ignore_index=True).fillna({"attack": ""})
-
-
-def metrics(records: pd.DataFrame, classes: int) -> pd.DataFrame:
+def metrics(records: pd.DataFrame) -> pd.DataFrame:
     """One row per (classifier, scenario, metric): value, low, high (95 % Wilson) as fractions, and n."""
     rows = []
     for (classifier, scenario), group in records.groupby(["classifier", "scenario"], sort=False):
         for name, (_, counted) in METRICS.items():
             if name.startswith("clip") and (group.clean_clip < 0).all():
                 continue
-            hits, n = int(counted(group, classes).sum()), len(group)
+            hits, n = int(counted(group).sum()), len(group)
             rows.append((classifier, scenario, name, hits / n, *wilson(hits, n), n))
     return pd.DataFrame(rows, columns=["classifier", "scenario", "metric", "value", "low", "high", "n"])
 
 
-def cell(row: pd.Series, digits: int = 1) -> str:
+def csv_of(frame: pd.DataFrame) -> str:
+    """A table as CSV, with the same bytes everywhere."""
+    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+
+
+def save(frame: pd.DataFrame, path: Path) -> Path:
+    """Write records as CSV, atomically, columns in their fixed order; further columns follow.
+
+    Raises:
+        KeyError: a column is missing.
+    """
+    return write_text(path, csv_of(frame[[*COLUMNS, *(c for c in frame.columns if c not in COLUMNS)]]))
+
+
+def load(*files: Path) -> pd.DataFrame:
+    """Read and join records. An empty `attack` (no attack succeeded) stays an empty string."""
+    types = {"attack": str, "gap_clean": float, "gap_attacked": float, "value": str}
+    frames = [pd.read_csv(f, dtype=types) for f in files]
+    return pd.concat(frames, ignore_index=True).fillna({"attack": ""})
+
+
+def cell(row: pd.Series) -> str:
     """A ratio with its interval in per cent: `85.2 [78.0, 90.3]`."""
-    return f"{100 * row.value:.{digits}f} [{100 * row.low:.{digits}f}, {100 * row.high:.{digits}f}]"
+    return f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+
+
+def results(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The result table: a row per (classifier, scenario), ratios in per cent with 95 % Wilson intervals, and N.
+
+    No robust accuracy stands without clean accuracy and clean rejection: a shield that rejects everything is "robust".
+    """
+    table = []
+    for (classifier, scenario), group in metrics.groupby(["classifier", "scenario"], sort=False):
+        by_name = group.set_index("metric")
+        row = {"classifier": classifier, "scenario": TITLES.get(scenario, scenario)}
+        row |= {METRICS[name][0]: cell(by_name.loc[name]) for name in METRICS if not name.startswith("clip")}
+        table.append(row | {"N": int(group.n.iloc[0])})
+    return pd.DataFrame(table)
+
+
+def broken_by(records: pd.DataFrame) -> pd.DataFrame:
+    """The attack that broke the images of each scenario, and the passes that an image cost, on average."""
+    names = {"": "not broken", "clean": "wrong before any attack"}
+    frame = records.assign(attack=records.attack.replace(names), scenario=records.scenario.map(TITLES))
+    groups = frame.groupby(["scenario", "attack"], sort=False)
+    return groups.agg(images=("image", "size"), forwards=("forwards", "mean"), backwards=("backwards", "mean")).round(0)
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table, first two columns to the left, numbers to the right."""
+    head, *body = ("| " + " | ".join(map(str, row)) + " |\n" for row in (frame.columns, *frame.itertuples(index=False)))
+    return head + "|---|---|" + "---:|" * (len(frame.columns) - 2) + "\n" + "".join(body)
+
+
+def to_html(frame: pd.DataFrame, words: bool = False) -> str:
+    """An HTML table; a table of words is set to the left and wraps, one of numbers is set to the right."""
+    return frame.to_html(index=False, border=0, classes="words" if words else None)

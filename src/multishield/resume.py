@@ -1,97 +1,169 @@
-"""Checkpoints of long computations: a killed run goes on where it was and ends with the same bytes (on a CPU).
+"""Long computations that can be killed: finished results are on disk, and a new call computes the others.
 
-The one mechanism of resume: training keeps its last epoch here, attacks the images that are finished, the baseline its
-batches, text embeddings their blocks.
+Training keeps its last epoch, attacks the images that are finished, the baseline its batches. The folder is an
+argument; whoever gives it removes it once the whole has ended well.
 """
 
 import hashlib
 import io
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import json
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from multishield.files import write_atomically
-from multishield.tensors import fingerprint
-from paper import paths
+from multishield.images import AttackedImages, Images
+from multishield.progress import progress
+
+# Images of a piece, where pieces are computed elsewhere. At the end of a piece few images are left in a batch, which
+# costs as much as some 30 images more.
+PIECE = 128
+# Seconds between two writings of finished images.
+EVERY = 20.0
+# How pieces are computed: `map`, or a function with its first two arguments that may return results in any order.
+Each = Callable[[Callable, Iterable], Iterable]
+
+
+def fingerprint(*values) -> str:
+    """SHA-256 over tensors, modules (their state), and JSON values: 16 hex digits that name a computation."""
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, torch.nn.Module):
+            value = dict(sorted(value.state_dict().items()))
+        if isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values()):
+            for name, tensor in value.items():
+                digest.update(name.encode())
+                digest.update(fingerprint(tensor).encode())
+        elif isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            digest.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
 
 
 class Checkpoint:
-    """What one computation has finished: values by name, each a file with a checksum.
+    """The finished results of one computation: values by name, each a file with a checksum.
 
-    A value is what `torch.load(weights_only=True)` reads: tensors, numbers, texts, lists and dicts of them. A file that
-    is damaged counts as missing, and is computed again.
+    A value is anything that `torch.load(weights_only=True)` reads: tensors, numbers, texts, lists and dicts of them. A
+    damaged file counts as missing, and its value is computed again.
+
+    Args:
+        folder: the folder for results; None keeps nothing.
+        task: a readable name. inputs: everything that the results depend on, see `fingerprint`.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path | None, task: str, *inputs):
+        self.folder = folder and folder / f"{task.replace(' ', '-')}-{fingerprint(*inputs)}"
 
     def put(self, name: str, value) -> None:
         """Keep a value; it replaces one of the same name."""
-        buffer = io.BytesIO()
-        torch.save(value, buffer)
-        payload = buffer.getvalue()
-        write_atomically(self.folder / name, lambda p: p.write_bytes(hashlib.sha256(payload).digest() + payload))
+        if self.folder:
+            buffer = io.BytesIO()
+            torch.save(value, buffer)
+            payload = buffer.getvalue()
+            write_atomically(self.folder / name, lambda p: p.write_bytes(hashlib.sha256(payload).digest() + payload))
 
     def get(self, name: str):
         """The value of a name, or None."""
-        path = self.folder / name
-        if not path.is_file():
+        if not self.folder or not (self.folder / name).is_file():
             return None
-        content = path.read_bytes()
+        content = (self.folder / name).read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
-            path.unlink()
+            (self.folder / name).unlink()
             return None
         return torch.load(io.BytesIO(content[32:]), weights_only=True)
 
     def values(self) -> list:
         """All values, in the order of their names."""
-        found = (self.get(path.name) for path in sorted(self.folder.iterdir()) if not path.name.startswith("."))
-        return [value for value in found if value is not None]
+        files = sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []
+        values = (self.get(path.name) for path in files if not path.name.startswith("."))
+        return [value for value in values if value is not None]
 
 
-# Where checkpoints are kept outside the pipeline, see `kept_in`.
-_KEPT_IN: ContextVar[Path | None] = ContextVar("kept_in", default=None)
+def attack_resumably(
+    task: str, attack: Callable, data: Images, starts: list[AttackedImages], checkpoint: Checkpoint, each: Each = map
+) -> AttackedImages:
+    """Attack images; a killed call continues with the images that are left.
 
+    The result of an image depends on the image alone (on a CPU bit for bit, see `forward`). So the whole has the same
+    bytes, whoever computed which images, and in which order.
 
-@contextmanager
-def kept_in(folder: Path | None) -> Iterator[None]:
-    """Keep the checkpoints of several computations in a folder until all have ended well; None: in a temporary one.
-
-    Where the runner has named a stage, that one keeps them.
+    Args:
+        task: a name for the progress line.
+        attack: gets `Images`, their starts, and a `watch` (see `attacks.loop.Watch`) or None.
+        starts: earlier attacks on the same images. each: see `Each`; in this process there is one piece.
     """
-    if os.environ.get(paths.RUN):
-        yield
-        return
-    where = folder or Path(tempfile.mkdtemp())
-    token = _KEPT_IN.set(where)
+    finished = _Finished(task, checkpoint, len(data))
+    here = each is map
+    left = finished.left()
+    pieces = ((i, data[i], [start[i] for start in starts]) for i in left.split(max(len(left), 1) if here else PIECE))
     try:
-        yield
-    finally:
-        _KEPT_IN.reset(token)
-        if folder is None:
-            shutil.rmtree(where)
-    if folder is not None:
-        shutil.rmtree(where, ignore_errors=True)
+        for index, attacked in each(partial(_attack_piece, attack, finished if here else None), pieces):
+            if not here:
+                finished.add(index, attacked, finished.total - finished.done - len(index))
+                finished.write()
+    finally:  # images since the last writing are finished, and the line ends before an error
+        finished.write()
+        finished.bar.close()
+    return finished.joined()
 
 
-@contextmanager
-def checkpoint(task: str, *inputs) -> Iterator[Checkpoint]:
-    """The checkpoint of a task, in a folder under `.multishield/` named by a fingerprint of all its inputs.
+def _attack_piece(attack: Callable, finished: "_Finished | None", piece: tuple) -> tuple[Tensor, AttackedImages]:
+    """Attack one piece, here or in another process; `finished` learns of every image as soon as it is done."""
+    index, data, starts = piece
 
-    It survives a kill or an error. It is removed when the stage that it belongs to ends well (by the runner, which
-    names the stage in RUN; without a runner when the block ends), so that `dvc repro --force` computes everything anew
-    instead of reading back what it is meant to check.
-    """
-    stage, outside = os.environ.get(paths.RUN), _KEPT_IN.get()
-    place = outside or paths.state("resume", *([stage] if stage else []))
-    folder = place / f"{task}-{fingerprint(*inputs)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    yield Checkpoint(folder)
-    if not stage and not outside:
-        shutil.rmtree(folder)
+    def watch(images: Tensor, attacked: AttackedImages, steps_left: int) -> None:
+        finished.add(index[images], attacked, steps_left)
+
+    return index, attack(data, starts, watch if finished else None)
+
+
+class _Finished:
+    """The images of an attack that are finished, on disk and in memory, and one line of progress."""
+
+    def __init__(self, task: str, checkpoint: Checkpoint, total: int):
+        self.checkpoint, self.total = checkpoint, total
+        chunks = checkpoint.values()
+        self.chunks = [(chunk["index"], AttackedImages.from_tensors(chunk)) for chunk in chunks]
+        self.done = sum(len(index) for index, _ in self.chunks)
+        self.broken = sum(int(attacked.success.sum()) for _, attacked in self.chunks)
+        self.written, self.last, self.bar = len(self.chunks), time.monotonic(), progress(None, task, "step")
+
+    def left(self) -> Tensor:
+        """Indices of the images that are not finished."""
+        left = torch.ones(self.total, dtype=torch.bool)
+        for index, _ in self.chunks:
+            left[index] = False
+        return left.nonzero()[:, 0]
+
+    def add(self, index: Tensor, attacked: AttackedImages, steps_left: int) -> None:
+        """Take in finished images. The line counts steps, because steps take time: a broken image returns its own."""
+        if len(index):
+            self.chunks.append((index, attacked))
+            self.done, self.broken = self.done + len(index), self.broken + int(attacked.success.sum())
+        self.bar.total = max(self.bar.total or 0, steps_left)
+        self.bar.update(self.bar.total - steps_left - self.bar.n)
+        robust = 1 - self.broken / self.total
+        self.bar.set_postfix_str(f"{self.total - self.done} images left, robust so far {robust:.0%}", refresh=False)
+        if time.monotonic() - self.last > EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Write the images that are finished since the last writing."""
+        waiting = self.chunks[self.written :]
+        if waiting:
+            indices, attacked = zip(*waiting, strict=True)
+            chunk = AttackedImages.joined(list(attacked)).tensors() | {"index": torch.cat(indices)}
+            self.chunks[self.written :] = [(chunk["index"], AttackedImages.from_tensors(chunk))]
+            self.checkpoint.put(f"{self.done:08d}", chunk)
+        self.written, self.last = len(self.chunks), time.monotonic()
+
+    def joined(self) -> AttackedImages:
+        """All images in their order."""
+        index = torch.cat([index for index, _ in self.chunks])
+        return AttackedImages.joined([attacked for _, attacked in self.chunks])[index.argsort()]

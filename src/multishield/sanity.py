@@ -1,16 +1,15 @@
-"""Sanity rules of an evaluation: what must hold if its attacks are as strong as they claim to be.
+"""Sanity rules of an evaluation: facts that must hold if its attacks are as strong as they claim to be.
 
-A violated rule is a result: it is printed with the others, and says not to trust the robust accuracy above it. What
-each rule means and what to do is in docs/sanity.md (after Carlini et al. 2019 and Tramer et al. 2020).
+A violated rule is a result: it is printed with the others, and says not to trust the robust accuracy above it.
+docs/sanity.md explains each rule and its remedy (after Carlini et al. 2019 and Tramer et al. 2020).
 """
 
 import numpy as np
 import pandas as pd
 
-from multishield.answers import REPEATABLE
-from multishield.records import METRICS, wilson
+from multishield.records import broken, wilson
 
-# Rule -> what must hold.
+# Rule -> the fact that must hold.
 RULES = {
     "stronger than the paper's": "the joint attack leaves at most as many images robust as the paper's attack",
     "worst case is worst": "the worst case over all attacks leaves at most as many images robust as each attack alone",
@@ -21,30 +20,20 @@ RULES = {
     "one attack is enough": "the joint attack alone breaks what all attacks together break, but for one image in 200",
     "broken on the classifier too": "no image is broken behind the shield that the baseline's attack left standing",
     "half the radius": "the shield is not far more robust than the better of its models at half the radius",
-    "same again": "an image decided twice gets the same scores, alone and among others",
     "finite": "all scores are finite",
     "better than chance": "the classifier is better than chance on clean images",
     "own embeddings": "every class has a text embedding of its own",
 }
-
-
-def _broken(records: pd.DataFrame, scenario: str, classes: int) -> set:
-    rows = records[records.scenario == scenario]
-    return set(rows.image[METRICS["attack_success"][1](rows, classes)])
-
-
-# A cosine of two prompts above which they are one: float32 keeps seven digits.
+# Two prompts with a larger cosine are one: float32 keeps seven digits.
 ALIKE = 1 - 1e-6
 Findings = dict[str, tuple[bool, str]]  # rule -> whether it holds, and the sentence about it
 
 
-def check(
-    records: pd.DataFrame, runs: pd.DataFrame, classes: int, similarity: np.ndarray | None = None
-) -> pd.DataFrame:
-    """Evaluate every rule for every classifier; of what was not run (no baseline, no prompts) there is no rule.
+def check(records: pd.DataFrame, runs: pd.DataFrame, similarity: np.ndarray | None = None) -> pd.DataFrame:
+    """Evaluate every rule for every classifier; without its runs (no baseline, no prompts) a rule is left out.
 
     Args:
-        records: the records of all scenarios. runs: those of `Attacker.sanity_rows`. classes: K.
+        records: the records of all scenarios. runs: those of `Attacker.sanity_rows`.
         similarity: cosines of the classes' text embeddings (K,K).
 
     Returns:
@@ -52,86 +41,88 @@ def check(
     """
     rows = []
     for name, group in records.groupby("classifier", sort=False):
-        found = _of_attacks(group, classes) | _of_scores(group, classes)
+        findings = _of_attacks(group) | _of_scores(group)
         if len(runs):
-            found |= _of_runs(group, runs[runs.classifier == name], classes)
+            findings |= _of_runs(group, runs[runs.classifier == name])
         if similarity is not None:
-            others = similarity[~np.eye(len(similarity), dtype=bool)].max()
-            words = f"the two most similar prompts have a cosine of {others:.4f}"
-            found["own embeddings"] = (bool(others < ALIKE), words)
-        rows += [(name, rule, *found[rule]) for rule in RULES if rule in found]
+            largest = similarity[~np.eye(len(similarity), dtype=bool)].max()
+            words = f"the two most similar prompts have a cosine of {largest:.4f}"
+            findings["own embeddings"] = (bool(largest < ALIKE), words)
+        rows += [(name, rule, *findings[rule]) for rule in RULES if rule in findings]
     return pd.DataFrame(rows, columns=["classifier", "rule", "holds", "finding"])
 
 
-def _of_attacks(records: pd.DataFrame, classes: int) -> Findings:
+def _broken_images(records: pd.DataFrame) -> dict[str, set]:
+    """Per scenario the images that are accepted as a wrong class."""
+    return {name: set(rows.image[broken(rows)]) for name, rows in records.groupby("scenario", sort=False)}
+
+
+def _of_attacks(records: pd.DataFrame) -> Findings:
     """The rules that compare the attacks with each other."""
-    of = {s: _broken(records, s, classes) for s in records.scenario.unique()}
-    alone = {s: len(broken) for s, broken in of.items() if s not in ("baseline", "adaptive", "denial")}
-    n, together, found = int((records.scenario == "adaptive").sum()), len(of["adaptive"]), {}
+    images, findings = _broken_images(records), {}
+    alone = {s: len(i) for s, i in images.items() if s not in ("no_shield", "worst_case", "denial")}
+    n, together = int((records.scenario == "worst_case").sum()), len(images["worst_case"])
     if alone:
         strongest = max(alone, key=alone.get)
-        all_broke = f"all together broke {together} of {n}, the strongest alone ({strongest}) {alone[strongest]}"
-        found["worst case is worst"] = (together >= alone[strongest], all_broke)
-    black_box = int(((records.scenario == "adaptive") & (records.attack == "square")).sum())
-    if "joint" in of:
-        joint = len(of["joint"])
-        left = f"the black-box attack broke {black_box} of {n} images that were left"
-        found["white box beats black box"] = (black_box == 0, left)
-        share = f"joint broke {joint} of the {together} images that all together broke"
-        found["one attack is enough"] = (together - joint <= max(1, n // 200), share)
-    if "joint" in of and "paper" in of:
-        both = f"joint broke {joint} of {n} images, the paper's attack {len(of['paper'])}"
-        found["stronger than the paper's"] = (joint >= len(of["paper"]), both)
-    if "baseline" in of:
-        beyond, robust = len(of["adaptive"] - of["baseline"]), n - len(of["baseline"] | of["adaptive"])
-        found["broken on the classifier too"] = (
-            beyond == 0,
-            f"{beyond} of {together} images broken behind the shield were left to the classifier; with them its robust "
-            f"accuracy is {robust / max(n, 1):.1%}",
-        )
-    return found
+        words = f"all together broke {together} of {n}, the strongest alone ({strongest}) {alone[strongest]}"
+        findings["worst case is worst"] = (together >= alone[strongest], words)
+    black_box = int(((records.scenario == "worst_case") & (records.attack == "square")).sum())
+    if "joint" in images:
+        joint = len(images["joint"])
+        words = f"the black-box attack broke {black_box} of {n} images that were left"
+        findings["white box beats black box"] = (black_box == 0, words)
+        words = f"joint broke {joint} of the {together} images that all together broke"
+        findings["one attack is enough"] = (together - joint <= max(1, n // 200), words)
+    if "joint" in images and "paper" in images:
+        words = f"joint broke {joint} of {n} images, the paper's attack {len(images['paper'])}"
+        findings["stronger than the paper's"] = (joint >= len(images["paper"]), words)
+    if "no_shield" in images:
+        beyond = len(images["worst_case"] - images["no_shield"])
+        robust = (n - len(images["no_shield"] | images["worst_case"])) / max(n, 1)
+        words = f"{beyond} of {together} images broken behind the shield were left to the classifier; with them its "
+        findings["broken on the classifier too"] = (beyond == 0, words + f"robust accuracy is {robust:.1%}")
+    return findings
 
 
-def _of_runs(records: pd.DataFrame, runs: pd.DataFrame, classes: int) -> Findings:
+def _of_runs(records: pd.DataFrame, runs: pd.DataFrame) -> Findings:
     """The rules about joint at other radii and with fewer steps, on the first images."""
-    run = {s: _broken(runs, s, classes) for s in runs.scenario.unique()}
-    run["eps x 1"] = _broken(records, "joint", classes) & set(runs.image)
-    large = runs[runs.scenario == "large eps"]
-    few, standing = len(large), int(METRICS["correct_under_attack"][1](large, classes).sum())
-    sizes = [len(run[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
-    whole, half = len(run["eps x 1"]), len(run["half the steps"])
+    images, first = _broken_images(runs), set(runs.image)
+    together = _broken_images(records)
+    images["eps x 1"] = together["joint"] & first
+    correct = runs[runs.attacked_decision == runs.label].groupby("scenario").size()
+    few, standing = len(first), int(correct.get("large eps", 0))
+    sizes = [len(images[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
     at_radii = f"at half, one and two times the radius, and at the large one: {', '.join(map(str, sizes))}"
-    found = {
+    whole, half = len(images["eps x 1"]), len(images["half the steps"])
+    steps = f"broken of {few} images with all steps {whole}, with half {half}"
+    large = f"{standing} of {few} images are classified correctly at the large radius"
+    findings = {
         "larger radius, fewer robust": (sizes == sorted(sizes), f"broken of {few} images {at_radii}"),
-        "large radius, none robust": (
-            standing == 0,
-            f"{standing} of {few} images are classified correctly at the large radius",
-        ),
-        "more steps do not hurt": (whole >= half, f"broken of {few} images with all steps {whole}, with half {half}"),
+        "large radius, none robust": (standing == 0, large),
+        "more steps do not hurt": (whole >= half, steps),
     }
-    alone = {s.partition(",")[0]: rows for s, rows in runs.groupby("scenario", sort=False) if s.endswith(", eps x 0.5")}
+    alone = [s for s in dict.fromkeys(runs.scenario) if s.endswith(", eps x 0.5")]
     if alone:
-        # Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2, so that one far
-        # above all that is known says that the attack on the detector is weak. Far: their intervals do not overlap.
-        hold = {name: int(METRICS["correct_under_attack"][1](rows, classes).sum()) for name, rows in alone.items()}
-        shield = few - len(_broken(records, "adaptive", classes) & set(runs.image))
-        models = ", ".join(f"{name} {count}" for name, count in hold.items())
-        words = f"of {few} images the shield holds {shield}; one model at half the radius: {models}"
-        found["half the radius"] = (wilson(shield, few)[0] <= wilson(max(hold.values()), few)[1], words)
-    return found
+        # Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2. A detector far
+        # above the best known classifier says that its attack is weak. Far: the intervals do not overlap.
+        models = {s.partition(",")[0]: int(correct.get(s, 0)) for s in alone}
+        shield = few - len(together["worst_case"] & first)
+        counts = ", ".join(f"{name} {count}" for name, count in models.items())
+        words = f"of {few} images the shield holds {shield}; one model at half the radius: {counts}"
+        findings["half the radius"] = (wilson(shield, few)[0] <= wilson(max(models.values()), few)[1], words)
+    return findings
 
 
-def _of_scores(records: pd.DataFrame, classes: int) -> Findings:
+def _of_scores(records: pd.DataFrame) -> Findings:
     """The rules about the models themselves. A model without CLIP has no gap."""
     gaps = records[records.clean_clip >= 0]
-    scores = [records.change, records.distance, gaps.gap_clean, gaps.gap_attacked]
+    scores = [records.distance, gaps.gap_clean, gaps.gap_attacked]
     lost = sum(int((~np.isfinite(s)).sum()) for s in scores)
-    change = f"decided again, scores change by at most {100 * records.change.max():.4f} % of the largest"
-    found = {
-        "same again": (bool(records.change.max() <= REPEATABLE), change),
-        "finite": (lost == 0, f"{lost} of {sum(map(len, scores))} gaps, changes and distances are not finite"),
-    }
-    alone = records[records.scenario == ("baseline" if "baseline" in set(records.scenario) else "adaptive")]
+    alone = records[records.scenario == ("no_shield" if "no_shield" in set(records.scenario) else "worst_case")]
     hits, n = int((alone.clean_decision == alone.label).sum()), len(alone)
-    chance = f"{hits} of {n} clean images are right, by chance {n / classes:.0f} would be"
-    return found | {"better than chance": (n > 0 and wilson(hits, n)[0] > 1 / classes, chance)}
+    chance = 1 / alone.classes.iloc[0]
+    words = f"{hits} of {n} clean images are right, by chance {n * chance:.0f} would be"
+    return {
+        "finite": (lost == 0, f"{lost} of {sum(map(len, scores))} gaps and distances are not finite"),
+        "better than chance": (wilson(hits, n)[0] > chance, words),
+    }

@@ -1,6 +1,6 @@
 """Multi-Shield, the whole method: alignment gap, reject logit, and the module that abstains (arXiv 2412.10353).
 
-The classifier's logits z, CLIP's cosines c, and one decision that may be "reject".
+The classifier has logits z, CLIP has cosines c, and one decision may be "reject".
 """
 
 import torch
@@ -14,16 +14,16 @@ def alignment_gap(logits: Tensor, cosines: Tensor) -> Tensor:
 
 
 def shield_output(logits: Tensor, cosines: Tensor, tolerance: float) -> Tensor:
-    """K+1 outputs: the logits, and r = max z + g - tau in column K (paper, eq. of the reject logit).
+    """K+1 outputs: the logits, and r = max z + g - tau in column K (paper, equation of the reject logit).
 
-    argmax = K exactly where g > tau. Floating-point sums lose a small g beside a large max z, so the sign of g - tau
-    is kept: r is moved to the next float above or below max z where rounding would have decided.
+    argmax = K exactly where g > tau. A floating-point sum loses a small g beside a large max z. So r is moved to the
+    next float above max z where rounding would have changed the sign of g - tau.
 
     Args:
         logits: z (B,K). cosines: c (B,K). tolerance: tau >= 0, in units of cosine.
 
     Raises:
-        ValueError: the two do not have one score per class each, of as many classes.
+        ValueError: the two differ in shape.
     """
     if logits.ndim != 2 or logits.shape != cosines.shape:
         raise ValueError(
@@ -39,8 +39,8 @@ def shield_output(logits: Tensor, cosines: Tensor, tolerance: float) -> Tensor:
     return torch.cat([logits, reject.unsqueeze(1)], 1)
 
 
-def lead(scores: Tensor) -> Tensor:
-    """How far each class is ahead of the best other one: s_t - max_{j != t} s_j, (B,K) to (B,K), K >= 2."""
+def margin_over_others(scores: Tensor) -> Tensor:
+    """The margin of each class over the best other one: s_t - max_{j != t} s_j, (B,K) to (B,K), K >= 2."""
     top = scores.topk(2, dim=1).values
     return scores - torch.where(scores == top[:, :1], top[:, 1:], top[:, :1])
 
@@ -51,8 +51,7 @@ class MultiShield(nn.Module):
     Both models are put into evaluation mode.
 
     Args:
-        classifier: pixels to logits (B,K).
-        alignment: pixels to cosines (B,K).
+        classifier: pixels to logits (B,K). alignment: pixels to cosines (B,K).
         tolerance: tau >= 0; the classifier's class k is accepted if g = max_j c_j - c_k <= tau. 0 is the paper's text
             (reject any disagreement), 0.001 the public reference code.
 
@@ -60,6 +59,7 @@ class MultiShield(nn.Module):
         ValueError: the tolerance is negative or not finite.
     """
 
+    components = ("the classifier", "CLIP")
     gap = staticmethod(alignment_gap)
 
     def __init__(self, classifier: nn.Module, alignment: nn.Module, tolerance: float = 0.001):
@@ -67,21 +67,24 @@ class MultiShield(nn.Module):
         if not 0 <= tolerance < float("inf"):
             raise ValueError(f"tolerance is {tolerance}; it must be a finite number >= 0")
         self.classifier, self.alignment, self.tolerance = classifier, alignment, tolerance
-        self.parts = ("the classifier", "CLIP")  # what messages and attacks call its two margins
-        self.eval()  # a batch norm in training mode would let an image's neighbours decide, and learn from them
+        self.eval()  # a batch norm in training mode would let other images decide, and learn from them
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits z (B,K) and cosines c (B,K)."""
         return self.classifier(x), self.alignment(x)
 
     def margins(self, scores: tuple[Tensor, Tensor]) -> Tensor:
-        """The rule as a defence has it (see `defences`), (B,2,K): a class is accepted where both its margins are >= 0,
-        lead(z) of the classifier and lead(c) + tau of CLIP. The same decisions as `outputs`, but where logits tie."""
-        return torch.stack([lead(scores[0]), lead(scores[1]) + self.tolerance], 1)
+        """The rule in the form of a `Defence`, (B,2,K): a class is accepted where both margins are >= 0. The decisions
+        are those of `outputs`, but where logits tie."""
+        return torch.stack([margin_over_others(scores[0]), margin_over_others(scores[1]) + self.tolerance], 1)
 
     def outputs(self, scores: tuple[Tensor, Tensor]) -> Tensor:
         """K+1 outputs (B,K+1) of both scores. The rule is applied here and nowhere else: argmax is the decision."""
         return shield_output(*scores, self.tolerance)
+
+    def standalone(self) -> dict[str, nn.Module]:
+        """The models that can classify alone, in the order of the components."""
+        return {"classifier": self.classifier, "CLIP": self.alignment}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outputs(self.scores(x))

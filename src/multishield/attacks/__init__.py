@@ -1,1 +1,1 @@
-"""Attacks: one file each, pure functions with the same first arguments, on any model with a rule for success."""
+"""Attacks: one file each, functions with the same first arguments, on any model with a rule for success."""

@@ -1,7 +1,7 @@
 """Auto-PGD (Croce & Hein 2020, algorithm 1) with the losses CE, DLR and targeted DLR, or any other.
 
 Every image has its own step size and best point. An image that is broken leaves: the verdict is the same as after all
-steps, and the cost is less. (AutoAttack's own images, which scenario 2 needs, run on: see `autoattack`.)
+steps, and the cost is less.
 """
 
 import math
@@ -17,7 +17,7 @@ from multishield.attacks.plan import Plan
 from multishield.attacks.threat_model import Ball, Success, fooled, per_image
 from multishield.images import AttackedImages
 
-# A targeted try is given up at a checkpoint where its gap to success is larger than this part of what it has gained.
+# A targeted try is given up at a checkpoint where its gap to success is larger than this share of its gain so far.
 # Measured: see benchmarks/README.md.
 HOPELESS = 0.5
 # Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
@@ -33,7 +33,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def the_only(state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Combine for attacks that have one loss."""
+    """`Combine` for attacks that have one loss."""
     return values[0], gradients[0]
 
 
@@ -45,7 +45,7 @@ class AutoSteps:
         rho: the fraction of steps that must raise the loss between two checkpoints.
         momentum: alpha of the paper.
         combine: one value and gradient from several.
-        aim: the loss at which a targeted try has succeeded; those that will not get there are given up (`HOPELESS`).
+        aim: the loss at which a targeted try has succeeded; a try without hope of it is given up (`HOPELESS`).
     """
 
     needs_gradient = True
@@ -86,7 +86,7 @@ class AutoSteps:
         return moved
 
     def _record(self, state: State, value: Tensor, gradient: Tensor) -> None:
-        """Take in the loss and the gradient at x."""
+        """Record the loss and the gradient at x."""
         state["began"] = torch.where(state["step"] == 0, value, state["began"])
         state["rises"] = state["rises"] + (value > state["last"])
         state["last"] = value
@@ -120,8 +120,7 @@ def apgd(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float,
-    norm: str = "Linf",
+    ball: Ball,
     success: Success = fooled,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "ce",
     tag: str | None = None,
@@ -133,8 +132,8 @@ def apgd(
 
     Args:
         model: pixels to outputs (B,C).
-        eps, norm: see `Ball`.
-        tag: the attack's name; the loss's unless given.
+        ball: the threat model.
+        tag: the name of the attack; that of the loss unless given.
         loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
             a function of outputs and labels.
         steps: gradient steps, per target.
@@ -152,7 +151,7 @@ def apgd(
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (function(out, y, target) if targeted else function(out, y),)
 
-    tag, rule = tag or f"apgd-{loss}", AutoSteps(Ball(eps, norm), steps)
+    tag, rule = tag or f"apgd-{loss}", AutoSteps(ball, steps)
     plan = (lambda out, y, i: Plan(likeliest(out, y, targets))) if targeted else None
     return ascend(model, images, labels, tag=tag, success=success, objective=objective, rule=rule, plan=plan, **loop)
 

@@ -1,21 +1,21 @@
-"""Losses of logits (B,K), or of a defence's scores, that attacks raise, each (B,)."""
+"""Losses of logits (B,K), or of the scores of a defence, that attacks raise, each (B,)."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _needs(logits: Tensor, classes: int, name: str) -> None:
+def _require(logits: Tensor, classes: int, name: str) -> None:
     if logits.shape[1] < classes:
         raise ValueError(f"the loss {name} needs at least {classes} outputs, and there are {logits.shape[1]}; use ce")
 
 
-def at(logits: Tensor, classes: Tensor) -> Tensor:
+def logit_of(logits: Tensor, classes: Tensor) -> Tensor:
     """l_k for a class k per image."""
     return logits.gather(1, classes.view(-1, 1)).squeeze(1)
 
 
-def rival(logits: Tensor, classes: Tensor) -> Tensor:
+def best_other(logits: Tensor, classes: Tensor) -> Tensor:
     """max_{j != k} l_j for a class k per image."""
     return logits.scatter(1, classes.view(-1, 1), -torch.inf).amax(1)
 
@@ -27,16 +27,16 @@ def ce(logits: Tensor, labels: Tensor) -> Tensor:
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{j != y} l_j - l_y: positive exactly where the decision is wrong."""
-    return rival(logits, labels) - at(logits, labels)
+    return best_other(logits, labels) - logit_of(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio (Croce & Hein 2020, eq. 6): (max_{i != y} l_i - l_y) / (l_pi1 - l_pi3).
 
     Raises:
-        ValueError: fewer than three outputs.
+        ValueError: there are fewer than three outputs.
     """
-    _needs(logits, 3, "dlr")
+    _require(logits, 3, "dlr")
     top = logits.topk(3, dim=1).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
@@ -45,20 +45,21 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Targeted DLR (Croce & Hein 2020, eq. 7): (l_t - l_y) / (l_pi1 - (l_pi3 + l_pi4) / 2).
 
     Raises:
-        ValueError: fewer than four outputs.
+        ValueError: there are fewer than four outputs.
     """
-    _needs(logits, 4, "targeted dlr")
+    _require(logits, 4, "targeted dlr")
     top = logits.topk(4, dim=1).values
-    return (at(logits, targets) - at(logits, labels)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return (logit_of(logits, targets) - logit_of(logits, labels)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 def evasion_margin(scores: tuple[Tensor, ...], labels: Tensor, defence: nn.Module) -> Tensor:
-    """A loss without gradients in mind, for a black-box attack that sees the scores: how near evasion is, (B,).
+    """How near an image is to evasion: the smallest margin of the best wrong class, (B,).
 
-    The best wrong class's smallest margin: not negative exactly where a wrong class is accepted. Several margins are in
-    units of their spread over the classes; one needs no unit, and of two classes the spread would be the margin itself.
+    It is not negative exactly where a wrong class is accepted. A black-box attack raises it, since no gradient is
+    needed. Several margins are divided by their spread over the classes. One margin needs no unit, and with two
+    classes the spread would be the margin itself.
     """
     margins = defence.margins(scores)
     if margins.shape[1] > 1 and margins.shape[2] > 2:
         margins = margins / margins.std(2, keepdim=True).clamp_min(1e-12)
-    return margins.amin(1).scatter(1, labels.view(-1, 1), -torch.inf).amax(1)
+    return best_other(margins.amin(1), labels)

@@ -1,7 +1,7 @@
 """The adaptive attack of the paper's public reference: untargeted APGD on two losses of the K+1 outputs.
 
 Reproduced so that its numbers can be compared, with the right reject index, seeded, and with success decided by the
-shield. It is weak: see `joint` for why, and for the attack whose numbers are believed.
+shield. It is weak: `joint` says why, and is the attack whose numbers are believed.
 """
 
 import torch
@@ -28,8 +28,8 @@ def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return losses.dlr(outputs, labels) + losses.dlr(outputs, _reject(outputs, labels))
 
 
-def paper(
-    shield: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: str = "Linf", steps: int = 100, **loop
+def paper_attack(
+    shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 100, **loop
 ) -> AttackedImages:
     """The reference's attack: APGD on `ce_loss`, then on `dlr_loss` for the images that are left.
 
@@ -39,7 +39,6 @@ def paper(
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)
 
-    rule = AutoSteps(Ball(eps, norm), steps)
-    return ascend(
-        shield, images, labels, tag="paper", success=evaded, objective=objective, rule=rule, variants=2, **loop
-    )
+    rule = AutoSteps(ball, steps)
+    options = {"tag": "paper", "success": evaded, "objective": objective, "rule": rule, "variants": 2}
+    return ascend(shield, images, labels, **options, **loop)

@@ -31,8 +31,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float,
-    norm: str = "Linf",
+    ball: Ball,
     success: Success = fooled,
     steps: int = 20,
     step_size: float = 2 / 255,
@@ -44,17 +43,17 @@ def pgd(
 
     Args:
         model: pixels to outputs (B,C).
-        eps, norm: see `Ball`.
+        ball: the threat model.
         steps, step_size: number and size of the steps.
         random: start from a random point of the ball, not from the clean image.
         images, labels, success, tag: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
-    rule = SignedSteps(Ball(eps, norm), steps, step_size, random)
+    rule = SignedSteps(ball, steps, step_size, random)
     return ascend(
         model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (ce(out, y),), rule=rule, **loop
     )
 
 
-def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, **options) -> AttackedImages:
-    """One step of size eps from the clean image. Args: see `pgd`; nothing is random, `seed` is not used."""
-    return pgd(model, images, labels, eps=eps, steps=1, step_size=eps, random=False, tag="fgsm", **options)
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, **options) -> AttackedImages:
+    """One step of size eps from the clean image. Args: see `pgd`; no random number is drawn."""
+    return pgd(model, images, labels, ball=ball, steps=1, step_size=ball.eps, random=False, tag="fgsm", **options)

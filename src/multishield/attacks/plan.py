@@ -1,4 +1,4 @@
-"""What is tried for each image, in which order."""
+"""The tries of each image, and their order."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# In place of a target, where an image has fewer tries than others. Its tries stand first.
+# In place of a target where an image has fewer tries than others. Its tries stand first.
 NO_TRY = -2
 
 
@@ -14,10 +14,12 @@ class Plan(NamedTuple):
     """The tries of B images, the same number of columns for all.
 
     Attributes:
-        target: the class that a try is for, (B,V) int64; NO_TRY where an image has fewer.
-        start: which of `starts` it begins at, (B,V) int64; -1 where the rule says. None: everywhere.
-        steps: its steps, (B,V) int64. None: the rule's; only a rule that reads "steps" from its state can have others.
-        group: neighbours with the same number go side by side, step by step; the first of them that breaks the image
+        target: the class that a try aims at, (B,V) int64; NO_TRY where an image has fewer tries.
+        start: the index in `starts` of the image that a try begins at, (B,V) int64; -1 for the rule's own start.
+            None: the rule's own start everywhere.
+        steps: the steps of a try, (B,V) int64. None: the rule's; only a rule that reads "steps" from its state can
+            have others.
+        group: neighbours with the same number run side by side, step by step; the first of them that breaks the image
             ends them all, (B,V) int64. None: one try after the other.
     """
 
@@ -27,20 +29,20 @@ class Plan(NamedTuple):
     group: Tensor | None = None
 
     @classmethod
-    def of_all(cls, parts: Sequence["Plan"], steps: int) -> "Plan":
-        """The plans of several batches as one, on the CPU, with `steps` and the like where they left them open."""
+    def joined(cls, plans: Sequence["Plan"], steps: int) -> "Plan":
+        """The plans of several batches as one, on the CPU, with defaults where they left columns open."""
         target, *others = (
-            None if column[0] is None else torch.cat([t.cpu() for t in column]) for column in zip(*parts, strict=True)
+            None if column[0] is None else torch.cat([t.cpu() for t in column]) for column in zip(*plans, strict=True)
         )
         usual = torch.tensor(-1), torch.tensor(steps), torch.arange(target.shape[1])
         return cls(target, *(d.expand_as(target) if t is None else t for t, d in zip(others, usual, strict=True)))
 
     def tries(self) -> Tensor:
-        """How many tries each image has, (B,)."""
+        """Number of tries of each image, (B,)."""
         return (self.target != NO_TRY).sum(1)
 
     def end(self, image: int, variant: int) -> int:
-        """The first try of an image after those that go side by side with this one."""
+        """The first try of an image after those that run side by side with this one."""
         groups = self.group[image].tolist()
         last = int((self.target[image] != NO_TRY).sum())
         return next((v for v in range(variant, last) if groups[v] != groups[variant]), last)

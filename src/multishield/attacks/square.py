@@ -2,7 +2,7 @@
 
 In L-inf that of the authors. In L2 the same squares, scaled back to the ball: simpler than the authors' proposals.
 
-The black-box attack of the portfolio. What it breaks and no white-box attack does is a sign of masked gradients.
+It is the black-box attack of the portfolio. An image that it alone breaks is a sign of masked gradients.
 """
 
 import math
@@ -48,7 +48,7 @@ class RandomSquares:
         return self.ball.project(clean + self.pixel(clean) * stripes, clean)
 
     def pixel(self, clean: Tensor) -> float:
-        """By how much a channel of a pixel changes: eps; for L2 as much of it as all together may."""
+        """The change of one channel of a pixel: eps; for L2 its share of the radius."""
         return self.ball.eps if self.ball.norm == "Linf" else self.ball.eps / math.sqrt(clean[0].numel())
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
@@ -87,8 +87,8 @@ class RandomSquares:
             doublings = (self.steps / step.clamp_min(1)).log2()
             hopeless = judged & (best + PATIENCE * (best - state["best_at_half"]) * doublings <= 0)
             state["steps"] = torch.where(hopeless, step + 1, state["steps"])
-        kept = judged | (step == JUDGED_AT[0] // 2)
-        state["best_at_half"] = torch.where(kept, best, state["best_at_half"])
+        recorded = judged | (step == JUDGED_AT[0] // 2)
+        state["best_at_half"] = torch.where(recorded, best, state["best_at_half"])
 
 
 def square(
@@ -96,8 +96,7 @@ def square(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float,
-    norm: str = "Linf",
+    ball: Ball,
     success: Success = fooled,
     loss: Callable[[Outputs, Tensor], Tensor] = margin,
     queries: int = 5000,
@@ -108,12 +107,12 @@ def square(
     Args:
         model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
             `loss=partial(evasion_margin, defence=shield)` attacks a model that abstains.
-        eps, norm: see `Ball`.
+        ball: the threat model.
         loss: outputs and labels to values (B,) that are raised; positive, or 0, where the decision is wrong.
         queries: forward passes per image, at most: a search without hope ends early.
         images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
-    rule, tag = RandomSquares(Ball(eps, norm), queries), "square"
+    rule, tag = RandomSquares(ball, queries), "square"
     return ascend(
         model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (loss(out, y),), rule=rule, **loop
     )

@@ -1,4 +1,4 @@
-"""The threat model: rules of success, the ball of images that an attacker may show, and images shown again."""
+"""The threat model: the ball of images that an attacker may show, and the rules by which an attack succeeds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,15 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks.random_streams import uniform
-from multishield.forward import Outputs, device_of, forward
+from multishield.forward import Outputs
 
-# Outputs and labels (B,) to success (B,) of the attacker.
+# Outputs and labels (B,) to the attacker's success (B,).
 Success = Callable[[Outputs, Tensor], Tensor]
-
-
-def per_image(values: Tensor) -> Tensor:
-    """(B,) to (B,1,1,1)."""
-    return values.view(-1, 1, 1, 1)
 
 
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:
@@ -24,7 +19,7 @@ def fooled(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def evaded(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Success against a model that abstains, whose last output is "reject": accepted and wrong.
+    """Success against a model that abstains, whose last output is "reject": the decision is accepted and wrong.
 
     The reject index is taken from the number of outputs (defect 1 of the public reference: it was 10 for any K).
     """
@@ -33,24 +28,25 @@ def evaded(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def evades(defence: nn.Module) -> Success:
-    """`evaded` for attacks that look at what a defence's `scores` returns."""
+    """`evaded` for attacks that see the scores of a defence."""
     return lambda scores, labels: evaded(defence.outputs(scores), labels)
 
 
-@torch.no_grad()
-def transfer(
-    model: nn.Module, candidates: Tensor, labels: Tensor, *, success: Success = fooled, batch_size: int = 128
-) -> Tensor:
-    """Which of the candidates, images (N,3,H,W) in [0,1] that were made against another model, break this one: (N,)."""
-    where, broken = device_of(model), []
-    for x, y in zip(candidates.split(batch_size), labels.split(batch_size), strict=True):
-        broken.append(success(forward(model, x.to(where)), y.to(where)).cpu())
-    return torch.cat(broken)
+def per_image(values: Tensor) -> Tensor:
+    """(B,) to (B,1,1,1)."""
+    return values.view(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
 class Ball:
-    """The threat model: images in [0,1] whose distance from the clean one, "Linf" or "L2", is at most eps."""
+    """All images in [0,1] whose distance from the clean image is at most eps.
+
+    Args:
+        eps: the radius, in units of [0,1] pixels. norm: "Linf" or "L2".
+
+    Raises:
+        ValueError: the norm is another one.
+    """
 
     eps: float
     norm: str = "Linf"
@@ -60,19 +56,19 @@ class Ball:
             raise ValueError(f"norm is {self.norm!r}; accepted are 'Linf' and 'L2'")
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """How far images are from the clean ones, (B,)."""
+        """Distance of each image from the clean one, (B,)."""
         return (x_adv - x).abs().amax((1, 2, 3)) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
 
-    def measured(self, x_adv: Tensor, x: Tensor, what: str) -> Tensor:
-        """The same, of stored images that a number is to be computed from. what: they are called in the message.
+    def checked_distance(self, x_adv: Tensor, x: Tensor, name: str) -> Tensor:
+        """Distances of stored images to the clean ones, (N,); `name` is the attack's name in the message.
 
         Raises:
-            RuntimeError: one leaves the ball or [0,1]; no number is printed for such images.
+            RuntimeError: an image left the ball or [0,1]. No number is computed from such images.
         """
         distance = self.distance(x_adv, x)
         if len(x) and (not distance.max() <= self.eps + 1e-6 or x_adv.min() < 0 or x_adv.max() > 1):
             raise RuntimeError(
-                f"an attacked image of {what} is {distance.max():.6f} away (eps is {self.eps:.6f}) or leaves [0,1]"
+                f"an attacked image of {name} is {distance.max():.6f} away (eps is {self.eps:.6f}) or leaves [0,1]"
             )
         return distance
 
@@ -81,7 +77,7 @@ class Ball:
         if self.norm == "Linf":
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
         step = x_adv - x
-        # A hair inside, so that rounding does not carry a float32 sum over the edge.
+        # The factor keeps the point a hair inside, so that rounding does not carry a float32 sum over the edge.
         return (x + step * per_image((self.eps * (1 - 1e-6) / _norms(step)).clamp(max=1))).clamp(0, 1)
 
     def ascent(self, gradient: Tensor) -> Tensor:
@@ -89,7 +85,7 @@ class Ball:
         return gradient.sign() if self.norm == "Linf" else gradient / per_image(_norms(gradient))
 
     def slope(self, gradient: Tensor) -> Tensor:
-        """(B,): the rise per unit of distance in the steepest direction: the gradient's dual norm, L1 or L2."""
+        """The rise per unit of distance in the steepest direction, (B,): the gradient's dual norm, L1 or L2."""
         return gradient.flatten(1).abs().sum(1).clamp_min(1e-12) if self.norm == "Linf" else _norms(gradient)
 
     def random(self, x: Tensor, keys: Tensor) -> Tensor:
