@@ -1,1 +1,13 @@
 """The reproduction of the paper: a DVC pipeline of notebooks on top of the library `multishield`."""
+
+from importlib import import_module
+
+
+def stage(name: str, item: str | None = None):
+    """A stage as its notebook uses it: parameters, images, models, threat model and folder (see `paper.stages.base`).
+
+    Args:
+        name: of the stage, which is also the name of its module in `paper.stages`.
+        item: the classifier, or the study, that the notebook is run for.
+    """
+    return import_module(f"paper.stages.{name}").Stage(name, item)

@@ -1,1 +1,1 @@
-"""What the stages compute: the baseline, the comparison, the studies."""
+"""The stages: a module for each, whose class `Stage` its notebook uses."""

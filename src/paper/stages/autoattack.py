@@ -1,19 +1,19 @@
 """AutoAttack (Croce & Hein 2020) from its authors' package `pyautoattack`, for the classifier alone.
 
-Its images are full-strength: attacks run all their steps instead of stopping where the decision flips. That is what
-scenario 2 shows to the shield, so nothing is changed here; the package is only counted and told its seed.
+Its images are full-strength: attacks run all their steps, and do not stop where the decision flips. Scenario 2 shows
+these images to the shield. So nothing is changed here; the package is only counted and given its seed.
 """
 
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.threat_model import fooled
+from multishield.attacks.threat_model import Ball, fooled
 from multishield.forward import device_of
 from multishield.images import AttackedImages
 from paper.params.values import AA_STANDARD, check_attacks
 
 
-class Counter(nn.Module):
+class PassCounter(nn.Module):
     """A model that counts how many images pass through it, forwards and backwards."""
 
     def __init__(self, model: nn.Module):
@@ -36,29 +36,26 @@ def autoattack(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float,
+    ball: Ball,
     seed: int,
-    ids: Tensor,
-    norm: str = "Linf",
     attacks: tuple[str, ...] = AA_STANDARD,
 ) -> AttackedImages:
     """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
 
-    Its random numbers are drawn per batch: a result depends on the batch (callers keep the batches fixed), and the
-    passes are the batch's mean over the images that the attack was run on. `ids` is accepted for the common signature.
+    Its random numbers are drawn per batch: a result depends on the batch, and callers keep the batches fixed. The
+    passes are the batch's mean over the images that the attack was run on.
 
     Args:
-        classifier: pixels to logits (B,K).
-        eps, norm: see `Ball`.
-        attacks: names of AutoAttack; the default is its version `standard`.
+        classifier: pixels to logits (B,K). images, labels: (B,3,H,W) in [0,1]; (B,).
+        ball: the threat model. attacks: names of AutoAttack; the default is its version `standard`.
 
     Raises:
         UserError: an attack needs more classes than there are.
     """
     from pyautoattack import AutoAttack  # slow to import: only the baseline needs it
 
-    where = device_of(classifier)
-    x, y = images.to(where), labels.to(where)
+    device = device_of(classifier)
+    x, y = images.to(device), labels.to(device)
     with torch.no_grad():
         logits = classifier(x)
     done, classes = fooled(logits, y).cpu(), logits.shape[1]
@@ -70,16 +67,16 @@ def autoattack(
         left = (~done).nonzero().squeeze(1)
         if not len(left):
             break
-        counter = Counter(classifier)
-        options = {"norm": norm, "eps": eps, "seed": seed, "device": str(where)}
+        counter = PassCounter(classifier)
+        options = {"norm": ball.norm, "eps": ball.eps, "seed": seed, "device": str(device)}
         adversary = AutoAttack(counter, attacks=[name], version="custom", **options)
-        # As version "standard" has them, but for fewer than ten classes, where nine targets do not exist.
+        # The settings of version "standard", with fewer targets where there are fewer than ten classes.
         adversary.apgd.n_restarts = adversary.fab.n_restarts = 1
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
-        found, _ = adversary.run_standard_evaluation(x[left], y[left], batch_size=len(left))
+        attacked, _ = adversary.run_standard_evaluation(x[left], y[left], batch_size=len(left))
         with torch.no_grad():
-            broken = fooled(classifier(found.to(where)), y[left]).cpu()
-        result[left[broken]] = found.cpu()[broken]
+            broken = fooled(classifier(attacked.to(device)), y[left]).cpu()
+        result[left[broken]] = attacked.cpu()[broken]
         for i in left[broken].tolist():
             names[i] = name
         done[left[broken]] = True

@@ -1,50 +1,86 @@
-"""Scenario 1, the classifier alone under AutoAttack, and the shield of scenarios 2 and 3 (see `evaluate` for those)."""
+"""Stage 4, scenario 1: AutoAttack on the classifier alone."""
 
+from functools import cached_property, partial
+
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.threat_model import Ball
+from multishield import records
 from multishield.errors import UserError
-from multishield.images import AttackedImages, Split
-from multishield.shield import MultiShield
-from paper.models.classifier import load_classifier
-from paper.params import Baseline
+from multishield.images import AttackedImages, Images, StoredImages
+from multishield.progress import progress
+from multishield.resume import Checkpoint
 from paper.params.values import AA_STANDARD
 from paper.stages.autoattack import autoattack
-from paper.workers.parts import in_parts
+from paper.stages.base import Attacking
 
 
-def load_shield(name: str, tolerance: float) -> MultiShield:
-    """The shield of the pipeline's classifier `name` and its alignment, frozen, on the best device."""
-    from paper.models.zero_shot import load_alignment  # open_clip is slow to import; scenario 1 does without
+class Stage(Attacking):
+    """See `Attacking`; the item is the classifier."""
 
-    return MultiShield(load_classifier(name), load_alignment(), tolerance).eval()
+    @cached_property
+    def classifier(self) -> nn.Module:
+        """The classifier, frozen."""
+        return self.classifier_of(self.item)
+
+    def attack(self) -> StoredImages:
+        """AutoAttack on all images, in batches of fixed size: its random numbers, and so its results, depend on them.
+
+        Raises:
+            UserError: a batch does not fit into the memory of the device.
+        """
+        size = self.params.baseline.batch_size
+        for chunk in self.data.chunks(multiple=size):
+            self.unaware.add(chunk.start, self._attack(self.data[chunk], size))
+        return self.unaware
+
+    def _attack(self, data: Images, size: int) -> AttackedImages:
+        """Attack the batches of a chunk; a killed call continues after the last complete one."""
+        attacks = self.params.baseline.attacks
+        attacks = AA_STANDARD if attacks == "standard" else tuple(attacks)
+        options = {"attacks": attacks, "ball": self.ball, "seed": self.params.seed}
+        inputs = (self.classifier, data.images, data.labels, options, size)
+        checkpoint = Checkpoint(self.resume, f"baseline {self.item}", *inputs)
+        names = {f"{start:08d}": data[start : start + size] for start in range(0, len(data), size)}
+        batches = {name: value for name in names if (value := checkpoint.get(name)) is not None}
+        left = [(name, batch) for name, batch in names.items() if name not in batches]
+        work = partial(_attack_batch, self.classifier, options)
+        with progress(None, f"baseline {self.item}", "batch", len(names), len(batches)) as bar:
+            for name, tensors in self.each(work, left):
+                batches[name] = tensors
+                checkpoint.put(name, tensors)
+                bar.update()
+        return AttackedImages.joined([AttackedImages.from_tensors(batches[name]) for name in names])
+
+    def records(self) -> pd.DataFrame:
+        """Decide on the stored images; write and return the records."""
+        rows = records.records_of(self.item, "no_shield", self.classifier, self.data, self.unaware, self.ball)
+        records.save(rows, self.folder / "records.csv")
+        return rows
+
+    def examples(self, rows: pd.DataFrame, count: int = 8) -> tuple[list, list[str]]:
+        """Broken images of different classes: clean, attacked, and their stretched difference; and their titles.
+
+        In the difference grey is no change; black and white are the whole radius.
+        """
+        broken = rows[~rows.attack.isin(["", "clean"])]
+        shown = broken.groupby("label").head(1).index[:count].tolist()
+        clean = self.data[shown].pixels
+        after = [self.unaware[i : i + 1].images[0] for i in shown]
+        change = [(0.5 + (a - c) / (2 * self.ball.eps)).clamp(0, 1) for a, c in zip(after, clean, strict=True)]
+        names = [self.classes[k] for k in [*rows.clean_decision[shown], *rows.attacked_decision[shown]]]
+        return [p.permute(1, 2, 0).numpy() for p in [*clean, *after, *change]], names + [""] * len(shown)
 
 
-def run_baseline(
-    name: str, classifier: nn.Module, data: Split, params: Baseline, ball: Ball, seed: int
-) -> AttackedImages:
-    """Scenario 1: AutoAttack on the classifier alone. Resumes after the last complete batch.
-
-    Raises:
-        UserError: a batch does not fit into the memory of the device. It is not made smaller by itself, because
-            AutoAttack's random numbers, and so its results, depend on the batch.
-    """
-    attacks = AA_STANDARD if params.attacks == "standard" else tuple(params.attacks)
-    options = {"eps": ball.eps, "norm": ball.norm, "seed": seed}
-
-    def compute(classifier: nn.Module, batch: Split) -> dict[str, Tensor]:
-        try:
-            return autoattack(
-                classifier, batch.pixels, batch.labels, ids=batch.ids, attacks=attacks, **options
-            ).tensors()
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"baseline.batch_size is {params.batch_size}, and as many images at once do not fit into the memory of "
-                f"the device with {name}; lower it"
-            ) from None
-
-    inputs = (classifier, data.images, data.labels, attacks, options)
-    size = len(data), params.batch_size
-    parts = in_parts(f"baseline {name}", compute, classifier, data.__getitem__, *size, *inputs)
-    return AttackedImages.joined([AttackedImages.of_tensors(part) for part in parts])
+def _attack_batch(classifier: nn.Module, options: dict, batch: tuple[str, Images]) -> tuple[str, dict[str, Tensor]]:
+    """Attack one batch, here or in another process; returns its name and the attacked images as tensors."""
+    name, data = batch
+    try:
+        attacked = autoattack(classifier, data.pixels, data.labels, **options)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"baseline.batch_size is {len(data)}, and as many images at once do not fit into the memory of the device; "
+            "lower it"
+        ) from None
+    return name, attacked.tensors()

@@ -1,8 +1,8 @@
-"""Studies: one thing is varied, all else stays as it is: CLIP's prompts, the tolerance, the attacker's radius.
+"""Stage 8, studies: one thing is varied, all else stays as it is: CLIP's prompts, the tolerance, the attacker's radius.
 
-Each value is attacked as the shield is in scenario 3, by APGD on each part and by the joint attack from there, on the
-first images. What is known is not computed again: at the experiment's radius the baseline's images are the attack on
-the classifier, and an image that is broken at a smaller radius, or at a smaller tolerance, is broken at a larger one.
+Each value is attacked as the shield is in scenario 3, by APGD on each component and by the joint attack from there, on
+the first images. Known results are not computed again: at the experiment's radius the baseline's images are the attack
+on the classifier, and an image that is broken at a smaller radius, or tolerance, is broken at a larger one.
 """
 
 from collections.abc import Iterator
@@ -10,148 +10,140 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from multishield.zero_shot import align, embed_prompts, prompt_similarity
 from torch import Tensor, nn
 
 from multishield import records
 from multishield.attacks.pgd import fgsm
-from multishield.images import AttackedImages, Split
-from multishield.portfolio import Attacker, part_names, untouched, updated, worst_case
+from multishield.images import AttackedImages, Images
+from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
-from multishield.verdicts import records_of
-from paper.models.clip import Clip
-from paper.models.zero_shot import align, keep_embeddings, prompt_similarity
-from paper.params import PromptSet, Studies
+from paper.models.alignment import load_pipeline_clip
+from paper.params.sections import PromptSet
+from paper.stages.base import Attacking
 
 WHO = ("shield", "classifier", "shield, FGSM")  # whose robust accuracy it is, and under which attack
+Attacked = dict[str, AttackedImages]
 
 
-def study(
-    name: str,
-    attacker: Attacker,
-    shield: MultiShield,
-    data: Split,
-    params: Studies,
-    baseline: AttackedImages,
-    clip: Clip,
-    classes: list[str],
-) -> pd.DataFrame:
-    """Records (`evaluation.records`) of one study on the first images, and the columns study, value, of, similarity.
+class Stage(Attacking):
+    """See `Attacking`; the item is the study."""
 
-    Args:
-        name: one of `params.values.STUDIES`. attacker: his radius is the experiment's.
-        baseline: the images that AutoAttack has made of `data` on the classifier alone.
-        clip, classes: for the prompts, with both towers, and the classes' names.
-    """
-    few = data[: params.images]
-    known = baseline[torch.arange(len(few))]
-    if name == "eps":
-        found = over_radii(attacker, shield, few, params)
-    elif name == "tolerance":
-        found = over_tolerances(attacker, shield, few, params, known)
-    else:
-        found = over_prompts(attacker, shield, few, params, known, clip, classes)
-    return pd.concat(list(found), ignore_index=True).assign(study=name)
+    def run(self) -> pd.DataFrame:
+        """The study with every classifier; write and return its records.
 
+        Beside the columns of `records.COLUMNS` there are "study", "value", "of" (of `WHO`), and "similarity".
+        """
+        rows = pd.concat([row for name in self.params.classifiers for row in self._of(name)], ignore_index=True)
+        records.save(rows.assign(study=self.item), self.folder / "records.csv")
+        return rows.assign(study=self.item)
 
-def over_prompts(
-    attacker: Attacker, shield: MultiShield, data: Split, params: Studies, baseline, clip: Clip, classes: list[str]
-) -> Iterator[pd.DataFrame]:
-    """For each set of prompts; "similarity" is the mean cosine between two classes' text embeddings."""
-    for value, chosen in params.prompts.items():
-        text = keep_embeddings(clip, called(chosen, classes), templates(chosen))
-        apart = ~torch.eye(len(text), dtype=torch.bool)
-        similarity = float(prompt_similarity(text)[apart].mean())
-        alignment = align(clip, text).to(shield.alignment.text.device)
-        other = MultiShield(shield.classifier, alignment, shield.tolerance)
-        found = _untouched(other, data, baseline)
-        yield _behind(attacker, value, other, data, found).assign(similarity=similarity)
+    def _of(self, name: str) -> Iterator[pd.DataFrame]:
+        """The study with one classifier, on the first images."""
+        vary = {"prompts": self.over_prompts, "tolerance": self.over_tolerances, "eps": self.over_radii}[self.item]
+        data = self.data[: self.params.studies.images]
+        return vary(self.attacker_of(name), self.shield_of(name), data, self.unaware_of(name)[: len(data)])
+
+    def over_prompts(
+        self, attacker: Attacker, shield: MultiShield, data: Images, baseline: AttackedImages
+    ) -> Iterator[pd.DataFrame]:
+        """For each set of prompts; "similarity" is the mean cosine between two classes' text embeddings."""
+        clip = load_pipeline_clip()
+        for value, chosen in self.params.studies.prompts.items():
+            text = embed_prompts(clip, class_names(chosen, self.classes), templates(chosen))
+            different = ~torch.eye(len(text), dtype=torch.bool)
+            similarity = float(prompt_similarity(text)[different].mean())
+            alignment = align(clip, text).to(shield.alignment.text.device)
+            other = MultiShield(shield.classifier, alignment, shield.tolerance)
+            rows = _behind(attacker, value, other, data, _before(other, data, baseline))
+            yield rows.assign(similarity=similarity)
+
+    def over_tolerances(
+        self, attacker: Attacker, shield: MultiShield, data: Images, baseline: AttackedImages
+    ) -> Iterator[pd.DataFrame]:
+        """For each tolerance, the smallest first."""
+        attacked = _before(shield, data, baseline)
+        for tolerance in sorted(self.params.studies.tolerance):
+            other = MultiShield(shield.classifier, shield.alignment, tolerance)
+            yield _behind(attacker, f"{tolerance:g}", other, data, attacked)
+
+    def over_radii(
+        self, attacker: Attacker, shield: MultiShield, data: Images, baseline: AttackedImages
+    ) -> Iterator[pd.DataFrame]:
+        """For each radius, the smallest first: the shield's worst case, the classifier's, the shield under FGSM.
+
+        FGSM is made on the classifier and shown to the shield: the weakest attack, which flatters any defence.
+        """
+        names, ball = component_names(shield, 2), attacker.ball
+        attacked = _before(shield, data, AttackedImages.untouched(data))
+        for eps in sorted(self.params.studies.eps):
+            value = f"{eps:g}" if ball.norm == "L2" else f"{255 * eps:g}/255"
+            other = replace(attacker, name=f"{attacker.name}, {value}", ball=replace(ball, eps=eps))
+            _continue(other, shield, data, attacked, names)
+            weak = fgsm(shield.classifier, data.pixels, data.labels, ball=other.ball, seed=other.seed, ids=data.ids)
+            images = (worst_case(shield, data, attacked), attacked[names[0]], weak)
+            for of, model, shown in zip(WHO, (shield, shield.classifier, shield), images, strict=True):
+                yield _rows(attacker.name, other, value, of, model, data, shown)
 
 
 def templates(chosen: PromptSet) -> list[str]:
     """The templates of a set of prompts, each with {} for the class name; "openai" is CLIP's own 80 for ImageNet."""
     if chosen.templates == "openai":
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     return chosen.templates
 
 
-def called(chosen: PromptSet, classes: list[str]) -> list[str]:
-    """What the classes are called: by their own names; by numbers, which say nothing; each by the next one's name."""
+def class_names(chosen: PromptSet, classes: list[str]) -> list[str]:
+    """The classes' own names; numbers, which say nothing; or for each class the name of the next one."""
     if chosen.names == "numbers":
         return [f"object {number + 1}" for number in range(len(classes))]
     return classes[1:] + classes[:1] if chosen.names == "shifted" else classes
 
 
-def over_tolerances(
-    attacker: Attacker, shield: MultiShield, data: Split, params: Studies, baseline: AttackedImages
-) -> Iterator[pd.DataFrame]:
-    """For each tolerance, the smallest first."""
-    found = _untouched(shield, data, baseline)
-    for tolerance in sorted(params.tolerance):
-        other = MultiShield(shield.classifier, shield.alignment, tolerance)
-        yield _behind(attacker, f"{tolerance:g}", other, data, found)
+def _before(shield: MultiShield, data: Images, baseline: AttackedImages) -> Attacked:
+    """Images before any attack but the baseline's, by the names of the attacks on the components, and "joint"."""
+    untouched, (classifier, clip) = AttackedImages.untouched(data), component_names(shield, 2)
+    return {classifier: baseline, clip: untouched, "joint": untouched}
 
 
-def _untouched(shield: MultiShield, data: Split, baseline: AttackedImages | None = None) -> dict[str, AttackedImages]:
-    """Images before any attack but the baseline's, by the names of the attacks on the parts, and of the joint one."""
-    before, (classifier, clip) = untouched(data), part_names(shield, 2)
-    return {classifier: baseline or before, clip: before, "joint": before}
+def _behind(attacker: Attacker, value: str, shield: MultiShield, data: Images, attacked: Attacked) -> pd.DataFrame:
+    """The worst case at the experiment's radius, at which the attack on the classifier is known."""
+    other = replace(attacker, name=f"{attacker.name}, {value}")
+    _continue(other, shield, data, attacked, component_names(shield, 2)[1:])
+    return _rows(attacker.name, other, value, WHO[0], shield, data, worst_case(shield, data, attacked))
 
 
-def _behind(attacker: Attacker, value: str, shield: MultiShield, data: Split, found: dict) -> pd.DataFrame:
-    """The worst case at the experiment's radius, where the attack on the classifier is known."""
-    at = attacker.at(value, attacker.params, attacker.ball)
-    _go_on(at, shield, data, found, part_names(shield, 2)[1:])
-    return _rows(attacker, at, value, WHO[0], shield, data, worst_case(shield, data, found))
+def _continue(attacker: Attacker, shield: MultiShield, data: Images, attacked: Attacked, names: list[str]) -> None:
+    """Attack those components, then both, each on the images it has not broken yet; `attacked` is updated."""
+    components = component_names(shield, 2)
+    for name in names:
+        if len(left := _standing(attacked[name])):
+            newer = attacker.component(shield, data[left], components.index(name), name)
+            attacked[name] = attacked[name].updated(left, newer)
+    if len(left := _standing(attacked["joint"])):
+        newer = attacker.joint(shield, data[left], [attacked[name][left] for name in components])
+        attacked["joint"] = attacked["joint"].updated(left, newer)
 
 
-def _go_on(at: Attacker, shield: MultiShield, data: Split, found: dict[str, AttackedImages], parts) -> None:
-    """Attack those parts, then both, each on what it has not broken yet; `found` is brought up to date."""
-    names = part_names(shield, 2)
-    for part in parts:
-        if len(left := _standing(found[part])):
-            made = at.part(shield, data[left], names.index(part), part)
-            found[part] = updated(found[part], left, made)
-    if len(left := _standing(found["joint"])):
-        made = at.joint(shield, data[left], [found[part][left] for part in names])
-        found["joint"] = updated(found["joint"], left, made)
-
-
-def over_radii(attacker: Attacker, shield: MultiShield, data: Split, params: Studies) -> Iterator[pd.DataFrame]:
-    """For each radius, the smallest first: the shield's worst case, the classifier's, the shield under FGSM.
-
-    FGSM is made on the classifier and shown to the shield: the weakest attack, which flatters any defence.
-    """
-    found, parts = _untouched(shield, data), part_names(shield, 2)
-    for eps in sorted(params.eps):
-        value = f"{eps:g}" if attacker.ball.norm == "L2" else f"{255 * eps:g}/255"
-        at = attacker.at(value, attacker.params, replace(attacker.ball, eps=eps))
-        _go_on(at, shield, data, found, parts)
-        ball = {"eps": eps, "norm": at.ball.norm}
-        weak = fgsm(shield.classifier, data.pixels, data.labels, seed=at.seed, ids=data.ids, **ball)
-        made = (worst_case(shield, data, found), found[parts[0]], weak)
-        for of, model, images in zip(WHO, (shield, shield.classifier, shield), made, strict=True):
-            yield _rows(attacker, at, value, of, model, data, images)
-
-
-def _standing(found: AttackedImages) -> Tensor:
+def _standing(attacked: AttackedImages) -> Tensor:
     """The indices of the images that are not broken yet."""
-    return (~found.success).nonzero()[:, 0]
+    return (~attacked.success).nonzero()[:, 0]
 
 
 def _rows(
-    attacker: Attacker, at: Attacker, value: str, of: str, model: nn.Module, data: Split, found: AttackedImages
+    name: str, attacker: Attacker, value: str, of: str, model: nn.Module, data: Images, shown: AttackedImages
 ) -> pd.DataFrame:
-    frame = records_of(attacker.name, "adaptive", model, data, found, at.ball)
-    return frame.assign(value=value, of=of, similarity=float("nan"))
+    rows = records.records_of(name, "worst_case", model, data, shown, attacker.ball)
+    return rows.assign(value=value, of=of, similarity=float("nan"))
 
 
-def table(rows: pd.DataFrame, classes: int) -> pd.DataFrame:
+def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per study, classifier, value, whose figure it is, and metric: ratio, low, high (95 % Wilson), n."""
-    found = []
-    keys = ["study", "value", "of"]
-    for key, group in rows.groupby(keys, sort=False):
-        kept = dict(zip(keys, key, strict=True)) | {"similarity": group.similarity.iloc[0]}
-        ratios = records.metrics(group, classes).rename(columns={"value": "ratio"}).drop(columns="scenario")
-        found.append(ratios.assign(**kept))
-    return pd.concat(found, ignore_index=True)
+    tables = []
+    for (study, value, of), group in rows.groupby(["study", "value", "of"], sort=False):
+        ratios = records.metrics(group).rename(columns={"value": "ratio"}).drop(columns="scenario")
+        kept = {"study": study, "value": value, "of": of, "similarity": group.similarity.iloc[0]}
+        tables.append(ratios.assign(**kept))
+    return pd.concat(tables, ignore_index=True)

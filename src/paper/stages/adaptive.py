@@ -1,0 +1,26 @@
+"""Stage 6, scenario 3: the attacks aim at the shield itself."""
+
+from multishield import Evaluation, evaluate
+from paper.stages.base import Attacking
+
+
+class Stage(Attacking):
+    """See `Attacking`; the item is the classifier."""
+
+    def evaluate(self) -> Evaluation:
+        """One call of `multishield.evaluate`; results and attacked images are in the stage's folder."""
+        return evaluate(
+            self.shield,
+            self.data.images,
+            self.data.labels,
+            self.ball.eps,
+            norm=self.ball.norm,
+            seed=self.params.seed,
+            budget=self.params.adaptive,
+            name=self.item,
+            ids=self.data.ids,
+            known=[self.unaware],  # images that broke the classifier alone
+            save_to=self.folder,
+            resume=self.resume,
+            each=self.each,
+        )

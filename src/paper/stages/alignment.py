@@ -1,0 +1,41 @@
+"""Stage 3: a CLIP is trained or loaded, its prompts are embedded, and its image tower may be made robust."""
+
+import pandas as pd
+from torch import Tensor
+
+from multishield.clip import Clip
+from multishield.zero_shot import embed_prompts
+from paper.data.splits import load_captions, load_split
+from paper.models.alignment import save_alignment
+from paper.stages.base import Base
+from paper.training.clip import train_or_load, zero_shot
+from paper.training.robust_tower import harden
+
+
+class Stage(Base):
+    """See `Base`."""
+
+    def train_or_load(self) -> tuple[Clip, dict | None, pd.DataFrame]:
+        """The CLIP, its configuration if it is trained here, and a row per epoch."""
+        train, seed = load_split("train"), self.params.seed
+        return train_or_load(
+            self.params.alignment, train, load_captions(), self.validation, self.classes, seed, self.resume
+        )
+
+    def embed(self, clip: Clip) -> Tensor:
+        """Text embeddings (K,D) of the class prompts, normalised per class."""
+        return embed_prompts(clip, self.classes, self.params.alignment.prompts)
+
+    def harden(self, clip: Clip, text: Tensor) -> pd.DataFrame:
+        """Train the image tower adversarially, in place, if params.yaml says so; returns a row per epoch."""
+        robust, train = self.params.alignment.robust, load_split("train")
+        return harden(clip, robust, train, self.validation, text, self.params.seed, self.resume)
+
+    def save(self, clip: Clip, config: dict | None, text: Tensor, history: pd.DataFrame, robust: pd.DataFrame) -> str:
+        """Write the alignment and its histories; returns a sentence about the accuracy."""
+        save_alignment(clip, self.params.alignment, config, text, self.folder)
+        history.to_csv(self.folder / "history.csv", index=False)
+        if len(robust):
+            robust.to_csv(self.folder / "robust.csv", index=False)
+        score = zero_shot(clip, self.data, text)
+        return f"Zero-shot accuracy on the {len(self.data)} evaluation images: {score:.1%}"

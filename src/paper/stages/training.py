@@ -1,0 +1,29 @@
+"""Stage 2: a classifier is trained or loaded."""
+
+import pandas as pd
+
+from multishield.forward import accuracy
+from paper.data.splits import load_split
+from paper.models.classifier import Classifier, save_classifier
+from paper.stages.base import Base
+from paper.training.classifier import train_or_load
+
+
+class Stage(Base):
+    """See `Base`; the item is the classifier."""
+
+    @property
+    def description(self):
+        """The section of params.yaml that describes the classifier."""
+        return self.params.training[self.item]
+
+    def train_or_load(self) -> tuple[Classifier, pd.DataFrame]:
+        """The classifier, and a row per epoch."""
+        train, classes, seed = load_split("train"), len(self.classes), self.params.seed
+        return train_or_load(self.item, self.description, train, self.validation, classes, seed, self.resume)
+
+    def save(self, classifier: Classifier, history: pd.DataFrame) -> str:
+        """Write weights and history; returns a sentence about the accuracy."""
+        save_classifier(classifier, self.description, len(self.classes), self.folder)
+        history.to_csv(self.folder / "history.csv", index=False)
+        return f"Clean accuracy on the {len(self.data)} evaluation images: {accuracy(classifier, self.data):.1%}"

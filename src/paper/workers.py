@@ -1,0 +1,201 @@
+"""Who computes the pieces of an attack: this process, several processes, or a Ray cluster. The bytes are the same.
+
+It is a setting of the machine and changes no result, so it is no parameter of the experiment. Ray (the extra `cluster`)
+starts the processes, finds GPUs, and computes a piece again where its worker or machine is lost. Finished pieces are on
+disk, so that a killed driver loses only the pieces that were being computed.
+"""
+
+import copy
+import importlib.metadata
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from multishield.errors import UserError, closest
+from multishield.forward import device
+from multishield.resume import Each
+from paper import paths
+
+# How often Ray computes a piece again whose worker was killed or whose machine has left.
+RETRIES = 3
+# A worker's arithmetic and memory are as here; but each has one thread: more would wait for each other.
+AS_HERE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ONE_THREAD |= {"OMP_DYNAMIC": "false", "MKL_DYNAMIC": "false"}
+# Ray tells nobody that it is used, writes no crash where a kernel is told to end, and does not wait for its own events.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+QUIET |= {"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1", "RAY_task_events_report_interval_ms": "0"}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Address of a Ray cluster ("" for this machine), processes on this machine (None: one per GPU or core), and GPUs
+    of each worker (None: one where the cluster has any)."""
+
+    address: str = ""
+    count: int | None = 1
+    gpus: float | None = None
+
+
+def setting() -> Workers:
+    """The workers of MULTISHIELD_WORKERS and MULTISHIELD_GPUS, or else of the lines `workers: ...` and `gpus: ...` in
+    `.multishield/config`: a number of processes (1, the default, is this process), `local`, or HOST:PORT.
+
+    Raises:
+        UserError: a value or a line is none of these.
+    """
+    given = _config() | {n: v for n in ("workers", "gpus") if (v := os.environ.get(f"MULTISHIELD_{n.upper()}"))}
+    who, gpus = given.get("workers", "1"), given.get("gpus")
+    if gpus is not None and not re.fullmatch(r"\d+(\.\d+)?", gpus):
+        raise UserError(f"gpus is {gpus!r}; a number from 0 is accepted")
+    gpus = None if gpus is None else float(gpus)
+    if who.isdecimal() and int(who) >= 1:
+        return Workers(count=int(who), gpus=gpus)
+    if who == "local":
+        return Workers(count=None, gpus=gpus)
+    if re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", who):
+        return Workers(who, None, gpus)
+    raise UserError(
+        f"workers is {who!r}; accepted are a number of processes from 1, 'local' for one per GPU or core, or the "
+        "address of a Ray cluster as HOST:PORT"
+    )
+
+
+def _config() -> dict[str, str]:
+    file, lines = paths.state("config"), {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        name, colon, value = (text.strip() for text in line.partition("#")[0].partition(":"))
+        if name and (not colon or name not in ("workers", "gpus")):
+            fix = closest(name, ("workers", "gpus"), "a line is `workers: VALUE` or `gpus: VALUE`")
+            raise UserError(f"{file} has the line {line.strip()!r}; {fix}")
+        lines |= {name: value} if name else {}
+    return lines
+
+
+def each() -> Each:
+    """How pieces are computed by the workers that are set: `map`, or `over_ray` for them."""
+    workers = setting()
+    return map if workers == Workers(gpus=workers.gpus) else partial(over_ray, workers)
+
+
+def over_ray(workers: Workers, work: Callable, pieces: Iterable) -> Iterator:
+    """Compute `work` of each piece; yields results as they come, in any order.
+
+    Args:
+        work: a partial of a module's function, with models among its arguments. pieces: picked as late as possible.
+
+    Raises:
+        UserError: `work` raised one, failed, or lost its worker too often; or there are no such workers.
+    """
+    ray = _started(workers)
+    total = ray.cluster_resources()
+    gpus = workers.gpus if workers.gpus is not None else float(bool(total.get("GPU", 0)))
+    slots = max(1, int(total.get("GPU", 0) / gpus if gpus else total.get("CPU", 1)))
+    task = ray.remote(_compute).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+    sent, waiting, running = ray.put(_on(work, torch.device("cpu"))), iter(pieces), []
+    try:
+        while True:
+            while len(running) < slots and (piece := next(waiting, None)) is not None:
+                running.append(task.remote(sent, piece))
+            if not running:
+                return
+            ready, running = ray.wait(running)
+            yield _result(ray, ready[0])
+    finally:
+        for handle in running:
+            ray.cancel(handle, force=True)
+
+
+def _compute(work: Callable, piece):
+    """In a worker: models go to its device, and a GPU convolves in full precision."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    return _on(work, device())(piece)
+
+
+def _on(work: partial, device: torch.device) -> partial:
+    """The same work with copies of its models on a device."""
+    args = (_on(a, device) if isinstance(a, partial) else a for a in work.args)
+    args = (copy.deepcopy(a).to(device) if isinstance(a, nn.Module) else a for a in args)
+    return partial(work.func, *args, **work.keywords)
+
+
+def _result(ray, handle):
+    try:
+        return ray.get(handle)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        if isinstance(cause, UserError):
+            raise cause from None
+        reason = f"{type(cause).__name__}: {cause}"
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+    raise UserError(f"a worker failed ({reason}); finished images are kept, the same command continues there") from None
+
+
+def _started(workers: Workers):
+    """Ray, running: as the caller's own program has started it, else started or joined here.
+
+    Raises:
+        UserError: it is not installed; there is nothing at the address, or another version; no GPU where one is set.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not workers.address:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # or it would listen to the network
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # its words would stand in an executed notebook
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "workers are carried by Ray, which is not installed; pip install --requirement requirements-cluster.lock"
+        ) from None
+    if ray.is_initialized():
+        return ray
+    try:
+        ray.init(**_options(workers))
+    except Exception as error:  # noqa: BLE001 - where a node does not start in time, Ray raises no other kind
+        reason = " ".join(str(error).split())
+        if not workers.address:
+            raise UserError(f"Ray cannot be started here ({reason}); try again with less load on it") from None
+        raise UserError(
+            f"the Ray cluster at {workers.address} cannot be used ({reason}); its machines need this Python and Ray "
+            f"{importlib.metadata.version('ray')}: start it by `ray start --head` there, give its HOST:PORT, and set "
+            "RAY_AUTH_MODE=token here where it asks for a token"
+        ) from None
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if workers.gpus and gpus < workers.gpus:
+        ray.shutdown()
+        raise UserError(f"gpus is {workers.gpus:g} for each worker, but there are {gpus:g}; set gpus: 0 for CPUs alone")
+    return ray
+
+
+def _options(workers: Workers) -> dict:
+    """The arguments of `ray.init`."""
+    own = {k: value for k, value in os.environ.items() if k in AS_HERE or k.startswith("MALLOC_")} | ONE_THREAD
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    options = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": own}}
+    if workers.address:
+        _answers(workers.address)
+        return options | {"address": workers.address}
+    count = workers.count or torch.cuda.device_count() or os.cpu_count()
+    # "local": a cluster that runs here already is another one.
+    return options | {"address": "local", "num_cpus": count, "include_dashboard": False}
+
+
+def _answers(address: str) -> None:
+    """See that somebody listens at the address: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"the Ray cluster at {address} cannot be reached ({error}); start one by `ray start --head --port {port}` "
+            "there, or set workers: local"
+        ) from None
