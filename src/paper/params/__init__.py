@@ -1,51 +1,5 @@
 """params.yaml: values, sections, the experiment, and one clear sentence for each mistake."""
 
-from paper.params.experiment import Params, parse_yaml, read_yaml
-from paper.params.sections import (
-    Adaptive,
-    Baseline,
-    Catalogued,
-    Checkpoint,
-    ClassifierFactory,
-    Classifiers,
-    ClipFactory,
-    ClipFile,
-    ClipOpen,
-    ClipTrained,
-    Comparison,
-    Dataset,
-    FineTuned,
-    PromptSet,
-    RobustTower,
-    Studies,
-    Timm,
-    Torchvision,
-    Trained,
-)
-from paper.params.values import parse_eps
+from paper.params.experiment import DEFAULTS, Params, parse_yaml, read_yaml
 
-__all__ = [
-    "Adaptive",
-    "Baseline",
-    "Catalogued",
-    "Checkpoint",
-    "ClassifierFactory",
-    "Classifiers",
-    "ClipFactory",
-    "ClipFile",
-    "ClipOpen",
-    "ClipTrained",
-    "Comparison",
-    "Dataset",
-    "FineTuned",
-    "Params",
-    "PromptSet",
-    "RobustTower",
-    "Studies",
-    "Timm",
-    "Torchvision",
-    "Trained",
-    "parse_eps",
-    "parse_yaml",
-    "read_yaml",
-]
+__all__ = ["DEFAULTS", "Params", "parse_yaml", "read_yaml"]

@@ -7,62 +7,49 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from multishield.budget import Budget
 from multishield.errors import UserError
 from paper import paths
+from paper.params import sections
 from paper.params.messages import sentences
-from paper.params.sections import (
-    SOURCES,
-    Adaptive,
-    Baseline,
-    Classifiers,
-    Clips,
-    Comparison,
-    Dataset,
-    Report,
-    Section,
-    Shield,
-    Studies,
-    ThreatModel,
-)
-from paper.params.values import Name
+from paper.params.sections import Name, Section
+
+# Every key with its comment: the demo, and the base of every profile.
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
 
-class Params(Section):
+class Params(Section, strict=False):  # a dictionary is accepted for the dataclass `Budget`, whose values are strict
     """Everything that an experiment depends on: one attribute per section of params.yaml."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)]
     arithmetic: Literal["portable", "native"]
     classifiers: Annotated[list[Name], Field(min_length=1)]
-    threat_model: ThreatModel
-    dataset: Dataset
-    training: dict[Name, Annotated[Classifiers, Field(discriminator="source")]]
-    alignment: Annotated[Clips, Field(discriminator="source")]
-    baseline: Baseline
-    multishield: Shield
-    adaptive: Adaptive
-    comparison: Comparison
-    studies: Studies
-    report: Report
+    threat_model: sections.ThreatModel
+    dataset: sections.Dataset
+    training: dict[Name, Annotated[sections.Classifiers, Field(discriminator="source")]]
+    alignment: Annotated[sections.Clips, Field(discriminator="source")]
+    baseline: sections.Baseline
+    multishield: sections.Shield
+    adaptive: Budget
+    comparison: sections.Comparison
+    studies: sections.Studies
+    report: sections.Report
 
     @model_validator(mode="after")
-    def _classifiers_are_described(self):
+    def _sections_agree(self):
+        size, resize = self.dataset.image_size, self.dataset.resize
         unknown = [name for name in self.classifiers if name not in self.training]
         if unknown:
             raise ValueError(
                 f"classifiers: {unknown[0]!r} is not described under training; known: {', '.join(self.training)}"
             )
         if len(set(self.classifiers)) != len(self.classifiers):
-            raise ValueError(f"classifiers: {self.classifiers} names one twice")
+            raise ValueError(f"classifiers: {self.classifiers} names one twice; name each once")
         if self.alignment.source == "train" and self.dataset.name != "shapes":
             raise ValueError(
                 "alignment.source: 'train' needs captions, which only the shapes data set has; "
                 "use 'open_clip' or 'file'"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _the_crop_fits_into_the_image(self):
-        size, resize = self.dataset.image_size, self.dataset.resize
         if resize is not None and resize < size:
             raise ValueError(
                 f"dataset.resize is {resize}, but the centre crop of dataset.image_size = {size} must fit into it; "
@@ -72,7 +59,7 @@ class Params(Section):
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Params":
-        """Read and check `params.yaml` (of the project that the working directory is in, unless `path` is given).
+        """Read and check the project's `params.yaml`, or the file at `path`.
 
         Raises:
             UserError: a sentence per mistake, each naming the key, the value and what is accepted.
@@ -82,36 +69,36 @@ class Params(Section):
 
     @classmethod
     def parse(cls, values, source: str = "params.yaml") -> "Params":
-        """Check values that were read from a file called `source`."""
+        """Check values that were read from a file called `source`; raises as `load` does."""
         if not isinstance(values, dict):
-            raise UserError(f"{source} must hold the sections {', '.join(cls.model_fields)}; see profiles/demo.yaml")
+            raise UserError(f"{source} must hold the sections {', '.join(cls.model_fields)}, as {DEFAULTS} does")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError("\n".join(f"{source}: {s}" for s in sentences(error.errors(), SOURCES))) from None
+            raise UserError("\n".join(f"{source}: {s}" for s in sentences(error.errors()))) from None
 
 
 def read_yaml(path: Path):
-    """Read a YAML 1.2 file (where 1e-3 is a number).
+    """Read a YAML 1.2 file, in which 1e-3 is a number.
 
     Raises:
-        UserError: the file is missing or is not YAML.
+        UserError: the file is missing, is not UTF-8, or is not YAML.
     """
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), path.name)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; copy a preset there, for example profiles/demo.yaml") from None
+        raise UserError(f"{path} does not exist; copy {DEFAULTS} there") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
-def parse_yaml(text: str, name: str):
-    """The values of a YAML 1.2 text that was read from a file of that name.
+def parse_yaml(text: str, name: str, reader: YAML | None = None):
+    """The values of a YAML 1.2 text that was read from a file of that name; `reader` may keep its comments.
 
     Raises:
-        UserError: it is not YAML.
+        UserError: the text is not YAML.
     """
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return (reader or YAML(typ="safe", pure=True)).load(text)
     except YAMLError as error:
         raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None

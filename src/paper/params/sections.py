@@ -1,66 +1,78 @@
 """Sections of params.yaml, typed: an unknown key or a value out of range is an error."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
-from paper.params.values import (
-    AA_ATTACKS,
-    ARCHITECTURES,
-    Count,
-    Eps,
-    Factory,
-    Prompt,
-    Rate,
-    Spread,
-    Triple,
-    Weight,
-    check_dataset,
+from multishield.budget import Components
+from paper.params.values import AA_ATTACKS, ARCHITECTURES, DATASETS, matching, parse_eps
+
+FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+Name = matching("[A-Za-z0-9][A-Za-z0-9_-]*", "must be made of letters, digits, _ and -: a stage and a folder get it")
+Factory = matching(FUNCTION, 'must name a function as "module:function", such as "mine:flowers" for flowers in mine.py')
+DatasetName = matching(
+    "|".join((*DATASETS, FUNCTION)), f'it should be {", ".join(DATASETS)}, or an extension\'s "module:function"'
 )
+Prompt = matching(r"[^{}]*{}[^{}]*", 'must hold {} exactly once and no other braces, as "this is a photo of a {}"')
+Prompts = Annotated[list[Prompt], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Eps = Annotated[float, BeforeValidator(parse_eps)]
+Tolerance = Annotated[float, Field(ge=0, lt=2, allow_inf_nan=False)]
+# Beyond these bounds float32 overflows within a few steps.
+Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+# Pixels are in [0,1]: a mean or deviation on a scale of 0 to 255 would make every image black.
+Mean = Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+Std = Annotated[list[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
 
 
-class Section(BaseModel):
+class Section(BaseModel, extra="forbid", strict=True, frozen=True):
     """A section of params.yaml: strict types, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ThreatModel(Section):
-    """The ball of every attack of the evaluation, see `attacks.threat_model.Ball`."""
+    """The ball of every attack of the evaluation, see `multishield.attacks.threat_model.Ball`."""
 
     norm: Literal["Linf", "L2"]
     eps: Eps
 
 
 class Dataset(Section):
-    """`name` is one of `DATASETS` or the function of an extension; `resize` is the shorter side before the crop."""
+    """`name` is one of `DATASETS` or an extension's function; `resize` is the shorter side before the crop."""
 
-    name: Annotated[str, AfterValidator(check_dataset)]
-    root: Annotated[str, Field(min_length=1)]
+    name: DatasetName
+    root: Text
     image_size: Annotated[int, Field(ge=8, le=1024)]
     resize: Annotated[int, Field(ge=8, le=2048)] | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    train: Annotated[int, Field(ge=0)] | None
-    validation: Annotated[int, Field(ge=0)]
+    train: Whole | None
+    validation: Whole
     evaluate: Count | None
     order: Literal["stratified", "first"]
 
 
-class Trained(Section):
-    """A classifier that the pipeline trains."""
+class Fit(Section):
+    """The length and the step sizes of a training."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Rate
+
+
+class Trained(Fit):
+    """A classifier that the pipeline trains; from `eps` on: the attack of the training and of its validation."""
 
     source: Literal["train"]
     architecture: Literal[ARCHITECTURES]
     method: Literal["standard", "fgsm", "pgd", "trades"]
-    mean: Triple
-    std: Spread
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Rate
+    mean: Mean
+    std: Std
     weight_decay: Weight
     augment: bool
     eps: Eps
-    warmup_epochs: Annotated[int, Field(ge=0)]
+    warmup_epochs: Whole
     steps: Count
     step_size: Eps
     beta: Weight = 6.0
@@ -72,46 +84,43 @@ class Checkpoint(Section):
 
     source: Literal["checkpoint"]
     architecture: Literal[ARCHITECTURES]
-    path: Annotated[str, Field(min_length=1)]
-    mean: Triple
-    std: Spread
+    path: Text
+    mean: Mean
+    std: Std
 
 
-class Catalogued(Section):
-    """A published classifier, by its name in `model_zoo.CATALOGUE`."""
+class FromZoo(Section):
+    """A published classifier, by its name in `paper.models.model_zoo`."""
 
-    source: Literal["catalogue"]
-    name: Annotated[str, Field(min_length=1)]
+    source: Literal["model_zoo"]
+    name: Text
 
 
 class Torchvision(Section):
     """A torchvision model by name, with a tag of its weights ("IMAGENET1K_V1", "DEFAULT") or a safetensors file."""
 
     source: Literal["torchvision"]
-    model: Annotated[str, Field(min_length=1)]
-    weights: Annotated[str, Field(min_length=1)]
+    model: Text
+    weights: Text
 
 
 class Timm(Section):
     """A timm model by name ("resnet18.a1_in1k"), with its own weights or those of a safetensors file."""
 
     source: Literal["timm"]
-    model: Annotated[str, Field(min_length=1)]
-    weights: Annotated[str, Field(min_length=1)] | None = None
+    model: Text
+    weights: Text | None = None
 
 
-class FineTuned(Section):
-    """A torchvision model whose layers are all trained on the data set, from published weights.
+class FineTuned(Fit):
+    """A torchvision model of which all layers are trained on the data set.
 
     `weights` is a tag of torchvision, a safetensors file, or null for random ones.
     """
 
     source: Literal["finetune"]
-    model: Annotated[str, Field(min_length=1)]
-    weights: Annotated[str, Field(min_length=1)] | None
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Rate
+    model: Text
+    weights: Text | None
     weight_decay: Weight = 0.0
     augment: bool = False
 
@@ -123,40 +132,34 @@ class ClassifierFactory(Section):
     factory: Factory
 
 
-Classifiers = Trained | Checkpoint | Catalogued | Torchvision | Timm | FineTuned | ClassifierFactory
+Classifiers = Trained | Checkpoint | FromZoo | Torchvision | Timm | FineTuned | ClassifierFactory
 
 
-class RobustTower(Section):
+class RobustTower(Fit):
     """Adversarial training of the CLIP's image tower, before it is used."""
 
     method: Literal["tecoa", "fare"]
     eps: Eps
     steps: Count
     step_size: Eps
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Rate
+    warmup_epochs: Whole = 0
     weight_decay: Weight = 1e-4
     augment: bool = False
     validation_steps: Count
 
 
 class Clip(Section):
-    """What all sources of a CLIP share: the prompts, and whether the image tower is made robust."""
+    """The keys of a CLIP of any source: its prompts, and the adversarial training of its image tower."""
 
-    prompts: Annotated[list[Prompt], Field(min_length=1)]
+    prompts: Prompts
     robust: RobustTower | None = None
 
 
-class ClipTrained(Clip):
+class ClipTrained(Clip, Fit):
     """A small CLIP that the pipeline trains on the data set's image-caption pairs."""
 
     source: Literal["train"]
-    tower: Annotated[str, Field(min_length=1)]
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Rate
+    tower: Text
 
 
 class ClipOpen(Clip):
@@ -169,7 +172,7 @@ class ClipOpen(Clip):
     source: Literal["open_clip"]
     model: str
     pretrained: str | None
-    image_tower: Annotated[str, Field(min_length=1)] | None = None
+    image_tower: Text | None = None
 
 
 class ClipFile(Clip):
@@ -181,19 +184,11 @@ class ClipFile(Clip):
     antialias: bool = True
 
 
-class ClipFactory(Clip):
+class ClipFactory(Clip, ClassifierFactory):
     """A CLIP that an extension builds: "module:function", returning a `paper.models.clip.Clip`."""
-
-    source: Literal["factory"]
-    factory: Factory
 
 
 Clips = ClipTrained | ClipOpen | ClipFile | ClipFactory
-SOURCES = {
-    tag
-    for section in get_args(Classifiers) + get_args(Clips)
-    for tag in get_args(section.model_fields["source"].annotation)
-}
 
 
 class Baseline(Section):
@@ -202,65 +197,29 @@ class Baseline(Section):
 
 
 class Shield(Section):
-    tolerance: Annotated[float, Field(ge=0, lt=2, allow_inf_nan=False)]
+    tolerance: Tolerance
 
 
-class PaperAttack(Section):
-    steps: Annotated[int, Field(ge=5)]
+class Comparison(Section, strict=False):
+    """Defences at equal clean rejection, each attacked at its strictest, see `paper.stages.comparison`."""
 
-
-class JointAttack(Section):
-    targets: Count
-    steps: Count
-    restarts: Count
-
-
-class PartsAttack(Section):
-    targets: Count
-    steps: Annotated[int, Field(ge=5)]
-
-
-class DenialAttack(Section):
-    steps: Annotated[int, Field(ge=5)]
-
-
-class SquareAttack(Section):
-    queries: Count
-
-
-class Sanity(Section):
-    images: Count
-
-
-class Adaptive(Section):
-    paper: PaperAttack
-    joint: JointAttack
-    parts: PartsAttack
-    denial: DenialAttack
-    square: SquareAttack
-    sanity: Sanity
-
-
-class Comparison(Section):
-    """Defences at equal clean rejection; `attack` is on each family's strictest member, see `evaluation.comparison`."""
-
-    rejection: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)]
-    attack: PartsAttack
+    rejection: Annotated[list[Annotated[float, Field(ge=0, lt=1, strict=True)]], Field(min_length=1)]
+    attack: Components
 
 
 class PromptSet(Section):
-    """What CLIP is told of the classes: templates with {}, or "openai"; and what the classes are called."""
+    """The prompts of one study: templates with {}, or "openai"; and the names of the classes in them."""
 
-    templates: Literal["openai"] | Annotated[list[Prompt], Field(min_length=1)]
+    templates: Literal["openai"] | Prompts
     names: Literal["own", "numbers", "shifted"] = "own"
 
 
 class Studies(Section):
-    """One thing varied at a time, see `evaluation.studies`; `images`: how many, the first of the evaluation images."""
+    """The values of each study, see `paper.stages.studies`, on the first `images` of the evaluation images."""
 
     images: Count
-    prompts: Annotated[dict[Annotated[str, Field(min_length=1)], PromptSet], Field(min_length=1)]
-    tolerance: Annotated[list[Annotated[float, Field(ge=0, lt=2, allow_inf_nan=False)]], Field(min_length=1)]
+    prompts: Annotated[dict[Text, PromptSet], Field(min_length=1)]
+    tolerance: Annotated[list[Tolerance], Field(min_length=1)]
     eps: Annotated[list[Eps], Field(min_length=1)]
 
 

@@ -1,19 +1,23 @@
-"""Values of params.yaml: what a radius, a prompt, a name, a count may be."""
+"""Values of params.yaml: the accepted names, radii and texts, and the functions that it names."""
 
 import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator
 
 from multishield.errors import UserError
+from paper import paths
 
 AA_ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 # AutoAttack's version of that name.
 AA_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-# Classes that a loss needs (Croce & Hein 2020: the third and fourth largest logit are in it).
+# The number of classes that a loss needs: it uses the third or fourth largest logit (Croce & Hein 2020).
 NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
 DATASETS = ("shapes", "folder", "cifar10", "imagenet", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist")
-STUDIES = ("prompts", "tolerance", "eps")  # what is varied, see `evaluation.studies`
+STUDIES = ("prompts", "tolerance", "eps")  # see `paper.stages.studies`
 ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 
 
@@ -21,13 +25,11 @@ def parse_eps(value) -> float:
     """Read a perturbation size given as "8/255" or as a number, in units of the [0,1] pixel range.
 
     Raises:
-        ValueError: not a number, or not strictly between 0 and 1 (8 instead of 8/255 is the classic slip).
+        ValueError: the value is not a number strictly between 0 and 1; a common slip is 8 for 8/255.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError('must be a fraction such as "8/255" or a number between 0 and 1')
     above, slash, below = str(value).partition("/")
     try:
-        eps = float(above) / float(below) if slash else float(above)  # floats: Fraction("1e-99999999") takes for ever
+        eps = float(above) / float(below) if slash else float(above)  # Fraction("1e-99999999") would take for ever
     except (ValueError, ZeroDivisionError):
         raise ValueError('must be a fraction such as "8/255" or a number between 0 and 1') from None
     if not 0 < eps < 1:
@@ -35,52 +37,46 @@ def parse_eps(value) -> float:
     return eps
 
 
-def _prompt(template: str) -> str:
-    if re.sub(r"\{\}", "", template, count=1).count("{") or template.count("{}") != 1 or template.count("}") != 1:
-        raise ValueError('must hold the placeholder {} exactly once and no other braces, as "this is a photo of a {}"')
-    return template
+def matching(pattern: str, message: str):
+    """The type of a text that matches a regular expression as a whole; `message` says what is accepted."""
 
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(message)
+        return text
 
-def _name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ValueError("must be made of letters, digits, _ and -, because it names a stage and a folder")
-    return name
-
-
-def _factory(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        raise ValueError('must name a function as "module:function", such as "mine:flowers" for flowers() in mine.py')
-    return value
-
-
-def check_dataset(value: str) -> str:
-    if value not in DATASETS and ":" not in value:
-        raise ValueError(f'it should be {", ".join(DATASETS)}, or an extension\'s "module:function"')
-    return value if value in DATASETS else _factory(value)
+    return Annotated[str, AfterValidator(check)]
 
 
 def check_attacks(attacks: tuple[str, ...], classes: int) -> None:
-    """See that every attack of AutoAttack fits the number of classes.
-
-    Raises:
-        UserError: one does not.
-    """
+    """Raise a UserError if one of AutoAttack's attacks needs more classes."""
     for name in attacks:
         if classes < NEEDED.get(name, 0):
             raise UserError(
                 f"baseline.attacks holds {name}, whose loss needs {NEEDED[name]} classes; the data set has {classes}: "
-                "write attacks: [apgd-ce, fab, square], which are AutoAttack's for so few"
+                "write attacks: [apgd-ce, fab, square], which AutoAttack uses for so few"
             )
 
 
-Eps = Annotated[float, BeforeValidator(parse_eps)]
-Factory = Annotated[str, AfterValidator(_factory)]
-Prompt = Annotated[str, AfterValidator(_prompt)]
-Name = Annotated[str, AfterValidator(_name)]
-Count = Annotated[int, Field(ge=1)]
-# Beyond these bounds float32 overflows within a few steps.
-Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
-# Of pixels in [0,1]: numbers of a 0..255 scale would make every image black.
-Triple = Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
-Spread = Annotated[list[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+def load_factory(key: str, name: str) -> Callable:
+    """Import the function that `name` ("module:function") names; modules in the project's root can be imported.
+
+    `key` is the key of params.yaml that holds the name, for the message.
+
+    Raises:
+        UserError: the module does not exist, cannot be imported, or has no such function.
+    """
+    module, _, function = name.partition(":")
+    root = str(paths.root())
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    try:
+        factory = getattr(import_module(module), function, None)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything when it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{key} is {name!r}, but {module} cannot be imported ({reason}); put {module}.py into {root}, or correct it"
+        ) from None
+    if not callable(factory):
+        raise UserError(f"{key} is {name!r}, but {module} has no function {function}; correct the name")
+    return factory

@@ -1,71 +1,116 @@
 """Presets of profiles/: one of them becomes the active params.yaml."""
 
-import json
+import io
 import os
 import re
 from pathlib import Path
 
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
 from multishield.errors import UserError
 from multishield.files import write_text
 from paper import paths
-from paper.params import Params, parse_yaml, read_yaml
+from paper.params import DEFAULTS, Params, parse_yaml
 
-# ${NAME} or ${NAME:-a path of the project}: where files are, on this machine.
-_VARIABLE = re.compile(r"\$\{(\w+)(:-[^}]+)?\}")
+# ${NAME} or ${NAME:-a path of the project}: a folder of this machine.
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]+))?\}")
 
 
 def use_profile(name: str) -> None:
-    """Copy `profiles/<name>.yaml` to `params.yaml`, with environment variables (or what stands for them) filled in.
+    """Make `profiles/<name>.yaml` the active `params.yaml`.
 
-    A params.yaml that no profile made is kept as `params.backup.yaml`, or with a number if that name is taken.
+    A params.yaml that no profile made is saved as `params.backup.yaml`, with a number if that name is taken.
 
     Raises:
-        UserError: unknown profile, a variable that is not set, or a profile that is not valid.
+        UserError: see `profile_text`.
     """
-    folder = paths.root() / "profiles"
-    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    text = profile_text(name)
+    target, last = paths.root() / "params.yaml", paths.state("profile.yaml")
+    old = target.read_text(encoding="utf-8")
+    if old not in (text, profile_text("demo")) and not (last.is_file() and old == last.read_text(encoding="utf-8")):
+        print(f"your params.yaml is saved as {_save(old).name}")
+    if old != text:
+        write_text(target, text)
+    write_text(last, text)
+
+
+def profile_text(name: str) -> str:
+    """The complete params.yaml of a profile: the commented defaults, with the keys of the profile laid over them.
+
+    Raises:
+        UserError: the profile is unknown or not valid, or an environment variable that it needs is not set.
+    """
+    values = _merged(name)
+    _fill(values, name)
+    Params.parse(values, f"profiles/{name}.yaml")
+    for unused in set(values["training"]) - set(values["classifiers"]):
+        del values["training"][unused]
+    stream = io.StringIO()
+    _yaml().dump(values, stream)
+    head = re.match(r"(#.*\n)*", _text(name))[0]
+    lines = [line for line in stream.getvalue().splitlines() if line.strip()]
+    return head + "".join(("\n" if re.match(r"\w", line) else "") + line + "\n" for line in lines)
+
+
+def _yaml() -> YAML:
+    """A reader and writer that changes neither comments nor line breaks."""
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 2**20
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
+def _text(name: str) -> str:
+    names = {p.stem: p for p in sorted((paths.root() / "profiles").glob("*.yaml"))}
     if name not in names:
         raise UserError(f"the profile is {name!r}; accepted are {', '.join(names)}")
-    text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
-    unset = [name for name, fallback in _VARIABLE.findall(text) if not os.environ.get(name) and not fallback]
-    if unset:
-        raise UserError(
-            f"the profile {name} takes paths from environment variables, and {unset[0]} is not set; "
-            f"run `{unset[0]}=/path make reproduce PROFILE={name}`; profiles/{name}.yaml says what it names"
-        )
-    text = "".join(_filled(line) for line in text.splitlines(keepends=True))
-    target = paths.root() / "params.yaml"
-    old = target.read_text(encoding="utf-8")
-    if text == old:
-        return
-    candidate = write_text(paths.state("params.candidate.yaml"), text)
-    Params.parse(read_yaml(candidate), f"profiles/{name}.yaml")
-    candidate.unlink()
-    if not any(_filled_in((folder / f"{n}.yaml").read_text(encoding="utf-8"), old) for n in names):
-        print(f"your params.yaml was kept as {_keep(old).name}")
-    write_text(target, text)
+    return names[name].read_text(encoding="utf-8")
 
 
-def _filled(line: str) -> str:
-    """A line with its variables filled in; quoted where YAML would read the path as something else."""
-    if line.lstrip().startswith("#") or not _VARIABLE.search(line):
-        return line
-    key, value, rest = re.fullmatch(r"(\s*[\w-]+: )(\S+)(.*\n?)", line, re.DOTALL).groups()
-    value = _VARIABLE.sub(lambda m: os.path.abspath(os.environ[m[1]]) if os.environ.get(m[1]) else m[2][2:], value)
-    try:
-        plain = parse_yaml(f"value: {value}", "a path") == {"value": value}
-    except UserError:
-        plain = False
-    return key + (value if plain else json.dumps(value, ensure_ascii=False)) + rest
+def _merged(name: str) -> CommentedMap:
+    """The values of a profile, laid over those of its `base`, or else over the defaults."""
+    changes = parse_yaml(_text(name), f"profiles/{name}.yaml", _yaml()) or {}
+    if not isinstance(changes, dict):
+        raise UserError(f"profiles/{name}.yaml must hold keys of params.yaml; see profiles/cifar10.yaml")
+    base = changes.pop("base", None)
+    values = _merged(base) if base else _yaml().load(DEFAULTS)
+    _lay_over(values, changes)
+    return values
 
 
-def _filled_in(profile: str, text: str) -> bool:
-    """Whether a text is a profile's, whatever its variables were when it was made."""
-    fixed = re.sub(rf"(?m)(?<=: )\S*{_VARIABLE.pattern}\S*", "\0", profile).split("\0")
-    return re.fullmatch(".+".join(re.escape(part) for part in fixed), text) is not None
+def _lay_over(values: dict, changes: dict) -> None:
+    """Set the keys of `changes`, in place. A section that names its `source` replaces the whole section."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict) and "source" not in value:
+            _lay_over(values[key], value)
+        else:
+            values[key] = value
 
 
-def _keep(text: str) -> Path:
+def _fill(values: dict | list, name: str) -> None:
+    """Replace variables by the paths that the environment holds, or by their fallbacks, in place; a key per line.
+
+    Raises:
+        UserError: a variable without a fallback is not set.
+    """
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, dict):
+            value.fa.set_block_style()
+        if isinstance(value, dict | list):
+            _fill(value, name)
+        elif isinstance(value, str) and (match := _VARIABLE.search(value)):
+            variable, fallback = match.groups()
+            folder = os.environ.get(variable)
+            if not folder and not fallback:
+                raise UserError(
+                    f"the profile {name} takes paths from environment variables, and {variable} is not set; "
+                    f"run `{variable}=/path make reproduce PROFILE={name}`; profiles/{name}.yaml says what it names"
+                )
+            values[key] = value.replace(match[0], os.path.abspath(folder) if folder else fallback)
+
+
+def _save(text: str) -> Path:
     """Write the text to the first name that is free, or that holds it already."""
     path, number = paths.root() / "params.backup.yaml", 1
     while path.exists() and path.read_text(encoding="utf-8") != text:
