@@ -1,11 +1,11 @@
-"""What the attacks of `evaluate` cost against AutoAttack's package, and `joint` against the paper's attack.
+"""Compare `evaluate` with AutoAttack's package, and the joint attack with the paper's attack.
 
 Run it in a project whose pipeline has run, with nothing else on the machine:
 
     python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N] [--shield]
 
-It prints a Markdown table; with --shield only the rows of the shield, which are the quick ones. Passes are forwards and
-backwards per image: work without a clock. Seconds are of this machine, and only their ratio means something.
+It prints a Markdown table; --shield leaves out the slow first row. Passes are forwards and backwards per image: they
+measure work without a clock. Seconds depend on the machine, so only their ratio means something.
 """
 
 import argparse
@@ -14,95 +14,94 @@ import time
 
 import torch
 from pyautoattack import AutoAttack
+from torch import Tensor, nn
 
-from multishield.attacks.threat_model import Ball, fooled
-from multishield.defences import Undefended
-from multishield.evaluation import DEFAULTS
-from multishield.images import AttackedImages
+from multishield import Budget, Undefended
+from multishield.attacks.threat_model import fooled
+from multishield.budget import Square
+from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker
-from multishield.resume import kept_in
-from multishield.shards import Shards
-from paper import paths
-from paper.data import splits
-from paper.params import Params
-from paper.stages.autoattack import Counter
-from paper.stages.baseline import load_shield
+from paper import stage
+from paper.stages.autoattack import PassCounter
 
 ATTACKS = ["apgd-ce", "apgd-t", "square"]
 
 
 def timed(function):
-    """Result and seconds."""
+    """The result of a function without arguments, and its seconds."""
     started = time.perf_counter()
     return function(), time.perf_counter() - started
 
 
-def theirs(network, data, eps, queries):
-    """AutoAttack's package on the network as PyTorch loads it: channels first, parameters with gradients, batch norms
-    as they are. Layout, freezing and folding are this package's own doing, and so part of the comparison."""
+def package(network: nn.Module, data: Images, eps: float, queries: int) -> tuple[Tensor, int, int]:
+    """Attack with AutoAttack's package: which images resist (N,), and all forwards and backwards.
+
+    It gets the network as PyTorch loads it: channels first, and parameters with gradients. Layout and freezing are the
+    work of this project, so the comparison includes them.
+    """
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format).requires_grad_(True)
-    counter = Counter(network)
+    counter = PassCounter(network)
     adversary = AutoAttack(counter, attacks=ATTACKS, version="custom", norm="Linf", eps=eps, seed=0, device="cpu")
-    adversary.apgd.n_restarts, adversary.apgd_targeted.n_target_classes = 1, 9
+    adversary.apgd.n_restarts = 1
+    adversary.apgd_targeted.n_target_classes = min(9, network(data.pixels[:1]).shape[1] - 1)
     adversary.square.n_queries = queries
     images, _ = adversary.run_standard_evaluation(data.pixels, data.labels, batch_size=128)
     with torch.no_grad():
         return ~fooled(network(images), data.labels), counter.forwards, counter.backwards
 
 
-def ours(attacker, network, data):
-    """The attacks of `evaluate` on a classifier alone, which are those of the pipeline."""
+def ours(attacker: Attacker, network: nn.Module, data: Images) -> tuple[Tensor, int, int]:
+    """Attack with `evaluate`'s attacks on a classifier alone; returns the same as `package`."""
     defence = Undefended(network)
-    (found,) = attacker.parts(defence, data).values()
-    found = attacker.against_survivors(defence, data, found)
-    return counted([found])
+    (attacked,) = attacker.components(defence, data).values()
+    return counted([attacker.square_on_survivors(defence, data, attacked)])
 
 
-def counted(results: list[AttackedImages]):
-    """Which images the last of some attacks has left, and the passes of all."""
+def counted(results: list[AttackedImages]) -> tuple[Tensor, int, int]:
+    """Which images the last of some attacks left, and the passes of all attacks."""
     forwards, backwards = (sum(int(getattr(r, kind).sum()) for r in results) for kind in ("forwards", "backwards"))
     return ~results[-1].success, forwards, backwards
 
 
-def compare(what, first, second) -> None:
-    """Run two ways of the same thing; print robust accuracies, passes per image, seconds and their ratio."""
+def compare(title: str, first, second) -> None:
+    """Run two attacks; print robust accuracies, passes per image, seconds and the ratio of the seconds."""
     (a, a_seconds), (b, b_seconds) = timed(first), timed(second)
-    cells = [what, f"{a[0].float().mean():.1%}", f"{b[0].float().mean():.1%}"]
+    cells = [title, f"{a[0].float().mean():.1%}", f"{b[0].float().mean():.1%}"]
     cells += [f"{forwards / len(left):.0f}, {backwards / len(left):.0f}" for left, forwards, backwards in (a, b)]
     cells += [f"{a_seconds:.1f}", f"{b_seconds:.1f}", f"{a_seconds / b_seconds:.1f}"]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def row_alone(name: str, params: Params, data: splits.Split, queries: int) -> None:
-    """Print the row of one classifier."""
-    shield, ball = load_shield(name, params.multishield.tolerance), Ball(**params.threat_model.model_dump())
-    strong = DEFAULTS.model_copy(update={"square": DEFAULTS.square.model_copy(update={"queries": queries})})
+def row_of_classifier(name: str, images: int, queries: int) -> None:
+    """Print the row of one classifier alone."""
+    s = stage("adaptive", name)
+    data, classifier = s.data[:images], s.shield.classifier
+    attacker = Attacker(name, Budget(square=Square(queries=queries)), s.ball, s.params.seed)
     compare(
-        f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate` (parts, square)",
-        lambda: theirs(shield.classifier, data, ball.eps, queries),
-        lambda: ours(Attacker(name, strong, ball, params.seed), shield.classifier, data),
+        f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate` (components, square)",
+        lambda: package(classifier, data, s.ball.eps, queries),
+        lambda: ours(attacker, classifier, data),
     )
 
 
-def rows_of_shield(name: str, params: Params, data: splits.Split) -> None:
-    """Print the rows of the shield before one classifier."""
-    shield, ball = load_shield(name, params.multishield.tolerance), Ball(**params.threat_model.model_dump())
-    attacker = Attacker(name, params.adaptive, ball, params.seed)
-    known = Shards(paths.artifacts("baseline", name, "attacked"))[: len(data)]
+def rows_of_shield(name: str, images: int) -> None:
+    """Print the two rows of the shield before one classifier. The joint attack includes the attack on CLIP, from whose
+    images it begins; the images of the attack on the classifier are those of scenario 1."""
+    s = stage("adaptive", name)
+    data, attacker = s.data[:images], Attacker(name, s.params.adaptive, s.ball, s.params.seed)
 
-    def joint():
-        """With the attack on CLIP alone that it begins from; AutoAttack's images are scenario 2's."""
-        begun = list(attacker.parts(shield, data, [known]).values())
-        return counted([*begun[1:], attacker.joint(shield, data, begun)])
+    def joint() -> tuple[Tensor, int, int]:
+        begun = list(attacker.components(s.shield, data, [s.unaware[: len(data)]]).values())
+        return counted([*begun[1:], attacker.joint(s.shield, data, begun)])
 
-    compare(f"{name} with shield: paper, joint", lambda: counted([attacker.paper(shield, data)]), joint)
-    models, whole = passes(shield, data.pixels)
+    compare(f"{name} with shield: paper, joint", lambda: counted([attacker.paper(s.shield, data)]), joint)
+    models, whole = milliseconds(s.shield, data.pixels)
     cells = f"| | | | | {models:.1f} | {whole:.1f} | {models / whole:.3f} |"
-    print(f"| {name}: its two models' passes, the shield's (ms) {cells}", flush=True)
+    print(f"| {name}: passes of its two models, of the shield (ms) {cells}", flush=True)
 
 
-def passes(shield, x, repeats: int = 25) -> tuple[float, float]:
-    """Milliseconds of the classifier's pass and CLIP's image pass, and of the shield's: medians of repeats in turn."""
+def milliseconds(shield: nn.Module, x: Tensor, repeats: int = 25) -> tuple[float, float]:
+    """Time one pass through classifier and CLIP, and one through the shield; medians of alternating repeats."""
     times = {"models": [], "shield": []}
     with torch.no_grad():
         for _ in range(repeats):
@@ -118,16 +117,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=5000)
     parser.add_argument("--shield", action="store_true")
     options = parser.parse_args()
-    params, data = Params.load(), splits.load_split("evaluation")[: options.images]
-    eps = params.threat_model.eps * 255
-    print(f"N = {len(data)}, eps {eps:g}/255, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(f"N = {options.images}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     heads = ["first, second", *(f"{head}, {way}" for head in ("robust", "passes", "s") for way in ("first", "second"))]
     print(f"| {' | '.join(heads)} | ratio |\n" + "|---" * 8 + "|")
     for name in options.classifiers:
-        with kept_in(None):  # a benchmark resumes nothing
-            if not options.shield:
-                row_alone(name, params, data, options.queries)
-            rows_of_shield(name, params, data)
+        if not options.shield:
+            row_of_classifier(name, options.images, options.queries)
+        rows_of_shield(name, options.images)
 
 
 if __name__ == "__main__":

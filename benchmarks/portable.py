@@ -1,10 +1,10 @@
-"""Which arithmetic gives the same bytes on another processor: hashes of the operations that the demo's numbers rest on.
+"""Hash the operations that the demo's numbers rest on, to compare the bytes of two processors.
 
-    python benchmarks/portable.py                   # with the portable setting: compare with portable.txt beside it
-    python benchmarks/portable.py native            # as this machine comes: what differs
+    python benchmarks/portable.py                   # the portable arithmetic, compared with portable.txt
+    python benchmarks/portable.py native            # the machine's own arithmetic, compared with the same file
     python benchmarks/portable.py native speed      # milliseconds per batch of adversarial training, either way
 
-portable.txt was written on an Intel Xeon with AVX-512 and AMX; docs/portability.md says where else the same came out.
+An Intel Xeon with AVX-512 and AMX wrote portable.txt; docs/portability.md names the other machines that agree.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from paper.models.cifar_resnet import build_network
 from paper.models.classifier import Classifier
 
 GENERATOR = torch.Generator().manual_seed(0)
-# input channels, output channels, kernel, stride, images, side: of the demo's ResNet-8 and of its CLIP's tower
+# The demo's ResNet-8 and its CLIP's tower: input channels, output channels, kernel, stride, images, side.
 CONVOLUTIONS = [
     (3, 16, 3, 1, 8, 32),
     (16, 16, 3, 1, 8, 32),
@@ -69,7 +69,7 @@ def training() -> list[torch.Tensor]:
 
 
 def operations() -> dict[str, list[torch.Tensor]]:
-    """Results by name."""
+    """The results of the operations, by name."""
     a, b, x = uniform(64, 128), uniform(128, 128), uniform(4, 16, 16, 16)
     query, image, counts = uniform(4, 2, 16, 64), uniform(4, 3, 32, 32).requires_grad_(), np.random.default_rng(0)
     enlarged = F.interpolate(image, size=64, mode="bicubic", antialias=True)

@@ -1,11 +1,11 @@
-"""How far the demo's figures move with the seed: the committed pipeline once per seed, each in a clone.
+"""Measure how far the demo's figures move with the seed: run the committed pipeline once per seed, each in a clone.
 
     python benchmarks/seeds.py                # five seeds; that of params.yaml is taken from DVC's cache
     python benchmarks/seeds.py --seeds 3 4    # some of them; rows of the others stay in the table
 
-The seed decides everything that is drawn: which images are trained on and attacked, initial weights, batches, attacks.
-Writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). A killed run goes on where
-it was: the clones are under .multishield/seeds/.
+The seed decides every random choice: the images for training and attack, initial weights, batches, and attacks. The
+script writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). The clones are in
+.multishield/seeds/, so a killed run continues there.
 """
 
 import argparse
@@ -17,26 +17,25 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from multishield.files import write_text
-from multishield.records import METRICS
+from multishield.records import METRICS, TITLES, to_markdown
 from paper import paths
-from paper.report.tables import to_markdown
 
-# What a reader looks at first.
+# The figures of the table: scenario and metric.
 HEADLINES = [
-    ("baseline", "clean_accuracy"),
-    ("multishield", "clean_accuracy"),
-    ("multishield", "clean_rejection"),
-    *((scenario, "robust_accuracy") for scenario in ("baseline", "multishield", "paper", "joint", "adaptive")),
+    ("no_shield", "clean_accuracy"),
+    ("unaware", "clean_accuracy"),
+    ("unaware", "clean_rejection"),
+    *((scenario, "robust_accuracy") for scenario in ("no_shield", "unaware", "paper", "joint", "worst_case")),
 ]
 
 
-def copied(seed: int) -> Path:
-    """A clone of the project as it is committed, with the raw images and that seed."""
+def clone(seed: int) -> Path:
+    """Clone the committed project, with the raw images and that seed."""
     target = paths.state("seeds", str(seed))
     if not target.exists():
         subprocess.run(["git", "clone", "--quiet", str(paths.root()), str(target)], check=True)
         shutil.copytree(paths.root() / "data", target / "data")
-        # What is computed already, by this project or by another seed's clone, is not computed again.
+        # The clone shares DVC's cache: it computes no stage that this project or another clone has computed.
         cache = ["dvc", "config", "--local", "cache.dir", str(paths.root() / ".dvc" / "cache")]
         subprocess.run(cache, cwd=target, check=True)
     yaml = YAML()
@@ -48,14 +47,14 @@ def copied(seed: int) -> Path:
 
 
 def measured(seed: int) -> pd.DataFrame:
-    """The metrics of one seed; `dvc repro` goes on where it was."""
-    folder = copied(seed)
+    """The metrics of one seed; `dvc repro` skips the stages that have run."""
+    folder = clone(seed)
     subprocess.run(["dvc", "repro"], cwd=folder, check=True)
     return pd.read_csv(folder / "reports" / "tables" / "metrics.csv").assign(seed=seed)
 
 
 def spread(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and range of the headline figures over the seeds, in per cent."""
+    """Mean, standard deviation and range of the figures over the seeds, in per cent."""
     table = []
     for classifier in rows.classifier.unique():
         for scenario, metric in HEADLINES:
@@ -64,7 +63,7 @@ def spread(rows: pd.DataFrame) -> pd.DataFrame:
             table.append(
                 {
                     "classifier": classifier,
-                    "scenario": scenario,
+                    "scenario": TITLES[scenario],
                     "figure": METRICS[metric][0],
                     "mean": f"{values.mean():.1f}",
                     "sd": f"{values.std():.1f}",

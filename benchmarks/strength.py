@@ -1,108 +1,99 @@
-"""How near the attack comes to the true worst case: against a reference with many times its budget.
+"""Compare the worst case of `evaluate` with a reference attack of many times its budget.
 
 Run it in a project whose pipeline has run, with nothing else on the machine:
 
     python benchmarks/strength.py CLASSIFIER... [--images N] [--rounds N] [--defences NAME...]
 
-For each defence: what `evaluate` leaves robust (`joint` alone, and the worst case), and what is still robust when its
-survivors have met the reference: from other random points, attacks on each part with all targets, then `joint` from
-these and from random points, with all targets four times, for every image, whether its parts are lost or not; all of
-that once per round, with another seed. Three rounds are about 20 times the passes of parts and joint together.
-Thresholds are calibrated to reject 5 % of the clean validation images. Passes are forwards per image that survived.
+For each defence it prints the robust accuracy under `joint` alone, under the worst case, and under the reference. Each
+round of the reference has another seed and attacks the survivors of the worst case: first each component from other
+random points with all targets, then all components together. It gives up no image because a component resisted.
+Three rounds cost about 20 times the passes of `evaluate`. Thresholds reject 5 % of the clean validation images. Passes
+are forwards per image that survived.
 """
 
 import argparse
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
-from multishield.attacks.components import one_margin
-from multishield.attacks.joint import joint
-from multishield.attacks.threat_model import evaded, transfer
-from multishield.defences import (
-    ConfidenceThreshold,
-    ConsistentPrediction,
-    FeatureSqueezing,
-    Unanimity,
-    Undefended,
-    calibrate,
-)
-from multishield.evaluation import DEFAULTS, evaluate
-from multishield.portfolio import part_names
-from paper.data import splits
-from paper.params import Params
-from paper.stages.baseline import load_shield
+from multishield import Budget, defences, evaluate
+from multishield.attacks.threat_model import Ball, evaded
+from multishield.budget import Sanity
+from multishield.forward import outputs
+from multishield.images import Images
+from multishield.portfolio import Attacker
+from paper import stage
 
 REJECTION = 0.05
-SEED = 101  # of the reference's first round; evaluate's is that of params.yaml
-# The sanity rules' runs at other radii are not looked at here.
-SETTINGS = DEFAULTS.model_copy(update={"sanity": DEFAULTS.sanity.model_copy(update={"images": 1})})
+SEED = 101  # of the first round of the reference; that of `evaluate` is in params.yaml
+# The runs for the sanity rules are of no interest here.
+BUDGET = Budget(sanity=Sanity(images=1))
+ALL_TARGETS = replace(BUDGET.joint, targets=9)
 
 
-def defences(shield, validation, wanted):
-    """Name and defence, of those that are wanted."""
+def chosen_defences(shield: nn.Module, validation: Tensor, wanted: list[str] | None) -> list[tuple[str, nn.Module]]:
+    """The defences of the wanted names, or all of them, each with its name."""
     classifier = shield.classifier
+
+    def threshold(build, low: float = 0.0) -> nn.Module:
+        return defences.calibrate(build, validation, REJECTION, low=low)
+
     makers = {
-        "alone": lambda: Undefended(classifier),
+        "alone": lambda: defences.Undefended(classifier),
         "shield": lambda: shield,
-        "margin": lambda: calibrate(lambda t: ConfidenceThreshold(classifier, t), validation, REJECTION),
-        "probability": lambda: calibrate(
-            lambda t: ConfidenceThreshold(classifier, t, of="probability"), validation, REJECTION
+        "margin": lambda: threshold(lambda t: defences.ConfidenceThreshold(classifier, t)),
+        "probability": lambda: threshold(lambda t: defences.ConfidenceThreshold(classifier, t, of="probability")),
+        "squeezing": lambda: defences.FeatureSqueezing(classifier),
+        "consistency": lambda: threshold(
+            lambda t: defences.ConsistentPrediction(classifier, required=(max(t, 0.0), t)), low=-1e3
         ),
-        "squeezing": lambda: FeatureSqueezing(classifier),
-        "consistency": lambda: calibrate(
-            lambda t: ConsistentPrediction(classifier, leads=(max(t, 0.0), t)), validation, REJECTION, low=-1e3
-        ),
-        "shield with margins": lambda: Unanimity([classifier, shield.alignment], [0.5, 0.0]),
+        "shield with margins": lambda: defences.Unanimity([classifier, shield.alignment], [0.5, 0.0]),
     }
     return [(name, makers[name]()) for name in wanted or makers]
 
 
-def reference(defence, data, eps, rounds):
-    """Which images the rounds of the reference leave, bool (N,), and the forward passes of an image that stands."""
+def reference(defence: nn.Module, data: Images, ball: Ball, rounds: int) -> tuple[Tensor, float]:
+    """The images that all rounds leave, bool (N,), and the forward passes of an image that survives."""
     standing, passes = torch.ones(len(data), dtype=torch.bool), 0.0
     for seed in range(SEED, SEED + rounds):
         left = standing.nonzero()[:, 0]
         if len(left):
-            standing[left], spent = one_round(defence, data[left], eps, seed)
+            attacker = Attacker(f"reference {seed}", replace(BUDGET, joint=ALL_TARGETS), ball, seed)
+            standing[left], spent = one_round(attacker, defence, data[left])
             passes += spent
     return standing, passes
 
 
-def one_round(defence, data, eps, seed):
+def one_round(attacker: Attacker, defence: nn.Module, data: Images) -> tuple[Tensor, float]:
     """The same for one round."""
-    options = {"eps": eps, "seed": seed, "ids": data.ids}
-    with torch.no_grad():
-        count = defence.margins(defence.scores(data.pixels[:2])).shape[1]
-    names = enumerate(part_names(defence, count))
-    begun = [one_margin(defence, data.pixels, data.labels, part=i, tag=name, **options) for i, name in names]
-    # "elsewhere": nothing is left out because a part was not broken.
+    begun = list(attacker.components(defence, data).values())
+    # "elsewhere": the joint attack gives all tries to an image that counts as broken on each component.
     anywhere = [replace(start, broken_by=["elsewhere"] * len(data)) for start in begun]
-    found = joint(defence, data.pixels, data.labels, starts=anywhere, targets=9, steps=100, **options)
-    broken = found.success.clone()
+    attacked = attacker.joint(defence, data, anywhere)
+    broken = attacked.success.clone()
     for start in begun:
-        broken |= transfer(defence, start.images, data.labels, success=evaded)
-    return ~broken, sum(float(result.forwards.float().mean()) for result in (*begun, found))
+        broken |= evaded(outputs(defence, start.images), data.labels)
+    return ~broken, sum(float(result.forwards.float().mean()) for result in (*begun, attacked))
 
 
-def row(classifier, name, defence, data, params, rounds) -> str:
-    """A line of the table."""
-    eps = params.threat_model.eps
-    options = {"seed": params.seed, "attacks": ["parts", "paper", "joint"], "settings": SETTINGS, "ids": data.ids}
-    result = evaluate(defence, data.pixels, data.labels, eps, **options)
-    alone, worst = result.attacked["joint"], result.attacked["adaptive"]
-    rejected = (result.records[result.records.scenario == "joint"].clean_decision == result.classes).mean()
+def row(name: str, title: str, defence: nn.Module, s, images: int, rounds: int) -> str:
+    """A line of the table; `s` is the stage of the classifier."""
+    data = s.data[:images]
+    options = {"norm": s.ball.norm, "seed": s.params.seed, "attacks": ["components", "paper", "joint"]}
+    result = evaluate(defence, data.pixels, data.labels, s.ball.eps, budget=BUDGET, ids=data.ids, **options)
+    alone, worst = result.attacked["joint"], result.attacked["worst_case"]
+    metrics = result.metrics.set_index(["scenario", "metric"]).value
     left = (~worst.success).nonzero()[:, 0]
-    cells = [f"{rejected:.1%}", f"{(~alone.success).float().mean():.1%}", f"{len(left) / len(data):.1%}"]
-    parts = [found for attack, found in result.attacked.items() if attack.startswith("on ")]
-    passes = [sum(float(found.forwards[left].float().mean()) for found in chosen) for chosen in (parts, [alone])]
-    if len(left):
-        stands, spent = reference(defence, data[left], eps, rounds)
-        cells.append(f"{int(stands.sum()) / len(data):.1%}")
-        cells += [f"{passes[0]:.0f}, {passes[1]:.0f}, {spent:.0f}"]
-    else:
-        cells += [cells[-1], ""]
-    return f"| {classifier} | {name} | {' | '.join(cells)} | {len(data)} |"
+    components = [attacked for attack, attacked in result.attacked.items() if attack.startswith("on ")]
+    cells = [f"{metrics['joint', 'clean_rejection']:.1%}"]
+    cells += [f"{float((~a.success).float().mean()):.1%}" for a in (alone, worst)]
+    if not len(left):
+        return f"| {name} | {title} | {' | '.join(cells)} | {cells[-1]} | | {len(data)} |"
+    stands, spent = reference(defence, data[left], s.ball, rounds)
+    passes = [sum(float(a.forwards[left].float().mean()) for a in group) for group in (components, [alone])]
+    cells += [f"{int(stands.sum()) / len(data):.1%}", f"{passes[0]:.0f}, {passes[1]:.0f}, {spent:.0f}"]
+    return f"| {name} | {title} | {' | '.join(cells)} | {len(data)} |"
 
 
 def main() -> None:
@@ -112,14 +103,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--defences", nargs="+", help="alone, shield, margin, probability, squeezing, ...; else all")
     options = parser.parse_args()
-    params, data = Params.load(), splits.load_split("evaluation")[: options.images]
-    validation = splits.load_split("validation").pixels
     heads = ["network", "defence", "clean rejection", "joint", "worst case", "reference"]
-    print(f"| {' | '.join(heads)} | passes: parts, joint, reference | N |\n" + "|---" * 8 + "|")
-    for classifier in options.classifiers:
-        shield = load_shield(classifier, params.multishield.tolerance)
-        for name, defence in defences(shield, validation, options.defences):
-            print(row(classifier, name, defence, data, params, options.rounds), flush=True)
+    print(f"| {' | '.join(heads)} | passes: components, joint, reference | N |\n" + "|---" * 8 + "|")
+    for name in options.classifiers:
+        s = stage("adaptive", name)
+        for title, defence in chosen_defences(s.shield, s.validation.pixels, options.defences):
+            print(row(name, title, defence, s, options.images, options.rounds), flush=True)
 
 
 if __name__ == "__main__":
