@@ -14,7 +14,7 @@ _CONTENTS = {
     "AttackedImages": "images",
     "Ball": "attacks.threat_model",
     "Budget": "budget",
-    "Clip": "clip",
+    "Clip": "zero_shot",
     "ConfidenceThreshold": "defences",
     "ConsistentPrediction": "defences",
     "Defence": "defences",

@@ -67,8 +67,7 @@ class ConfidenceThreshold(Undefended):
         threshold: of the logit margin (>= 0), or of the maximum softmax probability, in 0..1.
         of: "margin" or "probability" (Hendrycks & Gimpel 2017).
 
-    Raises:
-        ValueError: `of` is another text, or the threshold is negative or not finite.
+    Raises ValueError if `of` is another text, or the threshold is negative or not finite.
     """
 
     def __init__(self, classifier: nn.Module, threshold: float, of: str = "margin"):
@@ -111,8 +110,7 @@ class Unanimity(Defence):
         required: the margin over the other classes that each model must show; a negative one is a tolerance. With a
             classifier and CLIP this is Multi-Shield with margins.
 
-    Raises:
-        ValueError: there is not one required margin per model.
+    Raises ValueError if there is not one required margin per model.
     """
 
     def __init__(self, models: Sequence[nn.Module], required: Sequence[float] | None = None):
@@ -136,12 +134,7 @@ class FeatureSqueezing(Unanimity):
         required: the margins for the image and for the squeezed one, see `Unanimity`.
     """
 
-    def __init__(
-        self,
-        classifier: nn.Module,
-        squeeze: Callable[[Tensor], Tensor] | None = None,
-        required: Sequence[float] | None = None,
-    ):
+    def __init__(self, classifier: nn.Module, squeeze: Callable | None = None, required: Sequence[float] | None = None):
         super().__init__([classifier, classifier], required)
         self.squeeze = squeeze or reduced_bits
 
@@ -240,8 +233,3 @@ def threshold_for(
         middle = (low + high) / 2
         low, high = (middle, high) if rejected(middle) <= rejection else (low, middle)
     return low
-
-
-def as_defence(model: nn.Module) -> nn.Module:
-    """A defence, as it is; any other module as one with K+1 outputs, the last of them "reject"."""
-    return model if hasattr(model, "margins") else RejectClass(model)

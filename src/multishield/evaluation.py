@@ -86,7 +86,7 @@ class Evaluation:
         if len(self.runs):
             records.save(self.runs, folder / "sanity.csv")
         if len(self.curve):
-            write_text(folder / "curve.csv", records.csv_of(self.curve))
+            records.save(self.curve, folder / "curve.csv")
         write_text(folder / "table.md", str(self).lstrip())
 
 

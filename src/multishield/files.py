@@ -36,11 +36,7 @@ def write_json(path: Path, value) -> Path:
 
 
 def read_json(path: Path):
-    """Read JSON.
-
-    Raises:
-        UserError: the file is missing or is not JSON.
-    """
+    """Read JSON. Raises UserError if the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -55,10 +51,9 @@ def missing(path: Path, wanted: str) -> UserError:
 
 
 def how_to_fix(path: Path, wanted: str) -> str:
-    """The remedy for a file that cannot be used: a file under artifacts/ is made by a stage."""
-    folders = path.parts
-    if "artifacts" in folders[:-2]:
-        stage = folders[folders.index("artifacts") + 1]
+    """The remedy for a file that cannot be used: a stage of the pipeline makes the files under artifacts/."""
+    if "artifacts" in path.parts[:-2]:
+        stage = path.parts[path.parts.index("artifacts") + 1]
         return f"the stage {stage} makes it: remove the file and run `make reproduce`"
     return f"give the path of {wanted}"
 
@@ -79,11 +74,7 @@ def save_tensors(path: Path, tensors: dict) -> Path:
 
 
 def load_tensors(path: Path) -> dict:
-    """Read a safetensors file into tensors by name. Pickles are refused: loading one can run any code.
-
-    Raises:
-        UserError: the file is missing or is not safetensors.
-    """
+    """Read a safetensors file into tensors by name. Raises UserError if it is missing or is not safetensors."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

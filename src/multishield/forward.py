@@ -36,8 +36,7 @@ def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     """The outputs of a model for a batch: on a CPU, those of an image have the same bytes in every batch.
 
     Args:
-        model: a module, a bound method of one (such as a shield's `scores`), or any function of pixels.
-        x: (B,C,H,W).
+        model: a module, a bound method of one (such as a shield's `scores`), or any function of pixels. x: (B,C,H,W).
 
     Raises:
         UserError: an output is not finite. It would be no class and no rejection, so nothing can be counted.
@@ -63,11 +62,7 @@ def component_name(model: Callable, number: int) -> str:
 
 @torch.no_grad()
 def scores_of(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> tuple[Tensor, ...]:
-    """The scores of all images, computed in batches, on the CPU.
-
-    Args:
-        model: pixels (N,C,H,W) to logits (N,K); or a defence, whose `scores` are asked for.
-    """
+    """The scores of all images, computed in batches, on the CPU: logits (N,K), or the `scores` of a defence."""
     call, device = getattr(model, "scores", model), device_of(model)
     batches = [forward(call, x.to(device)) for x in pixels.split(batch_size)]
     batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
@@ -88,29 +83,23 @@ def accuracy(model: nn.Module, data, batch_size: int = 256) -> float:
     return hits / len(data) if batches else float("nan")
 
 
-def check_repeatable(model: nn.Module, pixels: Tensor, name: str) -> float:
+def check_repeatable(model: nn.Module, pixels: Tensor, name: str) -> None:
     """Score a batch of images twice: in order, and reversed in batches of half the size.
 
     Args:
         model: pixels (B,C,H,W) to logits, or a defence. name: of the model, in the message.
 
-    Returns:
-        The largest change of a score, as a share of the largest score.
-
     Raises:
-        UserError: a score is not finite, or changes by more than `REPEATABLE`. On such a model the failure of an
-            attack would prove nothing.
+        UserError: a score is not finite, or changes by more than `REPEATABLE`, as a share of the largest score. On
+            such a model the failure of an attack would prove nothing.
     """
     once, again = scores_of(model, pixels), scores_of(model, pixels.flip(0), max(1, len(pixels) // 2))
-    largest = 0.0
     for first, second in zip(once, again, strict=True):
         change = (first - second.flip(0)).abs().reshape(len(first), -1).amax(1) / first.abs().max().clamp_min(1e-12)
         image = int(change.argmax())
-        largest = max(largest, float(change[image]))
-        if largest > REPEATABLE:
+        if change[image] > REPEATABLE:
             raise UserError(
                 f"{name} answers differently when asked again: the scores of image {image} change by "
-                f"{100 * largest:.2g} % of the largest. A model must answer by the image alone: no dropout, no noise, "
-                "no look at the other images of a batch (call .eval(), and see its forward)"
+                f"{100 * float(change[image]):.2g} % of the largest. A model must answer by the image alone: no dropout, "
+                "no noise, no look at the other images of a batch (call .eval(), and see its forward)"
             )
-    return largest

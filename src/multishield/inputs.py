@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from multishield.defences import RejectClass, as_defence
+from multishield.defences import RejectClass
 from multishield.errors import UserError, reason_of
 from multishield.forward import check_repeatable, device_of, forward
 from multishield.images import Images
@@ -13,11 +13,7 @@ ASKED_TWICE = 128
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:
-    """Refuse images that are no RGB pixels in [0,1], and labels that are not one class per image.
-
-    Raises:
-        UserError: which of them, and what is accepted.
-    """
+    """Refuse images that are no RGB pixels in [0,1], and labels that are not one class per image, by a UserError."""
     if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and len(images)):
         raise UserError(f"images are {_described(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
     if images.dtype not in (torch.float32, torch.uint8):
@@ -49,7 +45,8 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
     # The flag of a defence itself means nothing: it has no layers but those of its models.
     training = any(module.training for module in model.modules() if not hasattr(module, "margins"))
     notes = ["the model was in training mode and was put into evaluation mode"] if training else []
-    defence = as_defence(model.eval()).eval()
+    # A module without margins has K+1 outputs, the last of them "reject".
+    defence = (model if hasattr(model, "margins") else RejectClass(model)).eval()
     x = data[:4].pixels.to(device_of(defence)).requires_grad_()
     try:
         if isinstance(defence, RejectClass):

@@ -127,11 +127,7 @@ METRICS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a ratio (Wilson 1927), as fractions.
-
-    Raises:
-        ValueError: n is 0, or successes are not in 0..n.
-    """
+    """95 % Wilson score interval of a ratio (Wilson 1927), as fractions. Raises ValueError for another ratio."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a ratio")
     interval = binomtest(successes, n).proportion_ci(method="wilson")
@@ -150,18 +146,9 @@ def metrics(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["classifier", "scenario", "metric", "value", "low", "high", "n"])
 
 
-def csv_of(frame: pd.DataFrame) -> str:
-    """A table as CSV, with the same bytes everywhere."""
-    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-
-
 def save(frame: pd.DataFrame, path: Path) -> Path:
-    """Write records as CSV, atomically, columns in their fixed order; further columns follow.
-
-    Raises:
-        KeyError: a column is missing.
-    """
-    return write_text(path, csv_of(frame[[*COLUMNS, *(c for c in frame.columns if c not in COLUMNS)]]))
+    """Write records, or another table, as CSV: atomically, and with the same bytes everywhere."""
+    return write_text(path, frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
 def load(*files: Path) -> pd.DataFrame:

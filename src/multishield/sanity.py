@@ -86,8 +86,7 @@ def _of_attacks(records: pd.DataFrame) -> Findings:
 
 def _of_runs(records: pd.DataFrame, runs: pd.DataFrame) -> Findings:
     """The rules about joint at other radii and with fewer steps, on the first images."""
-    images, first = _broken_images(runs), set(runs.image)
-    together = _broken_images(records)
+    images, together, first = _broken_images(runs), _broken_images(records), set(runs.image)
     images["eps x 1"] = together["joint"] & first
     correct = runs[runs.attacked_decision == runs.label].groupby("scenario").size()
     few, standing = len(first), int(correct.get("large eps", 0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multishield.attacks import losses
-from multishield.attacks.loop import State, ascend
+from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.plan import Plan
 from multishield.attacks.threat_model import Ball, Success, fooled, per_image
 from multishield.images import AttackedImages
@@ -20,8 +20,6 @@ from multishield.images import AttackedImages
 # A targeted try is given up at a checkpoint where its gap to success is larger than this share of its gain so far.
 # Measured: see benchmarks/README.md.
 HOPELESS = 0.5
-# Losses and gradients of the slots to one value (B,) and one gradient (B,3,H,W).
-Combine = Callable[[State, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -32,42 +30,21 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({math.ceil(round(q * steps, 6)) for q in p[1:] if q < 1})  # rounded: 0.57 * 100 is 57.00...01
 
 
-def the_only(state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """`Combine` for attacks that have one loss."""
-    return values[0], gradients[0]
-
-
-class AutoSteps:
+class AutoSteps(Rule):
     """The steps of Auto-PGD: momentum, and a size that is halved where the loss does not rise enough.
 
     Args:
-        steps: gradient steps.
-        rho: the fraction of steps that must raise the loss between two checkpoints.
-        momentum: alpha of the paper.
-        combine: one value and gradient from several.
+        rho: the share of steps that must raise the loss between two checkpoints. momentum: alpha of the paper.
         aim: the loss at which a targeted try has succeeded; a try without hope of it is given up (`HOPELESS`).
     """
 
-    needs_gradient = True
-
-    def __init__(
-        self,
-        ball: Ball,
-        steps: int,
-        rho: float = 0.75,
-        momentum: float = 0.75,
-        combine: Combine = the_only,
-        aim: float | None = None,
-    ):
-        self.ball, self.steps, self.rho, self.momentum, self.combine = ball, steps, rho, momentum, combine
-        self.aim = aim
+    def __init__(self, ball: Ball, steps: int, rho: float = 0.75, momentum: float = 0.75, aim: float | None = None):
+        super().__init__(ball, steps)
+        self.rho, self.momentum, self.aim = rho, momentum, aim
         # At a checkpoint the number of steps since the last one, elsewhere 0.
         self.interval = torch.zeros(steps + 1)
         for last, now in pairwise([0, *checkpoints(steps)]):
             self.interval[now] = now - last
-
-    def first(self, clean: Tensor, streams: Tensor) -> Tensor:
-        return self.ball.random(clean, streams)
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         values = {"best": -torch.inf, "best_at_judgement": -torch.inf, "last": torch.inf, "began": 0.0}
@@ -76,9 +53,8 @@ class AutoSteps:
         return state | {"previous": x.clone(), "best_x": x.clone(), "best_gradient": torch.zeros_like(x)}
 
     def move(self, state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
-        value, gradient = self.combine(state, values, gradients)
-        self._record(state, value, gradient)
-        x, gradient = self._judge(state, gradient)
+        self._record(state, values[0], gradients[0])
+        x, gradient = self._judge(state, gradients[0])
         z = self.ball.project(x + per_image(state["size"]) * self.ball.ascent(gradient), state["clean"])
         alpha = per_image(torch.where(state["step"] > 0, self.momentum, 1.0))
         moved = self.ball.project(x + alpha * (z - x) + (1 - alpha) * (x - state["previous"]), state["clean"])
@@ -132,8 +108,7 @@ def apgd(
 
     Args:
         model: pixels to outputs (B,C).
-        ball: the threat model.
-        tag: the name of the attack; that of the loss unless given.
+        ball: the threat model. tag: the name of the attack; that of the loss unless given.
         loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
             a function of outputs and labels.
         steps: gradient steps, per target.
@@ -151,9 +126,9 @@ def apgd(
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (function(out, y, target) if targeted else function(out, y),)
 
-    tag, rule = tag or f"apgd-{loss}", AutoSteps(ball, steps)
+    options = {"tag": tag or f"apgd-{loss}", "success": success, "rule": AutoSteps(ball, steps)}
     plan = (lambda out, y, i: Plan(likeliest(out, y, targets))) if targeted else None
-    return ascend(model, images, labels, tag=tag, success=success, objective=objective, rule=rule, plan=plan, **loop)
+    return ascend(model, images, labels, objective=objective, plan=plan, **options, **loop)
 
 
 def likeliest(scores: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.loop import State, ascend
+from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.losses import evasion_margin, logit_of
 from multishield.attacks.plan import NO_TRY, Plan
 from multishield.attacks.threat_model import Ball, evades, per_image
@@ -42,7 +42,7 @@ def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
     return turn.argsort(1)[:, : min(count, margins.shape[2] - 1)]
 
 
-class StepTowardsWeakestMargin:
+class StepTowardsWeakestMargin(Rule):
     """Signed steps of an accumulated direction, from eps/4 down to eps/40, each for the margin that needs it most.
 
     That is the margin furthest from its boundary by its gradient: m / |grad m|, in the dual norm, is the distance that
@@ -50,13 +50,7 @@ class StepTowardsWeakestMargin:
     can be compared without a scale.
     """
 
-    needs_gradient = True
-
-    def __init__(self, ball: Ball, steps: int, decay: float = 0.75):
-        self.ball, self.steps, self.decay = ball, steps, decay
-
-    def first(self, clean: Tensor, streams: Tensor) -> Tensor:
-        return self.ball.random(clean, streams)
+    decay = 0.75
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         return {"velocity": torch.zeros_like(x)}

@@ -1,23 +1,20 @@
 """The loop of all iterative attacks: one batch that stays full, one forward pass for loss and verdict.
 
 Every slot of the batch is one try at one image and has its own step count, state and random stream. An image that is
-broken leaves at once, a try that has used up its steps is followed by the next one, and free slots are filled from the
-queue. Tries of an image that rarely succeed run side by side, so that the few images they are for fill the batch, too.
-So the hardware stays busy to the end, and the result of an image depends on nothing but the image: not on the batch
-size, the order, or its neighbours. On a CPU that holds bit for bit with the portable arithmetic; otherwise kernels are
-chosen by the size of the batch, and last bits may differ.
+broken leaves at once, and free slots are filled from the queue. Tries that rarely succeed run side by side, so that few
+images fill the batch, too. The result of an image depends on nothing but the image: not on the batch size, the order,
+or its neighbours. On a CPU that holds bit for bit with the portable arithmetic.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from multishield.attacks.plan import NO_TRY, Plan
 from multishield.attacks.random_streams import keys
-from multishield.attacks.threat_model import Success
+from multishield.attacks.threat_model import Ball, Success
 from multishield.errors import UserError
 from multishield.forward import FILL, Outputs, device_of, forward
 from multishield.images import AttackedImages
@@ -32,23 +29,29 @@ Watch = Callable[[Tensor, AttackedImages, int], None]
 BATCH_SIZE = {"cpu": 128, "cuda": 1024}
 
 
-class Rule(Protocol):
-    """How an attack moves. `state` holds per slot "x", "clean", "step", "steps", "target", and the rule's own tensors.
+class Rule:
+    """How an attack moves: from a random point of the ball, by `move`, which a subclass writes.
 
-    A rule that sees no hope for a try lowers its "steps".
+    A `state` holds per slot "x", "clean", "step", "steps", "target", and the tensors of `begin`. A rule that sees no
+    hope for a try lowers its "steps".
     """
 
-    steps: int
-    needs_gradient: bool
+    needs_gradient = True
+
+    def __init__(self, ball: Ball, steps: int):
+        self.ball, self.steps = ball, steps
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """The first point of a try, from clean images and keys of random streams."""
+        return self.ball.random(clean, streams)
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         """The rule's own state at the first point x."""
+        return {}
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         """The next x, from the losses and their gradients at this one; updates the rule's own state."""
+        raise NotImplementedError
 
 
 def ascend(
@@ -93,11 +96,9 @@ def ascend(
     device = device or device_of(getattr(model, "__self__", model))
     attack = _Attack(model, device, images, labels, starts, success, rule, tag)
     attack.batch_size, attack.watch, attack.nearness = batch_size or BATCH_SIZE[device.type], watch, nearness
-    return attack.run(objective, plan or _untargeted(variants), lambda v: keys(seed, f"{tag}/{v}", ids))
-
-
-def _untargeted(variants: int) -> Callable[[Outputs, Tensor, Tensor], Plan]:
-    return lambda out, labels, index: Plan(torch.full((len(labels), variants), -1))
+    untargeted = torch.full((1, variants), -1)
+    plan = plan or (lambda out, labels, index: Plan(untargeted.repeat(len(labels), 1)))
+    return attack.run(objective, plan, lambda v: keys(seed, f"{tag}/{v}", ids))
 
 
 def with_gradients(
@@ -105,11 +106,8 @@ def with_gradients(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Losses of the outputs, and the gradient of each at x.
 
-    A loss that one of several models decides alone is not sent back through the others, where its gradient would be
-    zero. So the margins of two models cost one backward pass through each model, not two.
-
-    Args:
-        x: the pixels (B,C,H,W) of the outputs. objective: outputs to losses (B,) each.
+    A loss of one model is not sent back through the others, where its gradient would be zero: the margins of two
+    models cost one backward pass through each model. Args: x, the pixels (B,C,H,W) of the outputs; see `Objective`.
     """
     outputs, gradients = out if isinstance(out, tuple) else (out,), []
     leaves = tuple(o.detach().requires_grad_() for o in outputs)
@@ -126,8 +124,7 @@ def with_gradients(
 class _Attack:
     """One attack on a set of images: the queue of tries, the slots in work, and the results so far.
 
-    A slot is a row of every tensor in `slots`: "image" and "variant" name the try, "label", "target", "clean", "x" and
-    "step" describe it, and the rule adds its own state.
+    A slot is a row of every tensor in `slots`; "image" and "variant" name the try.
     """
 
     def __init__(self, model, device: torch.device, images, labels, starts, success: Success, rule: Rule, name: str):
@@ -220,24 +217,21 @@ class _Attack:
         return torch.cat(broken), *(tuple(torch.cat(t) for t in zip(*column, strict=True)) for column in others)
 
     def _pass(self, objective: Objective, s: State, needs_gradient: bool):
-        """One forward pass over some slots, and their gradients, for `_evaluate`."""
-        x = s["x"].detach().requires_grad_(needs_gradient)
-        with torch.set_grad_enabled(needs_gradient):
-            out = forward(self.model, x)
+        """One forward pass over some slots, and their gradients. Points nearest to evasion are kept as results."""
 
         def losses(out):
             return objective(out, s["label"], s["target"], s["variant"])
 
+        x = s["x"].detach().requires_grad_(needs_gradient)
+        with torch.set_grad_enabled(needs_gradient):
+            out = forward(self.model, x)
+
         values, gradients = with_gradients(x, out, losses) if needs_gradient else (losses(out), ())
         if self.nearness:
-            self._keep_nearest(s, self.nearness(out, s["label"]).tolist())
+            for slot, near in enumerate(self.nearness(out, s["label"]).tolist()):
+                if near > self.nearest[image := int(s["image"][slot])]:
+                    self.nearest[image], self.result[image] = near, s["x"][slot].detach().cpu()
         return self.success(out, s["label"]), tuple(value.detach() for value in values), gradients
-
-    def _keep_nearest(self, s: State, near: list[float]) -> None:
-        """Keep the images of slots that are nearer to evasion than theirs ever was."""
-        for slot, image in enumerate(s["image"].tolist()):
-            if near[slot] > self.nearest[image]:
-                self.nearest[image], self.result[image] = near[slot], s["x"][slot].detach().cpu()
 
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move the others."""

@@ -2,25 +2,21 @@
 
 from torch import Tensor, nn
 
-from multishield.attacks.loop import State, ascend
+from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.losses import ce
 from multishield.attacks.threat_model import Ball, Success, fooled
 from multishield.images import AttackedImages
 
 
-class SignedSteps:
+class SignedSteps(Rule):
     """Steps of one size in the steepest direction, projected; from a random point of the ball or the clean image."""
 
-    needs_gradient = True
-
     def __init__(self, ball: Ball, steps: int, size: float, random: bool):
-        self.ball, self.steps, self.size, self.random = ball, steps, size, random
+        super().__init__(ball, steps)
+        self.size, self.random = size, random
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
-        return self.ball.random(clean, streams) if self.random else clean.clone()
-
-    def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
-        return {}
+        return super().first(clean, streams) if self.random else clean.clone()
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         return self.ball.project(state["x"] + self.size * self.ball.ascent(sum(gradients)), state["clean"])
@@ -48,10 +44,8 @@ def pgd(
         random: start from a random point of the ball, not from the clean image.
         images, labels, success, tag: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
-    rule = SignedSteps(ball, steps, step_size, random)
-    return ascend(
-        model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (ce(out, y),), rule=rule, **loop
-    )
+    options = {"tag": tag, "success": success, "rule": SignedSteps(ball, steps, step_size, random)}
+    return ascend(model, images, labels, objective=lambda out, y, *_: (ce(out, y),), **options, **loop)
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, **options) -> AttackedImages:

@@ -13,14 +13,12 @@ NO_TRY = -2
 class Plan(NamedTuple):
     """The tries of B images, the same number of columns for all.
 
-    Attributes:
-        target: the class that a try aims at, (B,V) int64; NO_TRY where an image has fewer tries.
-        start: the index in `starts` of the image that a try begins at, (B,V) int64; -1 for the rule's own start.
-            None: the rule's own start everywhere.
-        steps: the steps of a try, (B,V) int64. None: the rule's; only a rule that reads "steps" from its state can
-            have others.
-        group: neighbours with the same number run side by side, step by step; the first of them that breaks the image
-            ends them all, (B,V) int64. None: one try after the other.
+    Attributes, all (B,V) int64; None takes the default:
+        target: the class that a try aims at; NO_TRY where an image has fewer tries.
+        start: the number of the image in `starts` that a try begins at; -1, the default, for the rule's own start.
+        steps: the steps of a try; by default the rule's. Only a rule that reads "steps" from its state can have others.
+        group: neighbours with the same number run side by side; the first of them that breaks the image ends them all.
+            By default one try follows the other.
     """
 
     target: Tensor

@@ -1,8 +1,7 @@
 """Square Attack (Andriushchenko et al. 2020): a random search that sees outputs and no gradient.
 
-In L-inf that of the authors. In L2 the same squares, scaled back to the ball: simpler than the authors' proposals.
-
-It is the black-box attack of the portfolio. An image that it alone breaks is a sign of masked gradients.
+For L-inf it is the authors' attack. For L2 it takes the same squares, scaled back to the ball, which is simpler than
+their proposals. An image that this attack alone breaks is a sign of masked gradients.
 """
 
 import math
@@ -11,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multishield.attacks.loop import State, ascend
+from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.losses import margin
 from multishield.attacks.random_streams import uniform
 from multishield.attacks.threat_model import Ball, Success, fooled, per_image
@@ -21,25 +20,17 @@ from multishield.images import AttackedImages
 # Share of the image that a square covers, by query: p is halved after each of these (the paper's schedule for 10,000
 # queries, which AutoAttack does not rescale to its 5,000).
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-
-
 # The loss rises about as much with each doubling of the queries. From the first of these on, the search ends where
 # PATIENCE times that pace would not make it positive by the last query.
 JUDGED_AT = (800, 1600, 3200, 6400)
 PATIENCE = 2.0
 
 
-class RandomSquares:
-    """Propose the best point so far with one square of +-eps per channel; keep what raises the loss.
-
-    Args:
-        p: share of the image that the first square covers.
-    """
+class RandomSquares(Rule):
+    """Propose the best point so far with one square of +-eps per channel; keep it if it raises the loss."""
 
     needs_gradient = False
-
-    def __init__(self, ball: Ball, queries: int, p: float = 0.8):
-        self.ball, self.steps, self.p = ball, queries, p
+    p = 0.8  # share of the image that the first square covers
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
@@ -112,7 +103,5 @@ def square(
         queries: forward passes per image, at most: a search without hope ends early.
         images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
     """
-    rule, tag = RandomSquares(ball, queries), "square"
-    return ascend(
-        model, images, labels, tag=tag, success=success, objective=lambda out, y, *_: (loss(out, y),), rule=rule, **loop
-    )
+    options = {"tag": "square", "success": success, "rule": RandomSquares(ball, queries)}
+    return ascend(model, images, labels, objective=lambda out, y, *_: (loss(out, y),), **options, **loop)
