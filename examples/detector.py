@@ -1,28 +1,27 @@
-"""An own detector in front of a classifier: what is to be written, and what it is worth.
+"""Write a detector in front of a classifier, and measure its robustness.
 
     python examples/detector.py
 
-The detector rejects images whose high frequencies are too strong, an old idea: perturbations often are. It is written
-as a margin, so that the attack sees it: the classifier must be fooled by an image that is still smooth.
+The detector rejects images with strong high frequencies, an old idea: perturbations often have them. It is written as a
+margin, so the attack sees it: a successful image must fool the classifier and still be smooth.
 """
 
 import torch
-from own import neighbours
-from reject_class import load
+from own import images_and_labels, neighbours
 from torch.nn import functional as F
 
 from multishield import Defence, calibrate, evaluate
-from multishield.shield import lead
+from multishield.shield import margin_over_others
 
 
 class Smooth(Defence):
-    """A classifier that rejects what changes too much from a pixel to the next but one.
+    """A classifier that rejects images whose pixels differ too much from their neighbours.
 
     Args:
         limit: of the mean square difference between an image and its average over 3 x 3 pixels, times 1,000.
     """
 
-    parts = ("the classifier", "the detector")
+    components = ("the classifier", "the detector")
 
     def __init__(self, classifier, limit: float):
         super().__init__()
@@ -34,14 +33,13 @@ class Smooth(Defence):
 
     def margins(self, scores):
         logits, rough = scores
-        # The detector says the same of every class: one number per image, repeated K times.
-        return torch.stack([lead(logits), (self.limit - rough)[:, None].expand_as(logits)], 1)
+        # The detector does not depend on the class: one number per image, repeated K times.
+        return torch.stack([margin_over_others(logits), (self.limit - rough)[:, None].expand_as(logits)], 1)
 
 
 if __name__ == "__main__":
     classifier = neighbours(classes=2)
-    validation, _ = load("train")
+    validation, _ = images_and_labels("train", 200)
     # `calibrate` wants a threshold that rejects more as it grows: here that is the negative limit.
     defence = calibrate(lambda t: Smooth(classifier, -t), validation, rejection=0.05, low=-20.0, high=0.0)
-    images, labels = load("test")
-    print(evaluate(defence, images[:50], labels[:50], eps=8 / 255))
+    print(evaluate(defence, *images_and_labels("test", 50), eps=8 / 255))

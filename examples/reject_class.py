@@ -1,24 +1,17 @@
-"""An own network with K+1 outputs, the last of them trained to mean "reject": is that robust?
+"""Train a network with K+1 outputs, the last of them "reject", and measure its robustness.
 
     python examples/reject_class.py
 
-Trains for some seconds on noisy stripes (`own.py`), with pure noise and blends of both classes as what is to be
-rejected. Any network of that form can stand here; `evaluate` needs nothing but its outputs.
+The training takes seconds, on noisy stripes (`own.py`). It teaches the network to reject pure noise and blends of both
+classes. Any network of that form will do: `evaluate` needs nothing but its outputs.
 """
 
 import torch
-from own import stripes
+from own import images_and_labels
 from torch import nn
 from torch.nn import functional as F
 
 from multishield import evaluate
-
-
-def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N,3,32,32) float32 in [0,1], and labels."""
-    source = stripes(None, split)
-    images = torch.stack([torch.from_numpy(source.read(i)) for i in range(len(source.labels))])
-    return images.permute(0, 3, 1, 2).float() / 255, source.labels
 
 
 def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
@@ -42,6 +35,5 @@ def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    network = trained(*load("train"))
-    images, labels = load("test")
-    print(evaluate(network, images[:50], labels[:50], eps=8 / 255))
+    network = trained(*images_and_labels("train", 200))
+    print(evaluate(network, *images_and_labels("test", 50), eps=8 / 255))

@@ -1,9 +1,10 @@
 """A confidence threshold on a model of RobustBench, calibrated to reject 5 % of clean validation images.
 
-    python examples/threshold.py          # needs: pip install --no-deps --requirement requirements-robustbench.lock
+    python examples/threshold.py
 
-Without a network the architecture has random weights here, which says nothing but that all of it runs. With one, put
-`robustbench.utils.load_model(NAME, threat_model="Linf")` into `classifier`, and CIFAR-10's images into the other two.
+It needs this repository's environment, and `pip install --no-deps --requirement requirements-robustbench.lock`.
+The weights are random, so that it runs without a download; its figures mean nothing. For real ones set `classifier` to
+`robustbench.utils.load_model(NAME, threat_model="Linf")`, and use the images of CIFAR-10.
 """
 
 import torch
@@ -27,4 +28,4 @@ if __name__ == "__main__":
     validation, _ = images_and_labels("train", 60)
     defence = calibrate(lambda t: ConfidenceThreshold(classifier, t), validation, rejection=0.05)
     images, labels = images_and_labels("test", 8)
-    print(evaluate(defence, images, labels, eps=8 / 255, attacks=["parts", "joint", "square"]))
+    print(evaluate(defence, images, labels, eps=8 / 255, attacks=["components", "joint", "square"]))
