@@ -15,6 +15,10 @@ from paper.params import DEFAULTS, Params, parse_yaml
 
 # ${NAME} or ${NAME:-a path of the project}: a folder of this machine.
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]+))?\}")
+# It changes neither comments nor line breaks, and writes null as a word.
+_YAML = YAML()
+_YAML.preserve_quotes, _YAML.width = True, 2**20
+_YAML.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def use_profile(name: str) -> None:
@@ -26,9 +30,11 @@ def use_profile(name: str) -> None:
         UserError: see `profile_text`.
     """
     text = profile_text(name)
+    # A copy of the text that a profile wrote last tells the user's edits from it.
     target, last = paths.root() / "params.yaml", paths.state("profile.yaml")
     old = target.read_text(encoding="utf-8")
-    if old not in (text, profile_text("demo")) and not (last.is_file() and old == last.read_text(encoding="utf-8")):
+    made = (text, profile_text("demo"), last.read_text(encoding="utf-8") if last.is_file() else text)
+    if old not in made:
         print(f"your params.yaml is saved as {_save(old).name}")
     if old != text:
         write_text(target, text)
@@ -47,18 +53,10 @@ def profile_text(name: str) -> str:
     for unused in set(values["training"]) - set(values["classifiers"]):
         del values["training"][unused]
     stream = io.StringIO()
-    _yaml().dump(values, stream)
+    _YAML.dump(values, stream)
     head = re.match(r"(#.*\n)*", _text(name))[0]
     lines = [line for line in stream.getvalue().splitlines() if line.strip()]
     return head + "".join(("\n" if re.match(r"\w", line) else "") + line + "\n" for line in lines)
-
-
-def _yaml() -> YAML:
-    """A reader and writer that changes neither comments nor line breaks."""
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 2**20
-    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml
 
 
 def _text(name: str) -> str:
@@ -70,11 +68,11 @@ def _text(name: str) -> str:
 
 def _merged(name: str) -> CommentedMap:
     """The values of a profile, laid over those of its `base`, or else over the defaults."""
-    changes = parse_yaml(_text(name), f"profiles/{name}.yaml", _yaml()) or {}
+    changes = parse_yaml(_text(name), f"profiles/{name}.yaml", _YAML) or {}
     if not isinstance(changes, dict):
         raise UserError(f"profiles/{name}.yaml must hold keys of params.yaml; see profiles/cifar10.yaml")
     base = changes.pop("base", None)
-    values = _merged(base) if base else _yaml().load(DEFAULTS)
+    values = _merged(base) if base else _YAML.load(DEFAULTS)
     _lay_over(values, changes)
     return values
 

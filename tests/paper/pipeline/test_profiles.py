@@ -1,9 +1,9 @@
-"""The presets: complete, their names known, and ImageNet's thousand classes through the whole pipeline."""
+"""The presets, written out in full; and ImageNet's thousand classes through the whole pipeline."""
 
 import json
 import os
+import subprocess
 import sys
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -12,47 +12,131 @@ import torchvision
 from safetensors.torch import save_file
 
 from conftest import CHEAP, ROOT, copy_project, edit_params, run, run_notebooks
+from multishield.errors import UserError
 from multishield.files import write_json
 from paper.data.datasets import OPENERS
 from paper.models import model_zoo
-from paper.params import ClipOpen, Params, read_yaml
+from paper.params import DEFAULTS, Params, parse_yaml, read_yaml
+from paper.pipeline.profiles import profile_text, use_profile
 from paper.training.clip import small_config
 
-PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+PROFILES = sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml"))
 PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") if n and not n.startswith("#")]
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
-def test_a_profile_names_what_exists(path):
-    params = Params.parse(read_yaml(path), path.name)
+@pytest.fixture(autouse=True)
+def _folders(monkeypatch):
+    for variable in ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS"):
+        monkeypatch.setenv(variable, "/data")
+    monkeypatch.delenv("MULTISHIELD_DATA", raising=False)
+
+
+def params_of(name: str) -> Params:
+    return Params.parse(parse_yaml(profile_text(name), name))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_names_what_exists_and_says_if_it_needs_robustbench(name):
+    params, text = params_of(name), (ROOT / "profiles" / f"{name}.yaml").read_text()
+    assert len(text.splitlines()) <= 40
+    assert set(params.training) == set(params.classifiers)
     assert params.dataset.name in OPENERS
     model_zoo.check(params)
-    for name in params.classifiers:
-        described = params.training[name]
-        if described.source == "finetune":
-            torchvision.models.get_model_weights(described.model)[described.weights]
-    if isinstance(params.alignment, ClipOpen) and not params.alignment.model.startswith("hf-hub:"):
-        tags = open_clip.list_pretrained_tags_by_model(params.alignment.model)
-        assert params.alignment.pretrained in tags
-
-
-@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
-def test_a_profile_says_if_it_needs_robustbench(path):
-    params = Params.parse(read_yaml(path), path.name)
-    named = [c.name for c in params.training.values() if c.source == "catalogue"]
-    needed = any(model_zoo.CATALOGUE[name].source == "robustbench" for name in named)
-    assert ("# needs: robustbench" in path.read_text()) == needed, "make installs it where the profile says so"
+    described = params.training.values()
+    for made in (d for d in described if d.source == "finetune"):
+        torchvision.models.get_model_weights(made.model)[made.weights]
+    clip = params.alignment
+    if clip.source == "open_clip" and not clip.model.startswith("hf-hub:"):
+        assert clip.pretrained in open_clip.list_pretrained_tags_by_model(clip.model)
+    zoo = [model_zoo.find("a classifier", d.name) for d in described if d.source == "model_zoo"]
+    needed = any(entry.source == "robustbench" for entry in zoo)
+    assert ("\n# needs: robustbench" in text) == ("\n# needs: robustbench" in profile_text(name)) == needed
 
 
 def test_the_papers_list_has_its_six_data_sets_and_two_domains():
     assert PAPER == ["cifar10", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist", "imagenet"]
     for name in PAPER:
-        params = Params.parse(read_yaml(ROOT / "profiles" / f"{name}.yaml"))
+        params = params_of(name)
         assert params.baseline.attacks == "standard"
         assert params.threat_model.eps == pytest.approx((4 if name == "imagenet" else 8) / 255)
 
 
-# `make reproduce PROFILE=paper` with a fake inner make, which only fails or writes what a run would write.
+def test_the_committed_params_are_the_demo_with_every_key_and_comment():
+    shown = subprocess.run(["git", "show", ":params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert profile_text("demo") == shown.stdout
+    assert shown.stdout.endswith("\n" + DEFAULTS.read_text())
+
+
+def test_a_profile_is_laid_over_its_base_and_the_defaults():
+    text, defaults = profile_text("pathmnist"), read_yaml(DEFAULTS)
+    values, base = parse_yaml(text, "pathmnist"), parse_yaml(profile_text("eurosat"), "eurosat")
+    assert text.startswith("# Another domain, tissue under the microscope")
+    assert "  step_size: 2/255                # size of these steps" in text, "a key keeps its comment"
+    assert values["adaptive"]["joint"] == {"targets": 5, "steps": 100, "restarts": 1}
+    assert values["studies"]["prompts"] == defaults["studies"]["prompts"]
+    assert values["training"] == base["training"]
+    assert values["training"]["robust"]["mean"] == defaults["training"]["robust"]["mean"]
+    assert values["alignment"] == base["alignment"] | {"prompts": ["a histopathology image of {}"]}
+    assert "tower" not in values["alignment"], "a section with another source keeps no key"
+
+
+@pytest.fixture
+def demo(project_root) -> str:
+    """The text of params.yaml in a project that has the profiles and the demo's parameters."""
+    (project_root / "profiles").symlink_to(ROOT / "profiles")
+    (project_root / "params.yaml").write_text(text := profile_text("demo"))
+    return text
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/x #y", "/data/a: b", '/data/it\'s "so"', "/data/caf\u00e9/\u732b", "/a" + " b" * 90]
+)
+def test_a_path_is_what_yaml_reads_back(project_root, demo, monkeypatch, path):
+    monkeypatch.setenv("MULTISHIELD_CIFAR10", path)
+    monkeypatch.setenv("MULTISHIELD_WEIGHTS", path)
+    use_profile("cifar10-cpu")
+    params = Params.load()
+    assert (params.dataset.root, params.dataset.train) == (path, None)
+    assert params.training["resnet20"].path == f"{path}/cifar10_resnet20.safetensors"
+    monkeypatch.delenv("MULTISHIELD_CIFAR10")
+    use_profile("demo")
+    assert (project_root / "params.yaml").read_text() == demo
+    assert not list(project_root.glob("params.backup*")), "a profile wrote it, not the user"
+
+
+def test_edits_are_saved(project_root, demo, capsys):
+    edits = {
+        "params.backup.yaml": demo + "# mine\n",
+        "params.backup.2.yaml": demo.replace("evaluate: 200", "evaluate: 9"),
+    }
+    for saved, edited in edits.items():
+        (project_root / "params.yaml").write_text(edited)
+        use_profile("pets")
+        assert capsys.readouterr().out == f"your params.yaml is saved as {saved}\n"
+    assert all((project_root / saved).read_text() == edited for saved, edited in edits.items())
+
+
+MISTAKES = {
+    "a: [1": "^profiles/mine.yaml is not valid YAML",
+    "- a\n": "^profiles/mine.yaml must hold keys",
+    "base: yours\n": "the profile is 'yours'; accepted are demo, mine",
+    "dataset: {root: '${NOT_SET}'}\n": "the profile mine takes paths .* NOT_SET is not set",
+    "adaptive: {joint: {tagrets: 3}}\n": "^profiles/mine.yaml: adaptive.joint.tagrets is not a known key",
+    "training: null\n": "^profiles/mine.yaml: training is None, but it should be a section of keys",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_in_a_profile_is_one_sentence_and_changes_nothing(project_root, text):
+    (project_root / "profiles").mkdir()
+    (project_root / "profiles" / "demo.yaml").touch()
+    (project_root / "profiles" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=MISTAKES[text]):
+        use_profile("mine")
+    assert (project_root / "params.yaml").read_text() == ""
+
+
+# A fake inner make for `make reproduce PROFILE=paper`: it fails, or writes the pages of a run.
 INNER = """#!/bin/sh
 echo "$2" >> ran
 [ "$2" = "PROFILE=$FAIL" ] && exit 1
@@ -72,9 +156,9 @@ def test_presets_in_turn_go_on_where_they_failed(tmp_path):
     done = run(tmp_path, *command, FAIL="none")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ran").read_text().split()[3:] == [f"PROFILE={n}" for n in PAPER[2:]]
-    kept = tmp_path / "results" / "food101"
-    assert (kept / "index.html").read_text().startswith("PROFILE=food101 ")
-    assert (kept / "01_own.html").exists()
+    results = tmp_path / "results" / "food101"
+    assert (results / "index.html").read_text().startswith("PROFILE=food101 ")
+    assert (results / "01_own.html").exists()
 
 
 def test_one_command_gets_from_a_bare_clone_to_dvc(tmp_path):
@@ -84,7 +168,8 @@ def test_one_command_gets_from_a_bare_clone_to_dvc(tmp_path):
     binaries.mkdir(parents=True)
     (binaries / "dvc").write_text('#!/bin/sh\necho "$@" >> ran\n')
     (binaries / "dvc").chmod(0o755)
-    (binaries / "multishield").symlink_to(Path(sys.executable).parent / "multishield")
+    (binaries / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (binaries / "python").chmod(0o755)
     (binaries.parent / ".installed").touch()
     done = run(tmp_path, "make", "reproduce", "VENV=environment")
     assert (tmp_path / "ran").read_text().splitlines() == ["commit --quiet data.dvc", "repro"], done.stderr
@@ -96,7 +181,7 @@ def test_one_command_gets_from_a_bare_clone_to_dvc(tmp_path):
 def test_a_thousand_classes_on_real_photographs(tmp_path):
     """ImageNet's own folders, a small torchvision network of 1000 classes, no training and no validation images.
 
-    Weights are random: what is shown is that every stage takes 1000 classes, not how good anything is.
+    Weights are random: the test shows that every stage takes 1000 classes, not how good any model is.
     """
     copy_project(tmp_path)
     torch.manual_seed(0)
@@ -106,32 +191,14 @@ def test_a_thousand_classes_on_real_photographs(tmp_path):
     model = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
     save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, tmp_path / "clip.safetensors")
     write_json(tmp_path / "clip.json", config)
-    edit_params(
-        tmp_path,
-        CHEAP
-        | {
-            "classifiers": ["shufflenet"],
-            "dataset.name": "imagenet",
-            "dataset.root": os.environ["MULTISHIELD_IMAGENET"],
-            "dataset.image_size": 64,
-            "dataset.resize": 72,
-            "dataset.train": 0,
-            "dataset.validation": 0,
-            "dataset.evaluate": 16,
-            "training": {
-                "shufflenet": {"source": "torchvision", "model": "shufflenet_v2_x0_5", "weights": "net.safetensors"}
-            },
-            "alignment": {
-                "source": "file",
-                "prompts": ["photo of a {}"],
-                "config": "clip.json",
-                "weights": "clip.safetensors",
-            },
-            "baseline.attacks": ["apgd-t"],
-        },
-    )
+    net = {"source": "torchvision", "model": "shufflenet_v2_x0_5", "weights": "net.safetensors"}
+    clip = {"source": "file", "prompts": ["photo of a {}"], "config": "clip.json", "weights": "clip.safetensors"}
+    data = {"name": "imagenet", "root": os.environ["MULTISHIELD_IMAGENET"], "image_size": 64, "resize": 72}
+    data |= {"train": 0, "validation": 0, "evaluate": 16, "order": "stratified"}
+    sections = {"classifiers": ["net"], "training": {"net": net}, "alignment": clip, "dataset": data}
+    edit_params(tmp_path, CHEAP | sections | {"baseline.attacks": ["apgd-t"]})
     run_notebooks(tmp_path)
     assert len(json.loads((tmp_path / "artifacts" / "dataset" / "classes.json").read_text())) == 1000
-    metrics = json.loads((tmp_path / "artifacts" / "report" / "metrics.json").read_text())["shufflenet"]
-    assert metrics["baseline"]["robust_accuracy"] <= 0.1
-    assert metrics["adaptive"]["robust_accuracy"] <= metrics["multishield"]["robust_accuracy"]
+    metrics = json.loads((tmp_path / "artifacts" / "report" / "metrics.json").read_text())["net"]
+    assert metrics["no_shield"]["robust_accuracy"] <= 0.1
+    assert metrics["worst_case"]["robust_accuracy"] <= metrics["unaware"]["robust_accuracy"]
