@@ -10,7 +10,6 @@ __version__ = "0.2.0"
 
 # Name -> its module. Loaded on first use: `import multishield` must not cost the import of torch.
 _CONTENTS = {
-    "AttackStore": "images",
     "AttackedImages": "images",
     "Ball": "attacks.threat_model",
     "Budget": "budget",

@@ -1,4 +1,4 @@
-"""How strong the attacks of an evaluation are. The section `adaptive` of params.yaml validates into a `Budget`."""
+"""The strength of the attacks of an evaluation. The section `adaptive` of params.yaml validates into a `Budget`."""
 
 from dataclasses import dataclass, field, fields
 
@@ -13,12 +13,11 @@ class _Checked:
 
     def __post_init__(self):
         for each in fields(self):
-            value = getattr(self, each.name)
-            if not each.metadata:
-                if not isinstance(value, each.default_factory):
-                    raise ValueError(f"{each.name} is {value!r}; give a {each.default_factory.__name__}(...)")
-            elif not isinstance(value, int) or isinstance(value, bool) or value < each.metadata["ge"]:
-                raise ValueError(f"{each.name} is {value!r}; give a whole number of at least {each.metadata['ge']}")
+            value, least = getattr(self, each.name), each.metadata.get("ge")
+            if least is None and not isinstance(value, each.default_factory):
+                raise ValueError(f"{each.name} is {value!r}; give a {each.default_factory.__name__}(...)")
+            if least is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"{each.name} is {value!r}; give a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Paper(_Checked):
 
 @dataclass(frozen=True)
 class Joint(_Checked):
-    """The targeted attack on all components: `steps` for each target class and restart."""
+    """The attack on all components at once: `steps` for each target class and restart."""
 
     targets: int = _count(5)
     steps: int = _count(100)
@@ -39,7 +38,7 @@ class Joint(_Checked):
 
 @dataclass(frozen=True)
 class Components(_Checked):
-    """APGD on one component alone: one untargeted try, then `targets` wrong classes, `steps` each."""
+    """APGD on one component alone: two untargeted tries, then `targets` wrong classes, `steps` each."""
 
     targets: int = _count(9)
     steps: int = _count(100, least=5)
@@ -61,18 +60,14 @@ class Square(_Checked):
 
 @dataclass(frozen=True)
 class Sanity(_Checked):
-    """The first `images` are attacked again at other radii, to check that the attacks work."""
+    """The first `images` are attacked again at other radii, for the sanity rules."""
 
     images: int = _count(50)
 
 
 @dataclass(frozen=True)
 class Budget(_Checked):
-    """The strength of every attack of `evaluate`.
-
-    Raises:
-        ValueError: a value is not a whole number, or is below its bound; the sentence names the field.
-    """
+    """The strength of every attack of `evaluate`. Raises ValueError for a value that is not a count in its range."""
 
     paper: Paper = field(default_factory=Paper)
     joint: Joint = field(default_factory=Joint)

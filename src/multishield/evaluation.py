@@ -6,8 +6,7 @@ print(result)
 """
 
 import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from multishield.attacks.threat_model import Ball
 from multishield.budget import Budget
 from multishield.errors import UserError
 from multishield.files import write_text
-from multishield.images import AttackedImages, AttackStore, Images, StoredImages
+from multishield.images import AttackedImages, Images, StoredImages, folder_of
 from multishield.portfolio import Attacker, robustness_curve, worst_case
 from multishield.resume import Each
 
@@ -33,17 +32,14 @@ class Evaluation:
 
     Attributes:
         records: a row per scenario and image, see `multishield.records`. runs: those of the sanity rules' runs.
-        attacked: the images after each attack by its name, those in a folder read when they are asked for.
-            "worst_case" holds the worst case.
-        passes: the average cost of an image: forwards and backwards through the whole defence.
+        attacked: the images after each attack by its name; `attacked["worst_case"][:]` reads those of the worst case.
         findings: the sanity rules: rule, holds, finding. curve: see `robustness_curve`; empty without "denial".
         notes: sentences that a reader must know beside the table.
     """
 
     records: pd.DataFrame
     runs: pd.DataFrame
-    attacked: Mapping[str, AttackedImages]
-    passes: pd.DataFrame
+    attacked: dict[str, StoredImages]
     findings: pd.DataFrame
     curve: pd.DataFrame
     notes: tuple[str, ...]
@@ -52,6 +48,12 @@ class Evaluation:
     def metrics(self) -> pd.DataFrame:
         """A row per scenario and metric, as fractions with 95 % Wilson intervals."""
         return records.metrics(self.records)
+
+    @property
+    def passes(self) -> pd.DataFrame:
+        """The average cost of an image per scenario: forwards and backwards through the whole defence."""
+        groups = self.records.groupby("scenario", sort=False)
+        return groups[["forwards", "backwards"]].mean().round(1).reset_index()
 
     @property
     def table(self) -> pd.DataFrame:
@@ -145,7 +147,7 @@ def evaluate(
         defence, smooth, notes = inputs.usable_defence(model, data)
         attacker = Attacker(name, budget or Budget(), Ball(eps, norm), seed, unfinished, each)
         attacks = attacks if smooth else ("square",)
-        result = _evaluated(attacker, defence, data, attacks, known, tuple(notes), AttackStore(folder))
+        result = _evaluated(attacker, defence, data, attacks, known, tuple(notes), folder)
     if folder:
         result.save(folder)
         if not resume:
@@ -153,9 +155,9 @@ def evaluate(
     return result
 
 
-def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes, store: AttackStore) -> Evaluation:
+def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes, folder: Path | None) -> Evaluation:
     """Evaluate chunk by chunk, so that memory is bounded; the sanity rules' runs are on the first images of all."""
-    rows, held, runs, sums = [], [], pd.DataFrame(), Counter()
+    rows, held, runs, stored = [], [], pd.DataFrame(), {}
     for chunk in data.chunks():
         some, given = data[chunk], [None if images is None else images[chunk] for images in known]
         begun, attacked = _attacked(attacker, defence, some, attacks, given)
@@ -164,19 +166,13 @@ def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes,
         if "joint" in attacked and chunk.start == 0:
             runs = attacker.sanity_rows(defence, some, list(begun.values()))
         for name, images in attacked.items():
-            store.add(name, chunk.start, images)
-            sums.update({(name, kind): int(getattr(images, kind).sum()) for kind in ("forwards", "backwards")})
+            stored.setdefault(name, StoredImages(folder and folder_of(folder, name))).add(chunk.start, images)
         scenarios = [name for name in records.SCENARIOS if name in attacked]
         rows += [records.records_of(attacker.name, s, defence, some, attacked[s], attacker.ball) for s in scenarios]
-    table = pd.concat(rows).sort_values("scenario", key=_places, kind="stable", ignore_index=True)
-    passes = [(name, *(round(sums[name, kind] / len(data), 1) for kind in ("forwards", "backwards"))) for name in store]
-    passes = pd.DataFrame(passes, columns=["attack", "forwards", "backwards"])
+    places = {name: place for place, name in enumerate(records.SCENARIOS)}
+    table = pd.concat(rows).sort_values("scenario", key=lambda s: s.map(places), kind="stable", ignore_index=True)
     curve = robustness_curve(torch.cat(held)) if held else pd.DataFrame()
-    return Evaluation(table, runs, store, passes, sanity.check(table, runs), curve, notes)
-
-
-def _places(scenarios: pd.Series) -> pd.Series:
-    return scenarios.map(list(records.SCENARIOS).index)
+    return Evaluation(table, runs, stored, sanity.check(table, runs), curve, notes)
 
 
 def _attacked(attacker: Attacker, defence: nn.Module, data: Images, attacks: Sequence[str], known):

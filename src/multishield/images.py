@@ -1,7 +1,7 @@
-"""Images with labels, images after an attack, and a store of attacked images on disk or in memory."""
+"""Images with labels, images after an attack, and attacked images on disk or in memory."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,59 +114,37 @@ class AttackedImages:
 
 
 class StoredImages:
-    """Attacked images in a folder, a file per chunk, named by the number of its first image.
+    """Attacked images in chunks: in a folder, a file per chunk named by the number of its first image; or in memory.
 
-    `stored[a:b]` reads the images a to b, across chunks.
+    `stored[a:b]` reads the images a to b as `AttackedImages`, across chunks; `stored[:]` reads all of them.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path | None = None):
+        self.folder, self.memory = folder, {}
 
     def add(self, start: int, attacked: AttackedImages) -> None:
-        """Write the images from `start` on. A chunk at 0 begins anew: the files of an earlier call are removed."""
-        if start == 0 and self.folder.is_dir():
-            for old in self.folder.glob("*.safetensors"):
-                old.unlink()
+        """Store the images from `start` on. A chunk at 0 begins anew: the files of an earlier call are removed."""
+        if not self.folder:
+            self.memory[start] = attacked
+            return
+        for old in self.folder.glob("*.safetensors") if start == 0 else ():
+            old.unlink()
         save_tensors(self.folder / f"{start:08d}.safetensors", attacked.tensors())
 
     def __getitem__(self, wanted: slice) -> AttackedImages:
-        """Raises UserError: the folder holds none."""
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files:
+        """Raises UserError if the folder holds none."""
+        chunks = self.memory or {int(file.stem): file for file in sorted(self.folder.glob("*.safetensors"))}
+        if not chunks:
             raise missing(self.folder / "00000000.safetensors", "a .safetensors file")
         first, last = wanted.start or 0, sys.maxsize if wanted.stop is None else wanted.stop
-        starts = [*(int(file.stem) for file in files), sys.maxsize]
-        chunks = []
-        for file, start, end in zip(files, starts[:-1], starts[1:], strict=True):
+        parts = []
+        for (start, chunk), end in zip(chunks.items(), [*chunks, sys.maxsize][1:], strict=True):
             if start < last and end > first:
-                chunk = AttackedImages.from_tensors(load_tensors(file))
-                chunks.append(chunk[max(first - start, 0) : last - start])
-        return AttackedImages.joined(chunks)
+                loaded = AttackedImages.from_tensors(load_tensors(chunk)) if self.folder else chunk
+                parts.append(loaded[max(first - start, 0) : last - start])
+        return AttackedImages.joined(parts)
 
 
-class AttackStore(Mapping):
-    """Attacked images by the name of the attack: in a folder, read when they are asked for; or in memory."""
-
-    def __init__(self, folder: Path | None):
-        self.folder, self.chunks = folder, {}
-
-    def add(self, name: str, start: int, attacked: AttackedImages) -> None:
-        """Store an attack's images from `start` on; chunks come in their order."""
-        self.chunks.setdefault(name, []).append(None if self.folder else attacked)
-        if self.folder:
-            StoredImages(folder_of(self.folder, name)).add(start, attacked)
-
-    def __getitem__(self, name: str) -> AttackedImages:
-        chunks = self.chunks[name]
-        return StoredImages(folder_of(self.folder, name))[:] if self.folder else AttackedImages.joined(chunks)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.chunks)
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-
-def folder_of(store: Path, name: str) -> Path:
-    """The folder of an attack's images in the folder of a store: "on CLIP" lies in on-CLIP."""
-    return store / name.replace(",", "").replace(" ", "-")
+def folder_of(folder: Path, attack: str) -> Path:
+    """The folder of an attack's images below the folder of an evaluation: "on CLIP" lies in on-CLIP."""
+    return folder / attack.replace(",", "").replace(" ", "-")

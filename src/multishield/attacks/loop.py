@@ -66,7 +66,6 @@ def ascend(
     objective: Objective,
     rule: Rule,
     device: torch.device | None = None,
-    variants: int = 1,
     plan: Callable[[Outputs, Tensor, Tensor], Plan] | None = None,
     starts: Sequence[Tensor] = (),
     batch_size: int | None = None,
@@ -82,11 +81,9 @@ def ascend(
         success: decides on the model's outputs, also whether a clean image is wrong already.
         objective: the losses to be raised. rule: how to move.
         device: by default the model's, see `device_of`; a plain function has none.
-        plan: outputs, labels and indices of clean images to their tries. Without a plan every target is -1.
-        starts: images (N,C,H,W) that tries may begin at.
-        variants: tries per image without a plan, one after the other; `objective` tells them apart.
+        plan: outputs, labels and indices of clean images to their tries; by default one untargeted try each.
+        starts: images (N,C,H,W) that tries may begin at. watch: see `Watch`.
         batch_size: slots; by default `BATCH_SIZE`. It has no influence on results.
-        watch: see `Watch`.
         nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned at its
             nearest point; without it, the clean image is.
     """
@@ -96,9 +93,9 @@ def ascend(
     device = device or device_of(getattr(model, "__self__", model))
     attack = _Attack(model, device, images, labels, starts, success, rule, tag)
     attack.batch_size, attack.watch, attack.nearness = batch_size or BATCH_SIZE[device.type], watch, nearness
-    untargeted = torch.full((1, variants), -1)
-    plan = plan or (lambda out, labels, index: Plan(untargeted.repeat(len(labels), 1)))
-    return attack.run(objective, plan, lambda v: keys(seed, f"{tag}/{v}", ids))
+    return attack.run(
+        objective, plan or (lambda out, y, i: Plan.untargeted(y)), lambda v: keys(seed, f"{tag}/{v}", ids)
+    )
 
 
 def with_gradients(
@@ -149,8 +146,7 @@ class _Attack:
         self._report((~standing | (self.tries == 0)).nonzero()[:, 0])
         while self.queue or self.slots:
             self._fill()
-            evaluated = self._within_memory(lambda: self._evaluate(objective))
-            if evaluated is not None:
+            if (evaluated := self._within_memory(lambda: self._evaluate(objective))) is not None:
                 self._advance(*evaluated)
         return AttackedImages(self.result, self.broken_by, *self.passes)
 
@@ -172,15 +168,13 @@ class _Attack:
         """Decide on the clean images; those that are wrong already are done. Returns the tries of all."""
         plans, start = [], 0
         while start < len(self.images):
-            batch = slice(start, start + self.batch_size)
-            x, y = self.images[batch].to(self.device), self.labels[batch].to(self.device)
-            out = self._within_memory(lambda x=x: forward(self.model, x))
-            if out is None:
-                continue
-            for i in self.success(out, y).nonzero()[:, 0].tolist():
-                self.broken_by[start + i] = "clean"
-            plans.append(plan(out, y, torch.arange(start, start + len(y))))
-            start = batch.stop
+            index = torch.arange(start, min(start + self.batch_size, len(self.images)))
+            x, y = self.images[index].to(self.device), self.labels[index].to(self.device)
+            if (out := self._within_memory(lambda x=x: forward(self.model, x))) is not None:
+                for i in self.success(out, y).nonzero()[:, 0].tolist():
+                    self.broken_by[start + i] = "clean"
+                plans.append(plan(out, y, index))
+                start += len(index)
         return Plan.joined(plans, self.rule.steps)
 
     def _largest_batch(self) -> int:
@@ -218,13 +212,12 @@ class _Attack:
 
     def _pass(self, objective: Objective, s: State, needs_gradient: bool):
         """One forward pass over some slots, and their gradients. Points nearest to evasion are kept as results."""
-
-        def losses(out):
-            return objective(out, s["label"], s["target"], s["variant"])
-
         x = s["x"].detach().requires_grad_(needs_gradient)
         with torch.set_grad_enabled(needs_gradient):
             out = forward(self.model, x)
+
+        def losses(out):
+            return objective(out, s["label"], s["target"], s["variant"])
 
         values, gradients = with_gradients(x, out, losses) if needs_gradient else (losses(out), ())
         if self.nearness:

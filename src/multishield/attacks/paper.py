@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from multishield.attacks import losses
 from multishield.attacks.apgd import AutoSteps
 from multishield.attacks.loop import ascend
+from multishield.attacks.plan import Plan
 from multishield.attacks.threat_model import Ball, evaded
 from multishield.images import AttackedImages
 
@@ -31,14 +32,10 @@ def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 def paper_attack(
     shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 100, **loop
 ) -> AttackedImages:
-    """The reference's attack: APGD on `ce_loss`, then on `dlr_loss` for the images that are left.
-
-    Args: see `apgd`; `shield` maps pixels to K+1 outputs.
-    """
+    """The reference's attack on K+1 outputs: APGD on `ce_loss`, then on `dlr_loss`. Args: see `apgd`."""
 
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)
 
-    rule = AutoSteps(ball, steps)
-    options = {"tag": "paper", "success": evaded, "objective": objective, "rule": rule, "variants": 2}
-    return ascend(shield, images, labels, **options, **loop)
+    options = {"tag": "paper", "success": evaded, "objective": objective, "rule": AutoSteps(ball, steps)}
+    return ascend(shield, images, labels, plan=lambda out, y, i: Plan.untargeted(y, 2), **options, **loop)

@@ -27,11 +27,15 @@ class Plan(NamedTuple):
     group: Tensor | None = None
 
     @classmethod
+    def untargeted(cls, labels: Tensor, tries: int = 1) -> "Plan":
+        """That many tries per image, one after the other, each without a target."""
+        return cls(torch.full((len(labels), tries), -1))
+
+    @classmethod
     def joined(cls, plans: Sequence["Plan"], steps: int) -> "Plan":
         """The plans of several batches as one, on the CPU, with defaults where they left columns open."""
-        target, *others = (
-            None if column[0] is None else torch.cat([t.cpu() for t in column]) for column in zip(*plans, strict=True)
-        )
+        columns = (None if c[0] is None else torch.cat([t.cpu() for t in c]) for c in zip(*plans, strict=True))
+        target, *others = columns
         usual = torch.tensor(-1), torch.tensor(steps), torch.arange(target.shape[1])
         return cls(target, *(d.expand_as(target) if t is None else t for t, d in zip(others, usual, strict=True)))
 

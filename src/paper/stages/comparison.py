@@ -11,6 +11,7 @@ classifier. Then every stored image, of other families and earlier stages too, i
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -30,7 +31,7 @@ from multishield.defences import (
     threshold_for,
 )
 from multishield.forward import scores_of
-from multishield.images import AttackedImages, AttackStore, Images, StoredImages, folder_of
+from multishield.images import AttackedImages, Images, StoredImages, folder_of
 from multishield.portfolio import Attacker
 from multishield.records import broken, rejected, wilson
 from multishield.shield import MultiShield, margin_over_others
@@ -50,8 +51,8 @@ class Stage(Attacking):
         """Attack and compare all families; write and return a row per defence, wanted rejection and image."""
         earlier = paths.artifacts("adaptive", self.item)
         pool = {"no_shield": self.unaware} | {name: StoredImages(folder_of(earlier, name)) for name in EARLIER}
-        attacker, store = self.attacker_of(self.item), AttackStore(self.folder)
-        rows = compare(attacker, self.shield, self.data, self.validation, self.params.comparison, pool, store)
+        attacker, params = self.attacker_of(self.item), self.params.comparison
+        rows = compare(attacker, self.shield, self.data, self.validation, params, pool, self.folder)
         records.save(rows, self.folder / "records.csv")
         return rows
 
@@ -125,7 +126,7 @@ def compare(
     validation: Images,
     params: Comparison,
     pool: dict[str, AttackedImages | StoredImages],
-    store: AttackStore,
+    folder: Path | None = None,
 ) -> pd.DataFrame:
     """Records of every family at every wanted rejection, and at the shield's own; no rows with few validation images.
 
@@ -135,7 +136,7 @@ def compare(
     Args:
         data, validation: the images that are attacked; clean images that thresholds are chosen on.
         pool: images of earlier attacks by name: "no_shield" on the classifier alone, "worst_case" of the shield, ...
-        store: for each family's attacked images.
+        folder: for each family's attacked images.
     """
     if len(validation) < FEWEST:
         return pd.DataFrame(columns=[*records.COLUMNS, "defence", "wanted", "own"])
@@ -150,7 +151,7 @@ def compare(
         for name, family in named.items():
             strictest = levels[name][max(levels[name])]
             attacked[name] = _attacked(attacker, name, family, strictest, some, params, before)
-            store.add(name, chunk.start, attacked[name])
+            StoredImages(folder and folder_of(folder, name)).add(chunk.start, attacked[name])
         images = {"clean": some.pixels} | {name: a.images for name, a in (before | attacked).items()}
         shown = {source: scores_by_name(shield, x) for source, x in images.items()}
         for name, family in named.items():
@@ -222,7 +223,8 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     for (classifier, wanted, own), group in rows.groupby(["classifier", "wanted", "own"], sort=False):
         robust = {name: ~broken(of).set_axis(of.image) for name, of in group.groupby("defence", sort=False)}
         for name, of in group.groupby("defence", sort=False):
-            gained, lost = (int((a & ~b).sum()) for a, b in _both_ways(robust[name], robust[REFERENCE]))
+            ours, theirs = robust[name], robust[REFERENCE]
+            gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
             row = {"classifier": classifier, "wanted": wanted, "own": own, "defence": name}
             shares = {"rejection": rejected(of, "clean"), "clean": of.clean_decision == of.label}
             shares |= {"robust": ~broken(of), "correct": of.attacked_decision == of.label}
@@ -234,7 +236,3 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             row |= {"gained": gained, "lost": lost, "p": float("nan") if name == REFERENCE else p, "n": len(of)}
             table.append(row)
     return pd.DataFrame(table)
-
-
-def _both_ways(a, b):
-    return (a, b), (b, a)

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
-from multishield.zero_shot import align, embed_prompts, prompt_similarity
 from torch import Tensor, nn
 
 from multishield import records
@@ -18,6 +17,7 @@ from multishield.attacks.pgd import fgsm
 from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
+from multishield.zero_shot import align, embed_prompts, prompt_similarity
 from paper.models.alignment import load_pipeline_clip
 from paper.params.sections import PromptSet
 from paper.stages.base import Attacking
