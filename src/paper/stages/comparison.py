@@ -11,6 +11,7 @@ classifier. Then every stored image, of other families and earlier stages too, i
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,7 +175,7 @@ def _attacked(
     """The images after the attack on a family's strictest member; an image that cannot be broken stays as it is."""
     lost = pool["no_shield"].success | pool["worst_case"].success
     index = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
-    attacked, settings = AttackedImages.untouched(data), params.attack.model_dump() | {"nearest": True}
+    attacked, settings = AttackedImages.untouched(data), asdict(params.attack) | {"nearest": True}
     if not len(index):
         return attacked
     if family.component is None:
