@@ -1,7 +1,7 @@
-"""Networks for small images, with random weights; the exact loading of weights, and in words why there are none.
+"""ResNets for small images, and the exact loading of weights.
 
-CIFAR ResNets: He et al. 2016, section 4.2, parameter-free shortcuts (option A). ResNet-18 for 32x32: torchvision's
-with a 3x3 stem and no max-pooling.
+He et al. 2016, section 4.2, with parameter-free shortcuts (option A); and torchvision's ResNet-18 with a 3x3 stem and
+no max-pooling.
 """
 
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         short = x
         if self.new:
-            # Every second pixel. As a pooling of one pixel, because the gradient of a slice leaves channels-last, and
-            # what follows then takes 30 to 70 times as long (benchmarks/README.md).
+            # Every second pixel, by pooling: the gradient of a slice leaves channels-last, and the layers before it
+            # then take 30 to 70 times as long.
             short = F.avg_pool2d(x, 1, self.stride)
             short = F.pad(short, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
         return F.relu(out + short, inplace=True)
@@ -54,38 +54,26 @@ class CifarResNet(nn.Module):
 
 
 def build_network(architecture: str, classes: int) -> nn.Module:
-    """A network by name (see `params.ARCHITECTURES`) with random weights."""
-    if architecture == "resnet18":
-        import torchvision  # slow to import: only this network needs it
+    """A network with random weights, by a name of `paper.params.values.ARCHITECTURES`."""
+    if architecture != "resnet18":
+        return CifarResNet(int(architecture.removeprefix("resnet")), classes)
+    import torchvision  # slow to import: only this network needs it
 
-        network = torchvision.models.resnet18(num_classes=classes)
-        network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        network.maxpool = nn.Identity()
-        return network
-    return CifarResNet(int(architecture.removeprefix("resnet")), classes)
-
-
-def finite(weights: dict[str, Tensor], source: str) -> None:
-    """See that no weight is NaN or infinite.
-
-    Raises:
-        UserError: one is; naming it.
-    """
-    for key, weight in weights.items():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")
+    network = torchvision.models.resnet18(num_classes=classes)
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return network
 
 
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load a state dict whose keys and shapes must match exactly: nothing is left at random.
+    """Load a state dict whose keys and shapes match exactly: no layer stays random.
 
     Raises:
-        UserError: naming what is missing, extra, of another shape or not finite.
+        UserError: a key is missing, extra or of another shape, or a weight is not finite; `source` is named.
     """
     own = module.state_dict()
     if weights and all(key.startswith("module.") for key in weights):  # saved from DataParallel
         weights = {key.removeprefix("module."): weight for key, weight in weights.items()}
-    # Counters of batch norm that old checkpoints lack: they have no influence on inference.
+    # Old checkpoints lack batch norm's counters, which have no influence on inference.
     missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
     extra = sorted(weights.keys() - own.keys())
     if missing or extra:
@@ -93,11 +81,12 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
             f"{source} does not fit the architecture: {len(missing)} keys are missing (such as "
             f"{missing[:2]}), {len(extra)} are extra (such as {extra[:2]}); name the architecture it was made for"
         )
-    for key in sorted(own.keys() & weights.keys()):
-        if own[key].shape != weights[key].shape:
+    for key, weight in sorted(weights.items()):
+        if own[key].shape != weight.shape:
             raise UserError(
-                f"{source} does not fit: {key} has shape {tuple(weights[key].shape)}, expected "
-                f"{tuple(own[key].shape)}; the architecture or the number of classes differs"
+                f"{source} does not fit: {key} has shape {tuple(weight.shape)}, expected {tuple(own[key].shape)}; the "
+                "architecture or the number of classes differs"
             )
-    finite(weights, source)
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")
     module.load_state_dict(weights, strict=False)

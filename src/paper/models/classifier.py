@@ -6,26 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multishield.files import read_json, write_json
+from multishield.files import load_tensors, read_json, save_tensors, write_json
 from multishield.forward import device, freeze
-from multishield.tensors import load_tensors, save_tensors
 from paper import paths
 from paper.models import pretrained
-from paper.models.cifar_resnet import build_network, load_exactly
+from paper.models.cifar_resnet import load_exactly
+from paper.params.sections import Classifiers
 
 
 class Classifier(nn.Module):
     """A network with its normalisation: pixels in [0,1] (B,3,H,W) to logits (B,K).
 
     Args:
-        mean, std: the normalisation it was trained with, three numbers each, in units of [0,1] pixels.
-        size: the side of the images that the network was made for; others are resized, bilinearly and differentiably.
-            None takes them as they are.
+        mean, std: three numbers each, in units of [0,1] pixels; the network was trained with them.
+        size: the side of the images that the network was made for. Others are resized, bilinearly and differentiably.
+            None takes images of any size.
     """
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float], size: int | None = None):
         super().__init__()
-        # In float32, whatever the weights are stored as: pixels are. The layout is what is convolved fastest.
+        # Weights may be stored in half precision, but pixels are float32. Convolutions are fastest in this layout.
         self.network, self.size = network.float().to(memory_format=torch.channels_last), size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -36,42 +36,22 @@ class Classifier(nn.Module):
         return self.network((x - self.mean) / self.std)
 
 
-def wrap(fitted: pretrained.Fitted) -> Classifier:
-    """The classifier of a network and what belongs to it."""
-    return Classifier(fitted.network, fitted.mean, fitted.std, fitted.size)
+def save_classifier(classifier: Classifier, params: Classifiers, classes: int, folder: Path) -> None:
+    """Write `weights.safetensors` and the `classifier.json` that `load_classifier` reads.
 
-
-def save_classifier(classifier: Classifier, params: pretrained.Described, classes: int, folder: Path) -> None:
-    """Write `weights.safetensors` and the `classifier.json` that `load_classifier` needs.
-
-    `params` is the section of params.yaml that it was obtained by, or the description of its architecture.
+    `params` is the section of params.yaml that the classifier was made by; `classes` is K.
     """
     save_tensors(folder / "weights.safetensors", classifier.network.state_dict())
-    record = {"architecture": pretrained.describe(params), "classes": classes}
+    made_by = params.model_dump(include={"source", "architecture", "name", "model", "factory"})
+    record = {"architecture": made_by, "classes": classes}
     record |= {name: getattr(classifier, name).flatten().tolist() for name in ("mean", "std")}
     write_json(folder / "classifier.json", record | {"size": classifier.size})
 
 
 def load_classifier(name: str) -> Classifier:
-    """A classifier of the training stage, frozen, on the best device. Needs no network: the weights are kept there."""
+    """A classifier of the training stage, frozen, on the best device. It needs no network: its weights are there."""
     folder = paths.artifacts("training", name)
     record = read_json(folder / "classifier.json")
-    network = pretrained.architecture(record["architecture"], record["classes"])
+    network = pretrained.build(record["architecture"], record["classes"])
     load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
     return freeze(Classifier(network, record["mean"], record["std"], record["size"])).to(device())
-
-
-def read_classifier(weights: Path, architecture: str, classes: int, mean: list[float], std: list[float]) -> Classifier:
-    """Build a classifier from a safetensors state dict, frozen, on the best device.
-
-    Args:
-        weights: the file; its keys must be exactly those of `architecture`, a name of `params.ARCHITECTURES`.
-        classes: K.
-        mean, std: see `Classifier`.
-
-    Raises:
-        UserError: the file is missing, is a pickle, or does not fit.
-    """
-    network = build_network(architecture, classes)
-    load_exactly(network, load_tensors(weights), str(weights))
-    return freeze(Classifier(network, mean, std)).to(device())

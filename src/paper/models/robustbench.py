@@ -12,23 +12,22 @@ import torch
 from torch import nn
 
 from multishield.errors import UserError
-from multishield.progress import aside
+from multishield.progress import quiet
 from paper import paths
 from paper.models.model_zoo import Entry
 
-# What a file need not hold: normalisation, which the architecture sets, and what timm's Swin computes by itself.
+# A file may lack normalisation, which the architecture sets, and tensors that timm's Swin computes by itself.
 COMPUTED = {"mean", "std", "mu", "sigma", "attn_mask", "relative_position_index", "num_batches_tracked"}
 
 
 def package(entry: Entry, module: str) -> ModuleType:
     """A module of robustbench. Raises UserError if the package, or one that it needs, is not installed."""
     # robustbench imports `autoattack`, which PyPI does not have; its authors publish the same as `pyautoattack`.
-    for part in ("", ".state"):
-        sys.modules.setdefault(f"autoattack{part}", importlib.import_module(f"pyautoattack{part}"))
+    for name in ("", ".state"):
+        sys.modules.setdefault(f"autoattack{name}", importlib.import_module(f"pyautoattack{name}"))
     try:
         with warnings.catch_warnings():
-            # It uses old names of timm's and setuptools' modules: warnings for its authors.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # it uses old names of modules of timm and setuptools
             return importlib.import_module(f"robustbench.{module}")
     except ImportError as error:
         raise UserError(
@@ -46,7 +45,7 @@ def architecture(entry: Entry) -> nn.Module:
 
 
 def _listed(entry: Entry) -> tuple[dict, str]:
-    """What robustbench's model zoo says of an entry, and the name that timm knows it by if that registers it there."""
+    """An entry of robustbench's own model zoo, and the name that timm knows it by if robustbench registers it there."""
     models, enums = package(entry, "model_zoo").model_dicts, package(entry, "model_zoo.enums")
     listed = models[enums.BenchmarkDataset(entry.dataset)][enums.ThreatModel(entry.norm)][entry.name]
     return listed, f"{entry.name}_{entry.dataset}_{entry.norm}".lower().replace("-", "_")
@@ -58,46 +57,42 @@ def load(entry: Entry) -> nn.Module:
     Raises UserError if robustbench is not installed, its download failed, or the file does not fit the network.
     """
     utils = package(entry, "utils")
-    # A host that sends a page instead of the file is noticed by gdown, or else by the unpickling.
+    # gdown, or else the unpickling, notices a host that sends a page instead of the file.
     failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
     theirs, utils._safe_load_state_dict = utils._safe_load_state_dict, _load_every_weight
     try:
-        with aside():
+        with quiet():
             return utils.load_model(entry.name, paths.datasets("robustbench"), entry.dataset, entry.norm)
     except failures as error:
         text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+        reason, remedy = text[:200] or type(error).__name__, "remove what an attempt has left and try again, or put "
         if pickled := re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text):
-            raise UserError(
-                f"the weights of {entry.name} come with an object of {pickled[1]}, which is not read, because that can "
-                f"run any code; put a file of its state dict alone there: {_expected(entry)}"
-            ) from None
+            reason = f"they hold an object of {pickled[1]}, which may run any code and is not read"
+            remedy = "put a file of the state dict alone in place of "
         raise UserError(
-            f"the weights of {entry.name} could not be downloaded or read ({text[:200] or type(error).__name__}); "
-            f"remove what an attempt has left and try again, or put the file there by hand: {_expected(entry)}"
+            f"the weights of {entry.name} could not be downloaded or read ({reason}); {remedy}{_expected(entry)}"
         ) from None
     finally:
         utils._safe_load_state_dict = theirs
 
 
 def _load_every_weight(model: nn.Module, name: str, weights: dict, dataset) -> nn.Module:
-    """In place of robustbench's own function, which loads an ImageNet model without its normalisation as far as the
-    file goes, and leaves every other missing layer as it was: random. This one refuses a file that lacks weights."""
-    found = model.load_state_dict(weights, strict=False)
-    wrong = [k for k in found.missing_keys + found.unexpected_keys if k.rpartition(".")[2] not in COMPUTED]
+    """Refuse a file that lacks weights. Robustbench's own function leaves their layers random."""
+    keys = model.load_state_dict(weights, strict=False)
+    wrong = [k for k in keys.missing_keys + keys.unexpected_keys if k.rpartition(".")[2] not in COMPUTED]
     if wrong:
         raise RuntimeError(f"the file does not fit the network: {len(wrong)} keys differ, such as {wrong[0]}")
     return model
 
 
 def _expected(entry: Entry) -> str:
-    """Where robustbench looks for the weights, and where they come from."""
+    """The files of weights that robustbench looks for, and their addresses."""
     import timm  # slow to import
 
     listed, registered = _listed(entry)
     if timm.is_model(registered):
         url = timm.get_pretrained_cfg(registered).url
         return f"{Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name} from {url}"
-    ids = listed["gdrive_id"]
-    file = paths.datasets("robustbench", entry.dataset, entry.norm, f"{entry.name}.pt")
+    ids, file = listed["gdrive_id"], paths.datasets("robustbench", entry.dataset, entry.norm, f"{entry.name}.pt")
     files = {f"{file}_m{i}.pt": drive_id for i, drive_id in enumerate(ids)} if isinstance(ids, list) else {file: ids}
     return ", ".join(f"{name} from https://drive.google.com/uc?id={drive_id}" for name, drive_id in files.items())

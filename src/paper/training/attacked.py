@@ -1,22 +1,26 @@
-"""What adversarial training does to its images: random flips and shifts, a growing radius, signed steps in the ball."""
+"""The images of adversarial training: random flips and shifts, a growing radius, signed gradient steps in the ball."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multishield.attacks.pgd import pgd
 from multishield.attacks.threat_model import Ball
+from multishield.images import Images
 
 
 def perturb(
-    model: Callable[[Tensor], Tensor], x: Tensor, loss_of: Callable, x_adv: Tensor, eps: float, step: float, steps: int
+    loss_of: Callable, x: Tensor, noise: float, generator: torch.Generator, eps: float, step: float, steps: int
 ) -> Tensor:
-    """Signed gradient ascent on `loss_of(model(x_adv))` from `x_adv`, kept in the Linf ball around x (B,3,H,W)."""
+    """Signed gradient ascent on `loss_of(x_adv)` in the Linf ball around x (B,3,H,W), from x with uniform noise."""
+    ball, uniform = Ball(eps), 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
+    x_adv = ball.project(x + noise * uniform, x)
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss_of(model(x_adv)), x_adv)
-        x_adv = Ball(eps).project(x_adv.detach() + step * gradient.sign(), x)
+        (gradient,) = torch.autograd.grad(loss_of(x_adv), x_adv)
+        x_adv = ball.project(x_adv.detach() + step * gradient.sign(), x)
     return x_adv.detach()
 
 
@@ -34,9 +38,16 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def grown(epoch: float, warmup_epochs: int) -> float:
-    """The part of the radius that is used after so many epochs.
+    """The share of the radius that is used after so many epochs, in [0,1].
 
     At full eps from the first step FGSM training can stay at chance. The square keeps eps small until the network has
     learned something.
     """
     return min(1.0, epoch / warmup_epochs) ** 2 if warmup_epochs else 1.0
+
+
+def pgd_accuracy(model: nn.Module, data: Images, params, seed: int) -> float:
+    """The share of images that stay right under PGD with steps of eps/4; `params` has eps and validation_steps."""
+    rule = {"ball": Ball(params.eps), "steps": params.validation_steps, "step_size": params.eps / 4}
+    result = pgd(model, data.pixels, data.labels, seed=seed, ids=data.ids, **rule)
+    return 1 - result.success.float().mean().item()

@@ -1,39 +1,77 @@
 """Training epoch by epoch, the same for classifiers and CLIPs: resume, progress, and a row of history for each."""
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from multishield.errors import UserError
 from multishield.forward import device
-from multishield.images import Split
+from multishield.images import Images
 from multishield.progress import progress
-from multishield.resume import checkpoint
-from paper.params import FineTuned, RobustTower, Trained
+from multishield.resume import Checkpoint
+from paper.params.sections import Fit
 from paper.training.attacked import augment
 
 
-def train_epoch(
-    model: nn.Module,
-    data: Split,
-    params: Trained | FineTuned | RobustTower,
-    epoch: int,
-    loss_of: Callable[[Tensor, Tensor, float, torch.Generator], Tensor],
-    optimiser,
-    schedule,
-    seed: int,
-    tick: Callable[[], None],
-) -> float:
-    """Train one epoch on batches in random order; returns the mean loss, see `converging`.
+class Epochs:
+    """The epochs of a training. A killed run goes on after its last one and ends with the same bytes (on a CPU).
+
+    Iterate over it for the numbers of the epochs that are left, from 0, and call `end` after each. All random numbers
+    of an epoch must come from its number.
 
     Args:
-        loss_of: gets pixels (B,3,H,W), labels (B,), the epochs so far with their fraction, and the source of random
-            numbers.
+        task: the name of the progress line and of the state on disk.
+        resume: the folder for that state; None keeps none. inputs: everything that the result depends on.
+        states: the "model" and whatever else changes while training, by name; each has a `state_dict`.
+        count, batches: the number of epochs, and of batches in each.
+        criterion: the column of the history by which epochs are compared; higher is better.
     """
+
+    def __init__(
+        self, task: str, resume: Path | None, inputs: tuple, states: dict, count: int, batches: int, criterion
+    ):
+        self.states, self.count, self.criterion = states, count, criterion
+        self.checkpoint = Checkpoint(resume, task, *inputs)
+        saved = self.checkpoint.get("state") or {"states": {}, "rows": [], "best": {}}
+        for name, state in saved["states"].items():
+            states[name].load_state_dict(state)
+        self.rows, self.best = saved["rows"], saved["best"]
+        self.bar = progress(None, task, "batch", count * batches, len(self.rows) * batches)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(len(self.rows), self.count)
+        self.bar.close()
+
+    def end(self, row: dict[str, float]) -> None:
+        """Keep an epoch and its row of history; of equally good epochs the last is the best."""
+        self.rows.append({"epoch": len(self.rows) + 1, **row})
+        score = row[self.criterion]
+        if score >= max(r[self.criterion] for r in self.rows):
+            self.best = {k: v.detach().cpu().clone() for k, v in self.states["model"].state_dict().items()}
+        states = {name: state.state_dict() for name, state in self.states.items()}
+        self.checkpoint.put("state", {"states": states, "rows": self.rows, "best": self.best})
+        self.bar.set_postfix_str(f"epoch {len(self.rows)}, validation {score:.0%}")
+
+    def best_history(self) -> pd.DataFrame:
+        """Load the best epoch into the model. Returns a row per epoch, from 1; "chosen" says which was the best."""
+        history = pd.DataFrame(self.rows)
+        self.states["model"].load_state_dict(self.best)
+        return history.assign(chosen=history.index == history[self.criterion][::-1].idxmax())
+
+
+def train_epoch(epochs: Epochs, epoch: int, data: Images, params: Fit, loss_of: Callable, seed: int) -> float:
+    """Train one epoch on batches in random order; returns the mean loss (see `converging`).
+
+    Args:
+        epochs: its states are "model", "optimiser" and "schedule".
+        loss_of: gets pixels (B,3,H,W), labels (B,), the number of epochs so far with its fraction, and the source of
+            random numbers; returns the loss.
+    """
+    model, optimiser, schedule = (epochs.states[name] for name in ("model", "optimiser", "schedule"))
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
     order = torch.randperm(len(data), generator=generator)
@@ -48,67 +86,26 @@ def train_epoch(
         optimiser.step()
         schedule.step()
         total += loss.item() * len(batch)
-        tick()
+        epochs.bar.update()
     return converging(total / len(data), model)
 
 
 def converging(loss: float, model: nn.Module) -> float:
-    """The mean loss of an epoch, where the epoch has left numbers behind.
-
-    Raises:
-        UserError: the loss or a weight is not finite.
-    """
+    """The mean loss of an epoch. Raises UserError if the loss or a weight is not finite."""
     weights = [w for w in model.state_dict().values() if w.is_floating_point()]
     if math.isfinite(loss) and all(bool(w.isfinite().all()) for w in weights):
         return loss
     raise UserError(
         f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite; lower "
-        "learning_rate or weight_decay, and see that the training images are what they should be"
+        "learning_rate or weight_decay, and check the training images"
     )
 
 
-def run_epochs(
-    task: str,
-    parts: dict[str, object],
-    one_epoch: Callable[[int, Callable[[], None]], dict],
-    *inputs,
-    epochs: int,
-    batches: int,
-    criterion: str,
-    keep: Literal["best", "last"] = "best",
-) -> pd.DataFrame:
-    """Train; a killed run goes on after its last epoch and ends with the same bytes (on a CPU).
-
-    Args:
-        task: shown in the progress line, names the state on disk.
-        parts: what changes while training, by name: the "model", and anything else that has a `state_dict`.
-        one_epoch: gets the epoch's number, from 0, and a function to be called after each batch; returns the epoch's
-            row of history, without its number. All its random numbers must come from the epoch's number.
-        inputs: everything the result depends on (see `fingerprint`).
-        epochs, batches: how many, and how many batches in each.
-        criterion: the column that is best where it is highest; of equal epochs the last is taken.
-        keep: whose weights the model has in the end.
-
-    Returns:
-        The history, a row per epoch with "epoch" from 1; where the best is kept, "chosen" says which that is.
-    """
-    rows, best = [], {}
-    with checkpoint(task.replace(" ", "-"), *inputs) as kept:
-        if state := kept.get("state"):
-            for name, part in parts.items():
-                part.load_state_dict(state["parts"][name])
-            rows, best = state["rows"], state["best"]
-        bar = progress(None, task, "batch", epochs * batches, len(rows) * batches)
-        for epoch in range(len(rows), epochs):
-            rows.append({"epoch": epoch + 1, **one_epoch(epoch, bar.update)})
-            if rows[-1][criterion] >= max(r[criterion] for r in rows):
-                best = {k: v.detach().cpu().clone() for k, v in parts["model"].state_dict().items()}
-            states = {name: part.state_dict() for name, part in parts.items()}
-            kept.put("state", {"parts": states, "rows": rows, "best": best})
-            bar.set_postfix_str(f"epoch {epoch + 1}, validation {rows[-1][criterion]:.0%}")
-        bar.close()
-    history = pd.DataFrame(rows)
-    if keep == "best":
-        parts["model"].load_state_dict(best)
-        history["chosen"] = history.index == history[criterion][::-1].idxmax()
-    return history
+def need_images(given: str, remedy: str, **splits: Images) -> None:
+    """Raises UserError if a split is empty: `given` says what is to be trained, `remedy` what to do else."""
+    for key, split in splits.items():
+        if not len(split):
+            raise UserError(
+                f"{given}, but dataset.{key} is 0; training needs images, and validation images to choose its epoch: "
+                f"raise it, or {remedy}"
+            )
