@@ -9,7 +9,7 @@ from multishield.files import load_tensors, read_json
 from multishield.zero_shot import Clip
 from paper import paths
 from paper.models.cifar_resnet import load_exactly
-from paper.models.image_tower import HUB, from_disk, replace_tower
+from paper.models.image_tower import HUB, replace_tower
 from paper.params.sections import Clips
 from paper.params.values import load_factory
 
@@ -25,7 +25,7 @@ def check(params: Clips) -> None:
     if params.source == "open_clip":
         check_pretrained(params.model, _local(params.pretrained))
         if params.image_tower and not params.image_tower.startswith(HUB):
-            from_disk(params.image_tower)
+            paths.existing("alignment.image_tower", params.image_tower)
     if params.source == "file":
         paths.existing("alignment.config", params.config)
         paths.existing("alignment.weights", params.weights)

@@ -1,7 +1,7 @@
 """Another image tower for a CLIP: fine-tuned or robust weights in place of its own.
 
-The layouts are told apart by their keys: Hugging Face's transformers (CLIPVisionModel, CLIPVisionModelWithProjection,
-CLIPModel), and open_clip's and OpenAI's own, with or without `visual.` (as FARE and TeCoA, Schlarmann et al. 2024).
+Keys tell the layouts apart: transformers' (CLIPVisionModel, CLIPVisionModelWithProjection, CLIPModel), and open_clip's
+and OpenAI's, with or without `visual.` (as FARE and TeCoA, Schlarmann et al. 2024).
 """
 
 import re
@@ -58,15 +58,16 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     Raises:
         UserError: the source cannot be read, does not fit, or has another activation or an unknown one.
     """
-    path, config = _from_hub(source) if source.startswith(HUB) else from_disk(source)
+    path = _weights_file(source)
     weights = image_side(read_weights(path), source)
-    activation = stated_activation(config)
-    _check_config(visual, config, activation, source)
+    configs = (read_json(path.with_name(name)) for name in CONFIGS if path.with_name(name).is_file())
+    config = next((config for config in configs if stated_activation(config)), {})
+    _check_config(visual, config, source)
     before = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
     if "proj" in before and any(".self_attn.q_proj." in key for key in weights):
         weights = from_transformers(weights, before["proj"])
     load_exactly(visual, weights, source)
-    if not activation and kinship(before, weights) < KIN:
+    if not config and kinship(before, weights) < KIN:
         raise UserError(
             f"alignment.image_tower is {source!r}, whose weights are not fine-tuned from the tower that they replace, "
             "and no config.json beside them states their activation; add that file, or choose the model and pretrained "
@@ -74,36 +75,23 @@ def replace_tower(visual: nn.Module, source: str) -> None:
         )
 
 
-def _from_hub(source: str) -> tuple[Path, dict]:
-    """Weights and configuration of a repository on the Hugging Face hub, from its cache if they are there."""
-    weights, reason = _first_file(source, WEIGHTS)
-    if not weights:
-        raise UserError(
-            f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded "
-            f"({reason}); correct the name, or without a network give the path of a downloaded file"
-        )
-    config, _ = _first_file(source, CONFIGS)
-    return weights, read_json(config) if config else {}
-
-
-def _first_file(source: str, names: tuple[str, ...]) -> tuple[Path | None, str]:
-    """The first of some files that a repository has, or None and the reason."""
-    reason = ""
-    for name in names:
+def _weights_file(source: str) -> Path:
+    """The file of weights. From the Hugging Face hub, or its cache, comes the configuration beside it, too."""
+    if not source.startswith(HUB):
+        return paths.existing("alignment.image_tower", source, f'a weights file, or "{HUB}owner/name"')
+    for name in CONFIGS + WEIGHTS:
         try:
-            return Path(hf_hub_download(source.removeprefix(HUB), name)), ""
+            path = Path(hf_hub_download(source.removeprefix(HUB), name))
+            if name in WEIGHTS:
+                return path
         except (OSError, HFValidationError) as error:
             reason = reason_of(error)
             if not isinstance(error, EntryNotFoundError):  # no such file there, or not in the cache and no network
                 break
-    return None, reason
-
-
-def from_disk(source: str) -> tuple[Path, dict]:
-    """A weights file, and the configuration beside it if there is one that is a CLIP's."""
-    path = paths.existing("alignment.image_tower", source, f'a weights file, or "{HUB}owner/name"')
-    configs = (read_json(path.with_name(name)) for name in CONFIGS if path.with_name(name).is_file())
-    return path, next((config for config in configs if stated_activation(config)), {})
+    raise UserError(
+        f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded "
+        f"({reason}); correct the name, or without a network give the path of a downloaded file"
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -161,8 +149,9 @@ def stated_activation(config: dict) -> str:
     return ""
 
 
-def _check_config(visual: nn.Module, config: dict, theirs: str, source: str) -> None:
-    ours = "quick_gelu" if any(isinstance(m, QuickGELU) for m in visual.modules()) else "gelu"
+def _check_config(visual: nn.Module, config: dict, source: str) -> None:
+    theirs, quick = stated_activation(config), any(isinstance(m, QuickGELU) for m in visual.modules())
+    ours = "quick_gelu" if quick else "gelu"
     if theirs and theirs != ours:
         raise UserError(
             f"alignment.image_tower is {source!r}, whose configuration says activation {theirs!r}, but alignment.model "

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from multishield.attacks.pgd import pgd
@@ -46,7 +46,7 @@ def grown(epoch: float, warmup_epochs: int) -> float:
     return min(1.0, epoch / warmup_epochs) ** 2 if warmup_epochs else 1.0
 
 
-def pgd_accuracy(model: nn.Module, data: Images, params, seed: int) -> float:
+def pgd_accuracy(model: Callable, data: Images, params, seed: int) -> float:
     """The share of images that stay right under PGD with steps of eps/4; `params` has eps and validation_steps."""
     rule = {"ball": Ball(params.eps), "steps": params.validation_steps, "step_size": params.eps / 4}
     result = pgd(model, data.pixels, data.labels, seed=seed, ids=data.ids, **rule)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
-from multishield.zero_shot import Clip, ZeroShotClassifier, align
+from multishield.zero_shot import Clip, align
 from paper.params.sections import RobustTower
 from paper.training.attacked import grown, perturb, pgd_accuracy
 from paper.training.epochs import Epochs, need_images, train_epoch
@@ -24,29 +24,21 @@ from paper.training.epochs import Epochs, need_images, train_epoch
 WARM = 0.1  # of all steps, over which the learning rate rises; then it falls as a cosine
 
 
-class Logits(nn.Module):
-    """CLIP's class probabilities before the softmax: cosines (B,K) times the temperature that CLIP has learned."""
-
-    def __init__(self, alignment: ZeroShotClassifier, scale: float):
-        super().__init__()
-        self.alignment, self.scale = alignment, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.alignment(x)
-
-
-def tower_loss(model: Logits, original: nn.Module, clean: Tensor, y: Tensor, params: RobustTower) -> Callable:
+def tower_loss(
+    alignment: nn.Module, scale: float, original: Callable, clean: Tensor, y: Tensor, method: str
+) -> Callable:
     """The loss that the attack raises and the training lowers, as a function of attacked pixels (B,3,H,W).
 
     Args:
+        alignment, scale: pixels to cosines (B,K), with `embed`; and the temperature that CLIP has learned.
         original: pixels to embeddings (B,D), before the training.
         clean, y: the clean pixels and their labels (B,).
     """
-    if params.method == "tecoa":
-        return lambda x: F.cross_entropy(model(x), y)
+    if method == "tecoa":
+        return lambda x: F.cross_entropy(scale * alignment(x), y)
     with torch.no_grad():
         wanted = original(clean)
-    return lambda x: (model.alignment.embed(x) - wanted).square().sum(1).mean()
+    return lambda x: (alignment.embed(x) - wanted).square().sum(1).mean()
 
 
 def harden(
@@ -75,8 +67,8 @@ def harden(
     remedy = "take alignment.robust out"
     need_images("alignment.robust trains an image tower", remedy, train=data, validation=validation)
     torch.manual_seed(seed)
-    model = Logits(align(clip, text), float(clip.model.logit_scale.detach().exp())).to(device())
-    original = freeze(copy.deepcopy(model.alignment)).embed
+    alignment, scale = align(clip, text).to(device()), float(clip.model.logit_scale.detach().exp())
+    original = freeze(copy.deepcopy(alignment)).embed
     tower = clip.model.visual.requires_grad_(True)
     optimiser = torch.optim.AdamW(tower.parameters(), params.learning_rate, weight_decay=params.weight_decay)
     batches = sum(len(b) > 1 for b in torch.arange(len(data)).split(params.batch_size))
@@ -86,7 +78,7 @@ def harden(
 
     def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
         eps = params.eps * grown(epoch, params.warmup_epochs)
-        loss, step = tower_loss(model, original, x, y, params), params.step_size * eps / params.eps
+        loss, step = tower_loss(alignment, scale, original, x, y, params.method), params.step_size * eps / params.eps
         return loss(perturb(loss, x, eps, generator, eps, step, params.steps))
 
     inputs = (params.model_dump(), clip.model, text, data.images, data.labels, validation.images, seed)
@@ -94,8 +86,8 @@ def harden(
     epochs = Epochs("training the robust tower", resume, inputs, states, params.epochs, batches, "pgd_accuracy")
     for epoch in epochs:
         row = {"loss": train_epoch(epochs, epoch, data, params, loss_of, seed)}
-        row["zero_shot_accuracy"] = accuracy(model.eval(), validation)
-        epochs.end(row | {"pgd_accuracy": pgd_accuracy(model, validation, params, seed)})
+        row["zero_shot_accuracy"] = accuracy(alignment.eval(), validation)
+        epochs.end(row | {"pgd_accuracy": pgd_accuracy(lambda x: scale * alignment(x), validation, params, seed)})
     history = epochs.best_history()
     freeze(clip.model)
     return history
