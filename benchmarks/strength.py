@@ -82,10 +82,11 @@ def row(name: str, title: str, defence: nn.Module, s, images: int, rounds: int) 
     data = s.data[:images]
     options = {"norm": s.ball.norm, "seed": s.params.seed, "attacks": ["components", "paper", "joint"]}
     result = evaluate(defence, data.pixels, data.labels, s.ball.eps, budget=BUDGET, ids=data.ids, **options)
-    alone, worst = result.attacked["joint"], result.attacked["worst_case"]
+    attacked = {attack: images[:] for attack, images in result.attacked.items()}
+    alone, worst = attacked["joint"], attacked["worst_case"]
     metrics = result.metrics.set_index(["scenario", "metric"]).value
     left = (~worst.success).nonzero()[:, 0]
-    components = [attacked for attack, attacked in result.attacked.items() if attack.startswith("on ")]
+    components = [images for attack, images in attacked.items() if attack.startswith("on ")]
     cells = [f"{metrics['joint', 'clean_rejection']:.1%}"]
     cells += [f"{float((~a.success).float().mean()):.1%}" for a in (alone, worst)]
     if not len(left):

@@ -1,12 +1,15 @@
 """The benchmarks run: a renamed parameter or function must not leave them behind."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 
 from conftest import ROOT
-from multishield import Ball, Budget, ConfidenceThreshold, Images, Undefended
-from multishield.budget import Components, Joint, Square
+from multishield import Ball, Budget, Images, Undefended
+from multishield.budget import Components, Joint, Paper, Sanity, Square
 from multishield.portfolio import Attacker
 from paper.models.cifar_resnet import CifarResNet
 from paper.pipeline import arithmetic
@@ -48,19 +51,20 @@ class Pair(Undefended):
         return self.classifier
 
 
-def test_the_reference_breaks_what_any_attack_breaks(data, monkeypatch):
+def test_the_reference_attacks_the_survivors(data, monkeypatch):
     import strength
 
-    cheap = Budget(components=Components(1, 5), joint=Joint(1, 5, 1))
+    cheap = Budget(Paper(5), Joint(1, 5, 1), Components(1, 5), sanity=Sanity(1))
     monkeypatch.setattr(strength, "BUDGET", cheap)
     monkeypatch.setattr(strength, "ALL_TARGETS", cheap.joint)
-    defence = ConfidenceThreshold(CifarResNet(8, 10).eval(), 0.0)
-    standing, passes = strength.reference(defence, data, Ball(0.5), rounds=2)
-    clean = defence(data.pixels).argmax(1)
-    assert not standing[(clean != data.labels) & (clean != 10)].any()
-    assert passes > 0
-    names = [name for name, _ in strength.chosen_defences(Pair(defence), data.pixels, ["alone", "margin", "squeezing"])]
-    assert names == ["alone", "margin", "squeezing"]
+    pair = Pair(CifarResNet(8, 10))
+    data = replace(data, labels=pair(data.pixels).argmax(1))
+    stage = SimpleNamespace(data=data, ball=Ball(1e-4), params=SimpleNamespace(seed=0))
+    for name, defence in strength.chosen_defences(pair, data.pixels, ["alone", "margin"]):
+        cells = strength.row("tiny", name, defence, stage, images=8, rounds=1).strip("| ").split(" | ")
+        assert cells[:2] == ["tiny", name]
+        assert cells[-1] == "8"
+        assert float(cells[5].rstrip("%")) <= float(cells[4].rstrip("%")) <= float(cells[3].rstrip("%"))
 
 
 def test_the_spread_over_seeds():
