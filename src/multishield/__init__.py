@@ -8,45 +8,32 @@ from importlib import import_module
 
 __version__ = "0.2.0"
 
-# Name -> its module. Loaded on first use: `import multishield` must not cost the import of torch.
+# Module -> its names. Loaded on first use: `import multishield` must not cost the import of torch.
 _CONTENTS = {
-    "AttackedImages": "images",
-    "Ball": "attacks.threat_model",
-    "Budget": "budget",
-    "Clip": "zero_shot",
-    "ConfidenceThreshold": "defences",
-    "ConsistentPrediction": "defences",
-    "Defence": "defences",
-    "Evaluation": "evaluation",
-    "FeatureSqueezing": "defences",
-    "Images": "images",
-    "MultiShield": "shield",
-    "RejectClass": "defences",
-    "StoredImages": "images",
-    "SummedLogProbabilities": "defences",
-    "Unanimity": "defences",
-    "Undefended": "defences",
-    "UserError": "errors",
-    "ZeroShotClassifier": "zero_shot",
-    "align_classes": "zero_shot",
-    "apgd": "attacks.apgd",
-    "calibrate": "defences",
-    "denial": "attacks.components",
-    "evaluate": "evaluation",
-    "fgsm": "attacks.pgd",
-    "joint": "attacks.joint",
-    "one_margin": "attacks.components",
-    "open_clip_model": "clip",
-    "paper_attack": "attacks.paper",
-    "pgd": "attacks.pgd",
-    "square": "attacks.square",
+    "attacks.apgd": "apgd",
+    "attacks.components": "denial one_margin",
+    "attacks.joint": "joint",
+    "attacks.paper": "paper_attack",
+    "attacks.pgd": "fgsm pgd",
+    "attacks.square": "square",
+    "attacks.threat_model": "Ball",
+    "budget": "Budget",
+    "clip": "open_clip_model",
+    "defences": "ConfidenceThreshold ConsistentPrediction Defence FeatureSqueezing RejectClass SummedLogProbabilities"
+    " Unanimity Undefended calibrate",
+    "errors": "UserError",
+    "evaluation": "Evaluation evaluate",
+    "images": "AttackedImages Images StoredImages",
+    "shield": "MultiShield",
+    "zero_shot": "Clip ZeroShotClassifier align_classes",
 }
-__all__ = sorted(_CONTENTS)
+_MODULE_OF = {name: module for module, names in _CONTENTS.items() for name in names.split()}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str):
-    if name in _CONTENTS:
-        return getattr(import_module(f"multishield.{_CONTENTS[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"multishield.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'multishield' has no attribute {name!r}")
 
 

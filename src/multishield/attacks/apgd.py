@@ -1,7 +1,6 @@
 """Auto-PGD (Croce & Hein 2020, algorithm 1) with the losses CE, DLR and targeted DLR, or any other.
 
-Every image has its own step size and best point. An image that is broken leaves: the verdict is the same as after all
-steps, and the cost is less.
+Every image has its own step size and best point. An image that is broken leaves, which does not change its verdict.
 """
 
 import math
@@ -33,14 +32,15 @@ def checkpoints(steps: int) -> list[int]:
 class AutoSteps(Rule):
     """The steps of Auto-PGD: momentum, and a size that is halved where the loss does not rise enough.
 
-    Args:
-        rho: the share of steps that must raise the loss between two checkpoints. momentum: alpha of the paper.
-        aim: the loss at which a targeted try has succeeded; a try without hope of it is given up (`HOPELESS`).
+    `rho` is the share of steps that must raise the loss between two checkpoints, `momentum` the alpha of the paper.
+    A targeted try succeeds at the loss `aim`; one without hope of it is given up (`HOPELESS`).
     """
 
-    def __init__(self, ball: Ball, steps: int, rho: float = 0.75, momentum: float = 0.75, aim: float | None = None):
+    rho, momentum = 0.75, 0.75
+
+    def __init__(self, ball: Ball, steps: int, aim: float | None = None):
         super().__init__(ball, steps)
-        self.rho, self.momentum, self.aim = rho, momentum, aim
+        self.aim = aim
         # At a checkpoint the number of steps since the last one, elsewhere 0.
         self.interval = torch.zeros(steps + 1)
         for last, now in pairwise([0, *checkpoints(steps)]):
@@ -80,9 +80,8 @@ class AutoSteps(Rule):
         stuck = ~state["halved"] & (state["best"] <= state["best_at_judgement"])
         halve = judged & ((state["rises"] < self.rho * interval) | stuck)
         state["size"] = torch.where(halve, state["size"] / 2, state["size"])
-        state["halved"] = torch.where(judged, halve, state["halved"])
-        state["best_at_judgement"] = torch.where(judged, state["best"], state["best_at_judgement"])
-        state["rises"] = torch.where(judged, 0.0, state["rises"])
+        for name, value in (("halved", halve), ("best_at_judgement", state["best"]), ("rises", 0.0)):
+            state[name] = torch.where(judged, value, state[name])
         if self.aim is not None:
             gap, gained = self.aim - state["best"], state["best"] - state["began"]
             hopeless = judged & (state["target"] >= 0) & (gap > HOPELESS * gained)
@@ -104,18 +103,15 @@ def apgd(
     targets: int = 9,
     **loop,
 ) -> AttackedImages:
-    """Maximise a loss in the ball around each image.
+    """Maximise a loss in the ball around each image. For the other arguments see `multishield.attacks`.
 
     Args:
-        model: pixels to outputs (B,C).
-        ball: the threat model. tag: the name of the attack; that of the loss unless given.
+        model: pixels to outputs (B,C). success: outputs and labels to the attacker's success (B,).
         loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
-            a function of outputs and labels.
+            a function of outputs and labels. tag: the name of the attack; that of the loss unless given.
         steps: gradient steps, per target.
-        images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
 
-    Raises:
-        ValueError: an unknown loss, or fewer outputs than it needs.
+    Raises ValueError for an unknown loss, or for fewer outputs than it needs.
     """
     named = {"ce": losses.ce, "dlr": losses.dlr, "dlr-targeted": losses.dlr_targeted}
     function = named.get(loss, loss)
@@ -126,8 +122,10 @@ def apgd(
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (function(out, y, target) if targeted else function(out, y),)
 
+    def plan(out: Tensor, y: Tensor, index: Tensor) -> Plan:
+        return Plan(likeliest(out, y, targets)) if targeted else Plan.untargeted(y)
+
     options = {"tag": tag or f"apgd-{loss}", "success": success, "rule": AutoSteps(ball, steps)}
-    plan = (lambda out, y, i: Plan(likeliest(out, y, targets))) if targeted else None
     return ascend(model, images, labels, objective=objective, plan=plan, **options, **loop)
 
 

@@ -14,7 +14,6 @@ from multishield.attacks.loop import ascend
 from multishield.attacks.losses import best_other, ce, evasion_margin, logit_of
 from multishield.attacks.plan import Plan
 from multishield.attacks.threat_model import Ball
-from multishield.forward import device_of
 from multishield.images import AttackedImages
 
 
@@ -34,10 +33,10 @@ def one_margin(
     """APGD on one margin, as if the defence had no other, until a wrong class has it >= 0.
 
     Args:
-        defence: see `joint`. component: the number of one of its M margins. ball: the threat model.
+        defence, nearest: see `joint`. component: the number of one of its M margins. tag: the name of the attack.
         targets: wrong classes to try (at most K-1), after two untargeted tries: the best of them, and cross-entropy.
             Most of them are hopeless, and given up after a fifth of their steps (`apgd.HOPELESS`).
-        steps: per try. nearest: see `joint`. images, labels, tag: see `ascend`. loop: its other arguments.
+        steps: per try. For the other arguments see `multishield.attacks`.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
@@ -52,7 +51,7 @@ def one_margin(
     def success(scores, y: Tensor) -> Tensor:
         return best_other(defence.margins(scores)[:, component], y) >= 0
 
-    options = {"tag": tag, "success": success, "objective": objective, "plan": plan, "device": device_of(defence)}
+    options = {"tag": tag, "success": success, "objective": objective, "plan": plan}
     options |= {"nearness": partial(evasion_margin, defence=defence) if nearest else None}
     return ascend(defence.scores, images, labels, rule=AutoSteps(ball, steps, aim=0.0), **options, **loop)
 
@@ -60,12 +59,10 @@ def one_margin(
 def denial(
     defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 60, **loop
 ) -> AttackedImages:
-    """Denial of service: APGD until the defence rejects, whatever the class would have been.
+    """Denial of service: APGD, `steps` per try, until the defence rejects, whatever the class would have been.
 
-    The first try lowers the smallest margin of any accepted class, the later ones each margin of the label alone.
-
-    Args:
-        defence: see `joint`. ball: the threat model. steps: per try. images, labels: see `ascend`. loop: its others.
+    The first try lowers the smallest margin of any accepted class, the later ones each margin of the label alone. For
+    the arguments see `joint`.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
@@ -82,5 +79,5 @@ def denial(
         outputs = defence.outputs(scores)
         return outputs.argmax(1) == outputs.shape[1] - 1
 
-    options = {"tag": "denial", "success": success, "objective": objective, "plan": plan, "device": device_of(defence)}
+    options = {"tag": "denial", "success": success, "objective": objective, "plan": plan}
     return ascend(defence.scores, images, labels, rule=AutoSteps(ball, steps), **options, **loop)

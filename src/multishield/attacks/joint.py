@@ -18,7 +18,7 @@ from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.losses import evasion_margin, logit_of
 from multishield.attacks.plan import NO_TRY, Plan
 from multishield.attacks.threat_model import Ball, evades, per_image
-from multishield.forward import device_of, scores_of
+from multishield.forward import scores_of
 from multishield.images import AttackedImages
 
 # For images that every component has lost and the defence has not: the length of the long tries from each start, in
@@ -29,11 +29,8 @@ LONG, ROUNDS = 5, 3
 def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
     """The wrong classes to try: the first margin's likeliest, the second's, ..., the first one's second, ... (B,count).
 
-    Nobody knows beforehand which component is harder to convince, so each names its own candidates. A sum would need a
-    scale between them, and one of them would choose for all.
-
-    Args:
-        margins: (B,M,K), of clean images. count: at most K-1 classes are returned.
+    Nobody knows beforehand which component is harder to convince, so each names its own candidates: a sum would need a
+    scale between them. The margins are those of clean images (B,M,K); at most K-1 classes are returned.
     """
     components = margins.shape[1]
     wrong = margins.scatter(2, labels.view(-1, 1, 1).expand(-1, components, 1), -torch.inf)
@@ -46,8 +43,7 @@ class StepTowardsWeakestMargin(Rule):
     """Signed steps of an accumulated direction, from eps/4 down to eps/40, each for the margin that needs it most.
 
     That is the margin furthest from its boundary by its gradient: m / |grad m|, in the dual norm, is the distance that
-    a step in the steepest direction would have to go. The unit is pixels for every margin, so that cosines and logits
-    can be compared without a scale.
+    a step in the steepest direction would have to go. Its unit is pixels, for cosines as for logits.
     """
 
     decay = 0.75
@@ -83,54 +79,49 @@ def joint(
     """Drive all margins to one target after the other, until the defence accepts any wrong class.
 
     Args:
-        defence: a `MultiShield`, or another one with `scores`, `margins` and `outputs` (see `defences`).
-        ball: the threat model.
+        defence: a `MultiShield`, or another one with `scores`, `margins` and `outputs` (see `Defence`).
         starts: the same images after attacks on the components alone. An image that one of them has not broken gets
             one random try; an image that all have broken gets all tries, and at the end long and more random ones.
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
-        steps: steps per try. restarts: random starts per target. long, rounds: see `LONG`.
-        nearest: return an image that resisted at its point nearest to evasion. It may be accepted by a looser
-            threshold than the attacked one.
-        images, labels: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
+        steps: steps per try. restarts: random starts per target. long, rounds: see `joint.LONG`.
+        nearest: return an image that resisted at its point nearest to evasion: a looser threshold may accept it.
+
+    For the other arguments see `multishield.attacks`.
     """
     begun = [ball.project(start.images, images) for start in starts]  # they may be of a larger radius
     named = [targets_in_turn(defence.margins(scores_of(defence, x)), labels, 2) for x in begun]
     lost = torch.stack([start.success for start in starts], 1) if starts else torch.ones(len(images), 1).bool()
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        ordered = targets_in_turn(defence.margins(scores), y, targets).cpu()
-        more = rounds if starts else 0
-        return _plan(ordered, [t[index] for t in named], lost[index], steps, restarts, long, more)
+        ordered, here = targets_in_turn(defence.margins(scores), y, targets).cpu(), [t[index] for t in named]
+        return _plan(ordered, here, lost[index], restarts, long, rounds if starts else 0, steps)
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor, ...]:
         return tuple(logit_of(margin, target) for margin in defence.margins(scores).unbind(1))
 
-    rule, nearness = StepTowardsWeakestMargin(ball, steps), partial(evasion_margin, defence=defence)
-    options = {"success": evades(defence), "objective": objective, "rule": rule, "device": device_of(defence)}
-    options |= {"plan": plan, "starts": begun, "nearness": nearness if nearest else None}
-    return ascend(defence.scores, images, labels, tag="joint", **options, **loop)
+    options = {"success": evades(defence), "objective": objective, "rule": StepTowardsWeakestMargin(ball, steps)}
+    options |= {"nearness": partial(evasion_margin, defence=defence) if nearest else None, "plan": plan}
+    return ascend(defence.scores, images, labels, tag="joint", starts=begun, **options, **loop)
 
 
 def _plan(
-    ordered: Tensor, named: list[Tensor], lost: Tensor, steps: int, restarts: int, long: int, rounds: int
+    ordered: Tensor, named: list[Tensor], lost: Tensor, restarts: int, long: int, rounds: int, steps: int
 ) -> Plan:
     """The `Plan` of some images: two targets from each start, the random tries, the long ones, more random ones.
 
-    Args:
-        ordered: targets from random points (B,V). named: per start the targets there (B,2).
-        lost: whether the attack on each component has broken the image (B,starts).
+    `ordered` are the targets from random points (B,V), `named` those from each start (B,2). `lost` says whether the
+    attack on each component has broken the image (B,starts).
     """
     drawn, hopeful = ordered.repeat(1, restarts), lost.all(1, keepdim=True)
-    columns = [(t.where(lost[:, k, None], NO_TRY), k, 1) for k, t in enumerate(named)]
-    columns += [(drawn[:, :1], -1, 1)]
+    # Targets, the number of the start, and the length in units of `steps`.
+    columns = [(t.where(lost[:, k, None], NO_TRY), k, 1) for k, t in enumerate(named)] + [(drawn[:, :1], -1, 1)]
     alone = sum(t.shape[1] for t, _, _ in columns)
     columns += [(drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
     if long > 1:  # tries of the same length would be the same again
         columns += [(t[:, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(named)]
     columns += [(ordered.where(hopeful, NO_TRY), -1, 1)] * rounds
     target = torch.cat([t for t, _, _ in columns], 1)
-    start = torch.cat([torch.full_like(t, k) for t, k, _ in columns], 1)
-    length = torch.cat([torch.full_like(t, steps * times) for t, _, times in columns], 1)
+    start, length = (torch.cat([torch.full_like(c[0], c[i]) for c in columns], 1) for i in (1, 2))
     group = torch.arange(target.shape[1]).clamp_max(alone).expand_as(target)
     order = (target == NO_TRY).long().argsort(dim=1, stable=True)  # tries first
-    return Plan(*(t.gather(1, order) for t in (target, start, length, group)))
+    return Plan(*(t.gather(1, order) for t in (target, start, steps * length, group)))

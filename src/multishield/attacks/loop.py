@@ -2,12 +2,13 @@
 
 Every slot of the batch is one try at one image and has its own step count, state and random stream. An image that is
 broken leaves at once, and free slots are filled from the queue. Tries that rarely succeed run side by side, so that few
-images fill the batch, too. The result of an image depends on nothing but the image: not on the batch size, the order,
-or its neighbours. On a CPU that holds bit for bit with the portable arithmetic.
+images fill the batch, too. The result of an image depends on the image alone: not on the batch size, the order, or its
+neighbours. On a CPU that holds bit for bit with the portable arithmetic.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -54,57 +55,21 @@ class Rule:
         raise NotImplementedError
 
 
-def ascend(
-    model: Callable[[Tensor], Outputs],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ids: Tensor,
-    seed: int,
-    tag: str,
-    success: Success,
-    objective: Objective,
-    rule: Rule,
-    device: torch.device | None = None,
-    plan: Callable[[Outputs, Tensor, Tensor], Plan] | None = None,
-    starts: Sequence[Tensor] = (),
-    batch_size: int | None = None,
-    watch: Watch | None = None,
-    nearness: Callable[[Outputs, Tensor], Tensor] | None = None,
-) -> AttackedImages:
-    """Attack each image until it is broken or all its tries have failed.
-
-    Args:
-        model: pixels to outputs: a module, a bound method of one (a shield's `scores`), or any function.
-        images, labels: (N,C,H,W) in [0,1]; (N,).
-        ids, seed, tag: name the random stream of each image and try. The tag is the name of the attack, too.
-        success: decides on the model's outputs, also whether a clean image is wrong already.
-        objective: the losses to be raised. rule: how to move.
-        device: by default the model's, see `device_of`; a plain function has none.
-        plan: outputs, labels and indices of clean images to their tries; by default one untargeted try each.
-        starts: images (N,C,H,W) that tries may begin at. watch: see `Watch`.
-        batch_size: slots; by default `BATCH_SIZE`. It has no influence on results.
-        nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned at its
-            nearest point; without it, the clean image is.
-    """
+def ascend(model: Callable[[Tensor], Outputs], images: Tensor, labels: Tensor, **settings) -> AttackedImages:
+    """Attack each image until it is broken or all its tries have failed. The arguments are the fields of `Attack`."""
     if not len(images):
         none = torch.zeros(0, dtype=torch.long)
         return AttackedImages(images.clone(), [], none, none)
-    device = device or device_of(getattr(model, "__self__", model))
-    attack = _Attack(model, device, images, labels, starts, success, rule, tag)
-    attack.batch_size, attack.watch, attack.nearness = batch_size or BATCH_SIZE[device.type], watch, nearness
-    return attack.run(
-        objective, plan or (lambda out, y, i: Plan.untargeted(y)), lambda v: keys(seed, f"{tag}/{v}", ids)
-    )
+    return Attack(model, images, labels, **settings).run()
 
 
 def with_gradients(
     x: Tensor, out: Outputs, objective: Callable[[Outputs], tuple[Tensor, ...]]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Losses of the outputs, and the gradient of each at x.
+    """Losses of the outputs, and the gradient of each at the pixels x (B,C,H,W).
 
     A loss of one model is not sent back through the others, where its gradient would be zero: the margins of two
-    models cost one backward pass through each model. Args: x, the pixels (B,C,H,W) of the outputs; see `Objective`.
+    models cost one backward pass through each model.
     """
     outputs, gradients = out if isinstance(out, tuple) else (out,), []
     leaves = tuple(o.detach().requires_grad_() for o in outputs)
@@ -118,37 +83,66 @@ def with_gradients(
     return losses, tuple(gradients)
 
 
-class _Attack:
-    """One attack on a set of images: the queue of tries, the slots in work, and the results so far.
+@dataclass(eq=False)
+class Attack:
+    """One attack on N images: the queue of tries, the slots in work, and the results so far.
 
     A slot is a row of every tensor in `slots`; "image" and "variant" name the try.
+
+    Attributes:
+        model: pixels to outputs: a module, a bound method of one (a shield's `scores`), or any function.
+        images, labels: (N,C,H,W) in [0,1]; (N,).
+        ids, seed, tag: name the random stream of each image and try. The tag is the name of the attack, too.
+        success: decides on the model's outputs, also whether a clean image is wrong already.
+        objective: the losses to be raised. rule: how to move. watch: see `Watch`.
+        plan: outputs, labels and indices of clean images to their tries; by default one untargeted try each.
+        starts: images (N,C,H,W) that tries may begin at.
+        batch_size: slots; by default `BATCH_SIZE`. It has no influence on results.
+        nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned at its
+            nearest point; without it, the clean image is.
     """
 
-    def __init__(self, model, device: torch.device, images, labels, starts, success: Success, rule: Rule, name: str):
-        self.model, self.device, self.success, self.rule, self.name = model, device, success, rule, name
-        self.images, self.labels, self.starts = images, labels, starts
-        self.nearest = torch.full((len(images),), -torch.inf)
-        self.result, self.broken_by = images.clone(), [""] * len(images)
-        self.passes = torch.tensor([[1], [0]]).repeat(1, len(images))  # one forward each, on the clean image
-        self.queue: deque[tuple[int, int]] = deque()
-        self.slots: State = {}
+    model: Callable[[Tensor], Outputs]
+    images: Tensor
+    labels: Tensor
+    _: KW_ONLY
+    ids: Tensor
+    seed: int
+    tag: str
+    success: Success
+    objective: Objective
+    rule: Rule
+    plan: Callable[[Outputs, Tensor, Tensor], Plan] = lambda out, y, index: Plan.untargeted(y)
+    starts: Sequence[Tensor] = ()
+    batch_size: int | None = None
+    watch: Watch | None = None
+    nearness: Callable[[Outputs, Tensor], Tensor] | None = None
 
-    def run(self, objective: Objective, plan, stream: Callable[[int], Tensor]) -> AttackedImages:
-        """Work until no try is left. Args: see `ascend`; `stream` gives each image's key for a variant."""
-        self.plan = self._decide_on_clean(plan)
-        self.tries = self.plan.tries()
-        standing = torch.tensor([not name for name in self.broken_by])
-        self.queue.extend((int(i), 0) for i in (standing & (self.tries > 0)).nonzero()[:, 0])
-        self.streams = torch.stack([stream(v) for v in range(self.plan.target.shape[1])], 1)
-        steps = torch.where(self.plan.target != NO_TRY, self.plan.steps + 1, 0)
-        self.from_try = torch.nn.functional.pad(steps.flip(1).cumsum(1).flip(1), (0, 1))  # steps from a try on, at most
-        self.steps_left = torch.where(standing, self.from_try[:, 0], 0)
-        self._report((~standing | (self.tries == 0)).nonzero()[:, 0])
+    def run(self) -> AttackedImages:
+        """Work until no try is left."""
+        self.device = device_of(getattr(self.model, "__self__", self.model))
+        self.batch_size = self.batch_size or BATCH_SIZE[self.device.type]
+        self.result, self.broken_by = self.images.clone(), [""] * len(self.images)
+        self.nearest = torch.full((len(self.images),), -torch.inf)
+        self.passes = torch.tensor([[1], [0]]).repeat(1, len(self.images))  # one forward each, on the clean image
+        self._begin(self._decide_on_clean())
         while self.queue or self.slots:
             self._fill()
-            if (evaluated := self._within_memory(lambda: self._evaluate(objective))) is not None:
+            if (evaluated := self._within_memory(self._evaluate)) is not None:
                 self._advance(*evaluated)
         return AttackedImages(self.result, self.broken_by, *self.passes)
+
+    def _begin(self, tries: Plan) -> None:
+        """Queue the first tries of all images that are not wrong already."""
+        self.tries, self.count, self.slots = tries, tries.tries(), {}
+        variants = range(tries.target.shape[1])
+        self.streams = torch.stack([keys(self.seed, f"{self.tag}/{v}", self.ids) for v in variants], 1)
+        waiting = torch.tensor([not name for name in self.broken_by]) & (self.count > 0)
+        self.queue = deque((image, 0) for image in waiting.nonzero()[:, 0].tolist())
+        steps = torch.where(tries.target != NO_TRY, tries.steps + 1, 0)
+        self.from_try = steps.flip(1).cumsum(1).flip(1)  # steps from a try on, at most
+        self.steps_left = torch.where(waiting, self.from_try[:, 0], 0)
+        self._report((~waiting).nonzero()[:, 0])
 
     def _within_memory(self, compute: Callable[[], object]):
         """The result of `compute`, or None where memory did not suffice: the batch is halved then."""
@@ -161,10 +155,9 @@ class _Attack:
                     "smaller model, or the CPU (CUDA_VISIBLE_DEVICES= in front of the command)"
                 ) from None
             self.batch_size //= 2
-            return None
 
     @torch.no_grad()
-    def _decide_on_clean(self, plan) -> Plan:
+    def _decide_on_clean(self) -> Plan:
         """Decide on the clean images; those that are wrong already are done. Returns the tries of all."""
         plans, start = [], 0
         while start < len(self.images):
@@ -173,7 +166,7 @@ class _Attack:
             if (out := self._within_memory(lambda x=x: forward(self.model, x))) is not None:
                 for i in self.success(out, y).nonzero()[:, 0].tolist():
                     self.broken_by[start + i] = "clean"
-                plans.append(plan(out, y, index))
+                plans.append(self.plan(out, y, index))
                 start += len(index)
         return Plan.joined(plans, self.rule.steps)
 
@@ -187,37 +180,37 @@ class _Attack:
         few = len(self.queue) <= self._largest_batch() - self.batch_size
         while self.queue and (few or taken + len(tries) < self.batch_size):
             image, first = self.queue.popleft()
-            tries += [(image, variant) for variant in range(first, self.plan.end(image, first))]
+            tries += [(image, variant) for variant in range(first, self.tries.end(image, first))]
         if not tries:
             return
         image, variant = (torch.tensor(column) for column in zip(*tries, strict=True))
         new = {"image": image, "variant": variant, "label": self.labels[image], "step": torch.zeros_like(image)}
-        new |= {"target": self.plan.target[image, variant], "steps": self.plan.steps[image, variant]}
+        new |= {"target": self.tries.target[image, variant], "steps": self.tries.steps[image, variant]}
+        new |= {"clean": self.images[image], "stream": self.streams[image, variant]}
         new = {name: t.to(self.device) for name, t in new.items()}
-        clean, streams = (t.to(self.device) for t in (self.images[image], self.streams[image, variant]))
-        x, start = self.rule.first(clean, streams), self.plan.start[image, variant]
+        new["x"] = self.rule.first(new["clean"], new["stream"])
         for number, images in enumerate(self.starts):
-            slots = (start == number).nonzero()[:, 0]
-            x[slots] = images[image[slots]].to(x)
-        new |= {"clean": clean, "x": x, **self.rule.begin(x, clean, streams)}
+            slots = (self.tries.start[image, variant] == number).nonzero()[:, 0]
+            new["x"][slots] = images[image[slots]].to(new["x"])
+        new |= self.rule.begin(new["x"], new["clean"], new["stream"])
         self.slots = {name: torch.cat([self.slots[name], t]) for name, t in new.items()} if self.slots else new
 
-    def _evaluate(self, objective: Objective):
+    def _evaluate(self):
         """Broken slots, the losses of all slots, and their gradients where the rule needs them."""
         needs = self.rule.needs_gradient and bool((self.slots["step"] < self.slots["steps"]).any())
         batches = zip(*(t.split(self._largest_batch()) for t in self.slots.values()), strict=True)
-        passes = [self._pass(objective, dict(zip(self.slots, batch, strict=True)), needs) for batch in batches]
+        passes = [self._pass(dict(zip(self.slots, batch, strict=True)), needs) for batch in batches]
         broken, *others = zip(*passes, strict=True)
         return torch.cat(broken), *(tuple(torch.cat(t) for t in zip(*column, strict=True)) for column in others)
 
-    def _pass(self, objective: Objective, s: State, needs_gradient: bool):
+    def _pass(self, s: State, needs_gradient: bool):
         """One forward pass over some slots, and their gradients. Points nearest to evasion are kept as results."""
         x = s["x"].detach().requires_grad_(needs_gradient)
         with torch.set_grad_enabled(needs_gradient):
             out = forward(self.model, x)
 
         def losses(out):
-            return objective(out, s["label"], s["target"], s["variant"])
+            return self.objective(out, s["label"], s["target"], s["variant"])
 
         values, gradients = with_gradients(x, out, losses) if needs_gradient else (losses(out), ())
         if self.nearness:
@@ -229,10 +222,11 @@ class _Attack:
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move the others."""
         image, ended = self.slots["image"].cpu(), self.slots["step"] >= self.slots["steps"]
-        self.passes[0].index_add_(0, image, torch.ones_like(image))
+        one = torch.ones_like(image)
+        self.passes[0].index_add_(0, image, one)
         if self.rule.needs_gradient:
             self.passes[1].index_add_(0, image, (~ended).long().cpu())  # none for the last look at a try
-        self.steps_left.index_add_(0, image, -torch.ones_like(image))
+        self.steps_left.index_add_(0, image, -one)
         finished = image[:0]
         if (broken | ended).any():
             leaving, finished = self._leave(image, broken.cpu(), ended.cpu())
@@ -251,20 +245,20 @@ class _Attack:
         for slot in broken.nonzero()[:, 0].tolist():
             image = int(images[slot])
             if not self.broken_by[image]:
-                self.result[image], self.broken_by[image] = self.slots["x"][slot].cpu(), self.name
-                self.steps_left[image] = 0
+                self.result[image], self.broken_by[image] = self.slots["x"][slot].cpu(), self.tag
                 finished.append(image)
         leaving = ended | torch.isin(images, torch.tensor(finished, dtype=torch.long))
         working = {*images[~leaving].tolist(), *finished}
         for slot in leaving.nonzero()[:, 0].tolist():
             if (image := int(images[slot])) not in working:
                 working.add(image)
-                over = self.plan.end(image, variants[slot])
-                self.steps_left[image] = self.from_try[image, over]  # a rule may have given up early
-                if over < self.tries[image]:
+                over = self.tries.end(image, variants[slot])
+                if over < self.count[image]:
                     self.queue.appendleft((image, over))
+                    self.steps_left[image] = self.from_try[image, over]  # a rule may have given up early
                 else:
                     finished.append(image)
+        self.steps_left[finished] = 0
         return leaving, torch.tensor(finished, dtype=torch.long)
 
     def _report(self, finished: Tensor) -> None:

@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _require(logits: Tensor, classes: int, name: str) -> None:
-    if logits.shape[1] < classes:
-        raise ValueError(f"the loss {name} needs at least {classes} outputs, and there are {logits.shape[1]}; use ce")
+def _top(logits: Tensor, count: int, name: str) -> Tensor:
+    """The `count` largest outputs (B,count), or a ValueError where there are fewer."""
+    if logits.shape[1] < count:
+        raise ValueError(f"the loss {name} needs at least {count} outputs, and there are {logits.shape[1]}; use ce")
+    return logits.topk(count, dim=1).values
 
 
 def logit_of(logits: Tensor, classes: Tensor) -> Tensor:
@@ -31,33 +33,22 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020, eq. 6): (max_{i != y} l_i - l_y) / (l_pi1 - l_pi3).
-
-    Raises:
-        ValueError: there are fewer than three outputs.
-    """
-    _require(logits, 3, "dlr")
-    top = logits.topk(3, dim=1).values
+    """Difference of logits ratio (Croce & Hein 2020, eq. 6): (max_{i != y} l_i - l_y) / (l_pi1 - l_pi3)."""
+    top = _top(logits, 3, "dlr")
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Targeted DLR (Croce & Hein 2020, eq. 7): (l_t - l_y) / (l_pi1 - (l_pi3 + l_pi4) / 2).
-
-    Raises:
-        ValueError: there are fewer than four outputs.
-    """
-    _require(logits, 4, "targeted dlr")
-    top = logits.topk(4, dim=1).values
+    """Targeted DLR (Croce & Hein 2020, eq. 7): (l_t - l_y) / (l_pi1 - (l_pi3 + l_pi4) / 2)."""
+    top = _top(logits, 4, "targeted dlr")
     return (logit_of(logits, targets) - logit_of(logits, labels)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 def evasion_margin(scores: tuple[Tensor, ...], labels: Tensor, defence: nn.Module) -> Tensor:
     """How near an image is to evasion: the smallest margin of the best wrong class, (B,).
 
-    It is not negative exactly where a wrong class is accepted. A black-box attack raises it, since no gradient is
-    needed. Several margins are divided by their spread over the classes. One margin needs no unit, and with two
-    classes the spread would be the margin itself.
+    It is not negative exactly where a wrong class is accepted. Several margins are divided by their spread over the
+    classes. One margin needs no unit, and with two classes the spread would be the margin itself.
     """
     margins = defence.margins(scores)
     if margins.shape[1] > 1 and margins.shape[2] > 2:

@@ -32,7 +32,10 @@ def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 def paper_attack(
     shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 100, **loop
 ) -> AttackedImages:
-    """The reference's attack on K+1 outputs: APGD on `ce_loss`, then on `dlr_loss`. Args: see `apgd`."""
+    """The reference's attack on K+1 outputs: APGD on `ce_loss`, then on `dlr_loss`, `steps` each.
+
+    For the arguments see `multishield.attacks`; the shield may be any module with pixels to outputs (B,K+1).
+    """
 
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)

@@ -35,19 +35,15 @@ def pgd(
     tag: str = "pgd",
     **loop,
 ) -> AttackedImages:
-    """Gradient ascent on the cross-entropy.
+    """Gradient ascent on the cross-entropy: `steps` of `step_size`, from a random point unless `random` is False.
 
-    Args:
-        model: pixels to outputs (B,C).
-        ball: the threat model.
-        steps, step_size: number and size of the steps.
-        random: start from a random point of the ball, not from the clean image.
-        images, labels, success, tag: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
+    The model takes pixels to outputs (B,C), `success` outputs and labels to the attacker's success (B,); `tag` is the
+    attack's name. For the other arguments see `multishield.attacks`.
     """
     options = {"tag": tag, "success": success, "rule": SignedSteps(ball, steps, step_size, random)}
     return ascend(model, images, labels, objective=lambda out, y, *_: (ce(out, y),), **options, **loop)
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, **options) -> AttackedImages:
-    """One step of size eps from the clean image. Args: see `pgd`; no random number is drawn."""
+    """One step of size eps from the clean image; no random number is drawn. For the arguments see `pgd`."""
     return pgd(model, images, labels, ball=ball, steps=1, step_size=ball.eps, random=False, tag="fgsm", **options)

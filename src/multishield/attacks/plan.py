@@ -45,6 +45,5 @@ class Plan(NamedTuple):
 
     def end(self, image: int, variant: int) -> int:
         """The first try of an image after those that run side by side with this one."""
-        groups = self.group[image].tolist()
-        last = int((self.target[image] != NO_TRY).sum())
+        groups, last = self.group[image].tolist(), int((self.target[image] != NO_TRY).sum())
         return next((v for v in range(variant, last) if groups[v] != groups[variant]), last)

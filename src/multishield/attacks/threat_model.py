@@ -39,13 +39,9 @@ def per_image(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ball:
-    """All images in [0,1] whose distance from the clean image is at most eps.
+    """All images in [0,1] whose distance from the clean image is at most `eps`, in units of [0,1] pixels.
 
-    Args:
-        eps: the radius, in units of [0,1] pixels. norm: "Linf" or "L2".
-
-    Raises:
-        ValueError: the norm is another one.
+    The norm is "Linf" or "L2"; another one raises ValueError.
     """
 
     eps: float
@@ -60,10 +56,9 @@ class Ball:
         return (x_adv - x).abs().amax((1, 2, 3)) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
 
     def checked_distance(self, x_adv: Tensor, x: Tensor, name: str) -> Tensor:
-        """Distances of stored images to the clean ones, (N,); `name` is the attack's name in the message.
+        """`distance` for stored images (N,). Raises RuntimeError if one left the ball or [0,1]; `name` is the attack's.
 
-        Raises:
-            RuntimeError: an image left the ball or [0,1]. No number is computed from such images.
+        No number is computed from such images.
         """
         distance = self.distance(x_adv, x)
         if len(x) and (not distance.max() <= self.eps + 1e-6 or x_adv.min() < 0 or x_adv.max() > 1):
