@@ -2,7 +2,7 @@
 
 import torch
 
-from multishield.images import Split
+from multishield.images import Images
 
 
 def data(n=60, seed=0):
@@ -10,7 +10,7 @@ def data(n=60, seed=0):
     images = torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(n) % 3
     images[labels == 1] //= 2  # something to learn
-    return Split(images, labels, torch.arange(n))
+    return Images(images, labels, torch.arange(n))
 
 
 class Killed(BaseException):

@@ -10,13 +10,13 @@ from multishield.errors import UserError
 from multishield.forward import freeze, outputs
 from paper import paths
 from paper.models import pretrained, robustbench
-from paper.models.classifier import load_classifier, save_classifier, wrap
-from paper.models.model_zoo import CATALOGUE
-from paper.params import Catalogued
+from paper.models.classifier import Classifier, load_classifier, save_classifier
+from paper.models.model_zoo import ENTRIES
+from paper.params.sections import FromZoo
 
 # The one whose weights are written where a download would put them, and read by robustbench's own loader.
-SMALL = CATALOGUE["Addepalli2022Efficient_RN18"]
-SWIN = CATALOGUE["Liu2023Comprehensive_Swin-B"]
+SMALL = ENTRIES["Addepalli2022Efficient_RN18"]
+SWIN = ENTRIES["Liu2023Comprehensive_Swin-B"]
 MISSING = "model.layers.2.blocks.3."
 
 
@@ -27,12 +27,12 @@ def where_it_looks(entry):
 
 
 def load(entry):
-    described = Catalogued(source="catalogue", name=entry.name)
-    return freeze(wrap(pretrained.load(described, entry.classes, "training.net"))), described
+    described = FromZoo(source="model_zoo", name=entry.name)
+    return freeze(Classifier(*pretrained.load(described, entry.classes, "training.net"))), described
 
 
 def gradient_reaches_the_pixels(model, entry) -> bool:
-    x = torch.rand(1, 3, entry.size, entry.size, requires_grad=True)
+    x = torch.rand(1, 3, *entry.preprocessing[:1] * 2, requires_grad=True)
     logits = model(x)
     assert logits.shape == (1, entry.classes)
     (gradient,) = torch.autograd.grad(logits.max(), x)
@@ -46,10 +46,10 @@ def read_by_robustbench() -> None:
     torch.save(network.state_dict(), file)
     model, described = load(SMALL)
     x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(outputs(model, x), outputs(wrap(pretrained.Fitted(network.eval(), *pretrained.PLAIN, 32)), x))
+    assert torch.equal(outputs(model, x), outputs(Classifier(network.eval(), *pretrained.PLAIN, 32), x))
     save_classifier(model, described, SMALL.classes, paths.artifacts("training", "net"))
     torch.save({"state_dict": network.state_dict(), "options": argparse.Namespace()}, file)
-    with pytest.raises(UserError, match=r"an object of argparse\.Namespace, which is not read.*state dict alone"):
+    with pytest.raises(UserError, match=r"an object of argparse\.Namespace, .* not read.*state dict alone"):
         load(SMALL)
     file.write_bytes(b"<html>quota exceeded</html>")
     with pytest.raises(UserError, match="could not be downloaded or read") as caught:
@@ -76,8 +76,8 @@ def main() -> None:
     read_by_robustbench()
     no_layer_stays_random()
     loader = robustbench.package(SMALL, "utils")
-    loader.load_model = lambda name, *rest: robustbench.architecture(CATALOGUE[name]).eval()
-    for entry in CATALOGUE.values():
+    loader.load_model = lambda name, *rest: robustbench.architecture(ENTRIES[name]).eval()
+    for entry in ENTRIES.values():
         if entry.source == "robustbench":
             torch.manual_seed(0)
             assert gradient_reaches_the_pixels(load(entry)[0], entry), entry.name

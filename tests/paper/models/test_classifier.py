@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from multishield.errors import UserError
-from paper.models.cifar_resnet import build_network
-from paper.models.classifier import Classifier, load_classifier, read_classifier, save_classifier
+from paper.models import pretrained
+from paper.models.cifar_resnet import build_network, load_exactly
+from paper.models.classifier import Classifier, load_classifier, save_classifier
+from paper.params.sections import Classifiers
 
 HALF = [0.5] * 3
 
@@ -27,48 +30,49 @@ def test_sizes_and_both_directions(name, millions):
     assert gradient.abs().sum() > 0
 
 
-def test_normalisation_is_inside():
-    network = build_network("resnet8", 4).eval()
-    model = Classifier(network, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]).eval()
-    x = torch.rand(2, 3, 32, 32)
+def test_normalisation_and_resizing_are_inside():
+    network, x = build_network("resnet8", 4).eval(), torch.rand(2, 3, 32, 32)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1)
+    model = Classifier(network, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]).eval()
     assert torch.allclose(model(x), network((x - mean) / std), atol=1e-6)
+    model = Classifier(torch.nn.Flatten(), [0.0] * 3, [1.0] * 3, 8)
+    assert torch.equal(model(torch.ones(2, 3, 8, 8)), torch.ones(2, 192))
+    assert torch.allclose(model(torch.ones(2, 3, 20, 20)), torch.ones(2, 192))
+
+
+def checkpoint(path, architecture="resnet8") -> Classifiers:
+    values = {"source": "checkpoint", "architecture": architecture, "path": str(path), "mean": HALF, "std": HALF}
+    return TypeAdapter(Classifiers).validate_python(values)
+
+
+def read(path, architecture="resnet8", classes=4) -> Classifier:
+    return Classifier(*pretrained.load(checkpoint(path, architecture), classes, "training.net")).eval()
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").touch()
-    (tmp_path / "dvc.yaml").touch()
-    monkeypatch.chdir(tmp_path)
-    model = Classifier(build_network("resnet8", 4), HALF, HALF)
-    save_classifier(
-        model, {"source": "train", "architecture": "resnet8"}, 4, tmp_path / "artifacts" / "training" / "net"
-    )
-    return model, tmp_path / "artifacts" / "training" / "net" / "weights.safetensors"
+def saved(project_root):
+    model, folder = Classifier(build_network("resnet8", 4), HALF, HALF), project_root / "artifacts" / "training" / "net"
+    save_classifier(model, checkpoint("unused"), 4, folder)
+    return model.eval(), folder / "weights.safetensors"
 
 
 def test_round_trip_and_frozen(saved):
-    model, _ = saved
-    loaded = load_classifier("net")
-    x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(loaded(x), model.eval()(x))
+    loaded, x = load_classifier("net"), torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(x), saved[0](x))
     assert not any(p.requires_grad for p in loaded.parameters())
-
-
-def read(path, architecture="resnet8", classes=4):
-    return read_classifier(path, architecture, classes, HALF, HALF)
 
 
 def test_bad_checkpoints(saved, tmp_path):
     model, path = saved
-    state = model.network.state_dict()
-    broken = tmp_path / "broken.safetensors"
-
-    save_file({k: v.contiguous() for k, v in state.items() if k != "linear.bias"}, broken)
+    state, broken = {k: v.contiguous() for k, v in model.network.state_dict().items()}, tmp_path / "broken.safetensors"
+    save_file({k: v for k, v in state.items() if k != "linear.bias"}, broken)
     with pytest.raises(UserError, match=r"1 keys are missing \(such as \['linear.bias'\]\)"):
         read(broken)
-    save_file({**{k: v.contiguous() for k, v in state.items()}, "head.weight": torch.zeros(1)}, broken)
+    save_file({**state, "head.weight": torch.zeros(1)}, broken)
     with pytest.raises(UserError, match=r"1 are extra \(such as \['head.weight'\]\)"):
+        read(broken)
+    save_file({**state, "linear.bias": torch.tensor([0, 0, float("nan"), 0])}, broken)
+    with pytest.raises(UserError, match=r"broken.safetensors: linear.bias holds values that are not finite"):
         read(broken)
     with pytest.raises(UserError, match="number of classes"):
         read(path, classes=10)
@@ -84,9 +88,11 @@ def test_bad_checkpoints(saved, tmp_path):
         read(tmp_path / "nowhere.safetensors")
 
 
-def test_a_checkpoint_without_batch_counters_loads(saved, tmp_path):
-    model, _ = saved
+def test_checkpoints_without_batch_counters_or_of_data_parallel_load(saved, tmp_path):
+    model, x = saved[0], torch.rand(2, 3, 32, 32)
     state = {k: v.contiguous() for k, v in model.network.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_file(state, tmp_path / "plain.safetensors")
-    x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(read(tmp_path / "plain.safetensors")(x), model.eval()(x))
+    assert torch.equal(read(tmp_path / "plain.safetensors")(x), model(x))
+    network = build_network("resnet8", 4)
+    load_exactly(network, {f"module.{k}": v for k, v in state.items()}, "w")
+    assert torch.equal(network.linear.weight, model.network.linear.weight)

@@ -30,11 +30,7 @@ def visual_of(weights: dict) -> dict:
     return {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
 
 
-@pytest.fixture(autouse=True)
-def _project_root(tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").touch()
-    (tmp_path / "dvc.yaml").touch()
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("project_root")
 
 
 def hugging_face(activation="quick_gelu"):
@@ -169,24 +165,14 @@ def test_files_that_are_no_weights(tmp_path):
             image_tower.replace_tower(base().visual, name)
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Hugging Face's cache folder, offline: returns a function that puts a repository there."""
+def test_a_tower_from_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-    def put(name: str):
-        snapshot = tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / "0"
-        snapshot.mkdir(parents=True)
-        (snapshot.parent.parent / "refs").mkdir()
-        (snapshot.parent.parent / "refs" / "main").write_text("0")
-        return snapshot
-
-    return put
-
-
-def test_a_tower_from_the_hub(hub):
-    snapshot, clip = hub("someone/fare"), base()
+    repository, clip = tmp_path / "hub" / "models--someone--fare", base()
+    for folder in ("snapshots/0", "refs"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0")
+    snapshot = repository / "snapshots" / "0"
     weights = fine_tuned(clip)
     torch.save(weights, snapshot / "open_clip_pytorch_model.bin")
     (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from killing import Killed, data, kill_after
 from multishield.errors import UserError
-from multishield.forward import freeze, outputs
+from multishield.forward import outputs
 from paper.models import pretrained
-from paper.models.classifier import Classifier, load_classifier, save_classifier, wrap
-from paper.params import ClassifierFactory, FineTuned, Timm, Torchvision
+from paper.models.classifier import Classifier, load_classifier, save_classifier
+from paper.params.sections import ClassifierFactory, FineTuned, Timm, Torchvision
 from paper.training import classifier
 
 KEY = "training.net"
@@ -43,7 +43,7 @@ LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "wi
 def test_torchvision_from_a_file(project_root, name):
     file = write(torchvision.models.get_model(name, num_classes=5), project_root / "net.safetensors")
     params = Torchvision(source="torchvision", model=name, weights=file)
-    model, history = classifier.train_or_load("net", params, data(), NOTHING, 5, 0)
+    model, history = classifier.train_or_load("net", params, data(), NOTHING, 5, 0, None)
     assert history.epoch.tolist() == [0]
     assert history.clean_accuracy.isna().all()
     assert (model.size, model.mean.flatten()[0].item()) == (224, pytest.approx(0.485))
@@ -56,7 +56,7 @@ def test_torchvision_from_a_file(project_root, name):
 def test_auxiliary_heads_are_left_out(project_root, name):
     # As published weights have them, and the two build without when the training stage's weights are loaded.
     state = torchvision.models.get_model(name, num_classes=5, init_weights=False).state_dict()
-    plain = pretrained.architecture({"source": "torchvision", "model": name}, 5)
+    plain = pretrained.build({"source": "torchvision", "model": name}, 5)
     assert {k for k in state if not k.lower().startswith("aux")} == plain.state_dict().keys()
     assert plain.eval()(torch.rand(1, 3, 96, 96)).shape == (1, 5)
 
@@ -64,17 +64,11 @@ def test_auxiliary_heads_are_left_out(project_root, name):
 def test_timm_from_a_file(project_root):
     file = write(timm.create_model("test_resnet", num_classes=5), project_root / "net.safetensors")
     params = Timm(source="timm", model="test_resnet", weights=file)
-    model, _ = classifier.train_or_load("net", params, data(), data(30, 1), 5, 0)
+    model, _ = classifier.train_or_load("net", params, data(), data(30, 1), 5, 0, None)
     assert (model.size, model.mean.flatten().tolist()) == (160, [0.5] * 3)
     assert gradient(model, 32).abs().sum() > 0
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(outputs(round_trip(model, params, 5, project_root), x), outputs(model, x))
-
-
-def test_resizing_is_inside_and_only_where_it_is_needed():
-    model = Classifier(torch.nn.Flatten(), [0.0] * 3, [1.0] * 3, 8)
-    assert torch.equal(model(torch.ones(2, 3, 8, 8)), torch.ones(2, 192))
-    assert torch.allclose(model(torch.ones(2, 3, 20, 20)), torch.ones(2, 192))
 
 
 def finetuned(**changes) -> FineTuned:
@@ -83,8 +77,8 @@ def finetuned(**changes) -> FineTuned:
 
 
 def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root, monkeypatch):
-    arguments = ("net", finetuned(augment=True), data(32), data(12, 1), 3, 0)
-    undisturbed, history = classifier.train_or_load(*arguments)
+    arguments = ("net", finetuned(augment=True), data(32), data(12, 1), 3, 0, project_root / "resume")
+    undisturbed, history = classifier.train_or_load(*arguments[:-1], None)
     restore = kill_after(monkeypatch, classifier, 1)
     with pytest.raises(Killed):
         classifier.train_or_load(*arguments)
@@ -103,22 +97,24 @@ def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root, monkeypatch
 def test_fine_tuning_starts_from_the_weights_but_for_the_head(project_root):
     published = torchvision.models.resnet18(num_classes=1000)
     file = write(published, project_root / "net.safetensors")
-    start = pretrained.new_head(finetuned(weights=file), 3, KEY)
-    assert torch.equal(start.network.conv1.weight, published.conv1.weight)
-    assert start.network.fc.weight.shape == (3, 512)
-    assert (start.size, start.mean) == (224, [0.485, 0.456, 0.406])
+    network, mean, _, size = pretrained.load(finetuned(weights=file), 3, KEY)
+    assert torch.equal(network.conv1.weight, published.conv1.weight)
+    assert network.fc.weight.shape == (3, 512)
+    assert (size, mean) == (224, [0.485, 0.456, 0.406])
     broken = {k: v for k, v in published.state_dict().items() if k != "conv1.weight"}
     save_file(broken, project_root / "net.safetensors")
     with pytest.raises(UserError, match=r"1 keys are missing \(such as \['conv1.weight'\]\)"):
-        pretrained.new_head(finetuned(weights=file), 3, KEY)
+        pretrained.load(finetuned(weights=file), 3, KEY)
     with pytest.raises(UserError, match="no linear layer"):
-        pretrained.new_head(finetuned(model="squeezenet1_0", weights="DEFAULT"), 3, KEY)
+        pretrained.load(finetuned(model="squeezenet1_0", weights="DEFAULT"), 3, KEY)
 
 
 def test_fine_tuning_trains_every_layer(project_root):
     torch.manual_seed(0)
-    start = pretrained.new_head(finetuned(), 3, KEY).network.state_dict()
-    model, _ = classifier.train_or_load("net", finetuned(epochs=1, learning_rate=0.1), data(32), data(12, 1), 3, 0)
+    start = pretrained.load(finetuned(), 3, KEY)[0].state_dict()
+    model, _ = classifier.train_or_load(
+        "net", finetuned(epochs=1, learning_rate=0.1), data(32), data(12, 1), 3, 0, None
+    )
     trained = dict(model.network.named_parameters())
     assert all(not torch.equal(start[name], tensor.cpu()) for name, tensor in trained.items())
 
@@ -138,7 +134,7 @@ def test_a_factory_builds_a_classifier(project_root, monkeypatch):
     (project_root / "nets_of_mine.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(str(project_root))
     params = ClassifierFactory(source="factory", factory="nets_of_mine:shapes")
-    model, history = classifier.train_or_load("net", params, data(), data(30, 1), 3, 0)
+    model, history = classifier.train_or_load("net", params, data(), data(30, 1), 3, 0, None)
     assert 0 <= history.clean_accuracy.item() <= 1
     assert gradient(model, 32).abs().sum() > 0
     x = torch.rand(2, 3, 32, 32)
@@ -147,7 +143,7 @@ def test_a_factory_builds_a_classifier(project_root, monkeypatch):
     for name, words in (("short", r"returns \(6, 3072\) for 6 images"), ("nothing", "returned NoneType")):
         params = ClassifierFactory(source="factory", factory=f"nets_of_mine:{name}")
         with pytest.raises(UserError, match=words):
-            classifier.train_or_load("net", params, data(), NOTHING, 3, 0)
+            classifier.train_or_load("net", params, data(), NOTHING, 3, 0, None)
 
 
 MISTAKES = [
@@ -202,9 +198,4 @@ def test_names_are_checked_before_the_first_stage(project_root, params, words):
 @pytest.mark.parametrize(("train", "validation", "key"), [(0, 12, "dataset.train"), (12, 0, "dataset.validation")])
 def test_training_needs_images(project_root, train, validation, key):
     with pytest.raises(UserError, match=f"{key} is 0; training needs images"):
-        classifier.train_or_load("net", finetuned(), data(train), data(validation), 3, 0)
-
-
-def test_a_frozen_network_has_no_gradients_for_its_weights():
-    model = freeze(wrap(pretrained.new_head(finetuned(), 3, KEY)))
-    assert not any(p.requires_grad for p in model.parameters())
+        classifier.train_or_load("net", finetuned(), data(train), data(validation), 3, 0, None)

@@ -11,10 +11,10 @@ from packaging.requirements import Requirement
 from conftest import ROOT
 from multishield.errors import UserError
 from paper.models import pretrained
-from paper.models.model_zoo import CATALOGUE
-from paper.params import Catalogued
+from paper.models.model_zoo import ENTRIES
+from paper.params.sections import FromZoo
 
-# What the extra adds to this environment.
+# Packages that the extra adds to this environment.
 ADDED = {"robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks"}
 
 
@@ -32,7 +32,7 @@ def pins() -> list[str]:
 @pytest.mark.skipif(importlib.util.find_spec("robustbench") is not None, reason="robustbench is installed here")
 def test_without_the_package_a_sentence_says_how_to_install_it():
     with pytest.raises(UserError, match=r"No module named 'robustbench'.*requirements-robustbench.lock`$"):
-        pretrained.load(Catalogued(source="catalogue", name="Standard"), 10, "training.net")
+        pretrained.load(FromZoo(source="model_zoo", name="Standard"), 10, "training.net")
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +48,15 @@ def overlay(tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_every_model_of_robustbench_runs_through_our_code(overlay, tmp_path):
-    (tmp_path / "params.yaml").touch()
-    (tmp_path / "dvc.yaml").touch()
+def test_every_model_of_robustbench_runs_through_our_code(overlay, project_root):
     code = [str(overlay), str(ROOT / "src")]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "models" / "robustbench_models.py")],
-        cwd=tmp_path,
+        [sys.executable, str(ROOT / "tests" / "paper" / "models" / "robustbench_models.py")],
+        cwd=project_root,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(code)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    wanted = [name for name, entry in CATALOGUE.items() if entry.source == "robustbench"]
+    wanted = [name for name, entry in ENTRIES.items() if entry.source == "robustbench"]
     assert done.stdout.splitlines() == wanted
