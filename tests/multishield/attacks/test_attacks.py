@@ -1,122 +1,211 @@
-"""Attacks against closed forms, exhaustive search and their own contracts."""
-
-import itertools
+"""All attacks: their contract on any model, the independence of images, and closed forms of linear models."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from multishield.attacks import losses
 from multishield.attacks.apgd import apgd, checkpoints, likeliest
+from multishield.attacks.components import denial, one_margin
 from multishield.attacks.joint import joint, targets_in_turn
-from multishield.attacks.losses import evasion_margin
-from multishield.attacks.paper import ce_loss, dlr_loss, paper
-from multishield.attacks.pgd import fgsm
+from multishield.attacks.paper import paper_attack
+from multishield.attacks.pgd import fgsm, pgd
 from multishield.attacks.square import square
-from multishield.attacks.threat_model import evaded, fooled
+from multishield.attacks.threat_model import Ball, evaded, fooled
+from multishield.defences import ConfidenceThreshold, Unanimity, Undefended
+from multishield.forward import forward
 from multishield.shield import MultiShield
-from paper.stages.autoattack import autoattack
+from small import Convolutions, Linear, inside, linear_shield
 
 EPS = 8 / 255
+ON_CLASSIFIER = {
+    "fgsm": fgsm,
+    "pgd": lambda *a, **k: pgd(*a, steps=5, **k),
+    "apgd-ce": lambda *a, **k: apgd(*a, steps=8, **k),
+    "apgd-dlr": lambda *a, **k: apgd(*a, steps=8, loss="dlr", **k),
+    "apgd-t": lambda *a, **k: apgd(*a, steps=8, loss="dlr-targeted", targets=2, **k),
+    "square": lambda *a, **k: square(*a, queries=30, **k),
+}
+ON_SHIELD = {
+    "paper": lambda *a, **k: paper_attack(*a, steps=8, **k),
+    "joint": lambda *a, **k: joint(*a, steps=8, targets=2, **k),
+}
+ALL = {**ON_CLASSIFIER, **ON_SHIELD}
+NEEDS_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
-class Linear(torch.nn.Module):
-    """Linear scores of the pixels, around grey, so that every class wins somewhere."""
-
-    def __init__(self, classes, pixels=3 * 4 * 4, scale=1.0, seed=0):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.weight = torch.nn.Parameter(scale * torch.randn(classes, pixels, generator=generator), requires_grad=False)
-
-    def forward(self, x):
-        return (x.flatten(1) - 0.5) @ self.weight.T
+def options(x, eps=EPS, norm="Linf"):
+    return {"ball": Ball(eps, norm), "seed": 0, "ids": torch.arange(len(x))}
 
 
-def linear_shield(classes=4, tolerance=0.001):
-    return MultiShield(Linear(classes, seed=1), Linear(classes, scale=0.02, seed=2), tolerance)
+def agree(success, gap, border=1e-3):
+    """Success exactly where the gap is not positive; a hair's breadth decides nothing."""
+    assert 0.1 < (gap <= 0).float().mean() < 0.9, "both cases occur"
+    sure = gap.abs() > border
+    assert torch.equal(success[sure], (gap <= 0)[sure])
 
 
-def images(n=24):
-    return 0.1 + 0.8 * torch.rand(n, 3, 4, 4)  # the ball stays inside [0,1]
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=12, deadline=None)
+@given(
+    classes=st.sampled_from([2, 3, 37, 101, 1000]), count=st.integers(1, 9), grey=st.booleans(), draw=st.integers(0, 99)
+)
+def test_contract_of_every_attack(name, classes, count, grey, draw):
+    generator = torch.Generator().manual_seed(draw)
+    x = torch.full((count, 3, 4, 4), 0.5) if grey else torch.rand(count, 3, 4, 4, generator=generator)
+    model = Linear(classes, seed=1) if name in ON_CLASSIFIER else linear_shield(classes)
+    y = Linear(classes, seed=1)(x).argmax(1)
+    if classes < NEEDS_CLASSES.get(name, 2):
+        with pytest.raises(ValueError, match="needs at least"):
+            ALL[name](model, x, y, **options(x))
+        return
+    y = y if draw % 3 else torch.randint(classes, (count,), generator=generator)
+    result = ALL[name](model, x, y, **options(x))
+    assert result.images.shape == x.shape
+    assert (result.images - x).abs().max() <= EPS + 1e-6
+    assert result.images.min() >= 0
+    assert result.images.max() <= 1
+    assert torch.equal(result.images[~result.success], x[~result.success]), "a failed attack returns the clean image"
+    rule = fooled if name in ON_CLASSIFIER else evaded
+    assert torch.equal(rule(forward(model, result.images), y), result.success), "the stored image decides"
+    wrong = rule(forward(model, x), y)
+    assert (result.forwards[wrong] == 1).all(), "what is wrong when clean costs one pass"
+    assert torch.equal(result.images[wrong], x[wrong])
 
 
-def test_linear_classifier_closed_form():
+@pytest.mark.parametrize("name", ALL)
+def test_an_image_never_depends_on_its_neighbours(name):
+    """On a network, bit for bit: batch sizes that refill, other orders, one image alone."""
+    network = Convolutions()
+    model = network if name in ON_CLASSIFIER else MultiShield(network, Convolutions(), 0.001)
+    x, ids = torch.rand(20, 3, 8, 8), torch.arange(40, 60)
+    y = network(x).argmax(1)
+    starts = [pgd(network, x, y, ball=Ball(3 * EPS), steps=2, seed=0, ids=ids)] if name == "joint" else []
+
+    def run(chosen, **more):
+        begun = {"starts": [start[chosen] for start in starts]} if starts else {}
+        return ALL[name](model, x[chosen], y[chosen], ball=Ball(EPS), seed=0, ids=ids[chosen], **begun, **more)
+
+    whole, order = run(torch.arange(20)), torch.randperm(20)
+    for size, chosen in ((7, order), (1, order[:3]), (64, order[:1])):
+        some = run(chosen, batch_size=size)
+        assert some.broken_by == whole[chosen].broken_by
+        for column in ("images", "forwards", "backwards"):
+            assert torch.equal(getattr(some, column), getattr(whole, column)[chosen])
+
+
+def test_no_images_are_no_error():
+    x = torch.empty(0, 3, 4, 4)
+    result = pgd(Linear(), x, torch.empty(0, dtype=torch.long), **options(x))
+    assert len(result.images) == len(result.success) == len(result.forwards) == 0
+
+
+def test_an_unknown_loss_is_one_sentence():
+    x = inside(2)
+    with pytest.raises(ValueError, match="loss is 'hinge'; accepted are ce, dlr, dlr-targeted, or a function"):
+        apgd(Linear(), x, torch.zeros(2).long(), loss="hinge", **options(x))
+
+
+def test_apgd_reaches_the_closed_form_of_a_linear_classifier():
     # z_t - z_y can grow by at most eps * |w_t - w_y|_1: exactly then an image can be broken.
-    model, x = Linear(4), images(200)
-    logits = model(x)
-    y = logits.argmax(1)
-    reach = EPS * (model.weight[:, None] - model.weight[None]).abs().sum(2)
-    breakable = torch.stack(
-        [(logits[:, t] - logits.gather(1, y[:, None])[:, 0] + reach[t, y] > 0) & (y != t) for t in range(4)]
-    )
-    breakable = breakable.any(0)
-    assert 0.2 < breakable.float().mean() < 0.98, "both cases occur"
-
-    def margin(z, labels):  # its maximum is the closed form's
-        own = z.gather(1, labels[:, None])[:, 0]
-        return z.scatter(1, labels[:, None], -torch.inf).max(1).values - own
-
-    found = apgd(model, x, y, eps=EPS, seed=0, ids=torch.arange(200), success=fooled, loss=margin, tag="t", steps=50)
-    assert not (found.success & ~breakable).any(), "no attack breaks what cannot be broken"
-    assert (found.success & breakable).sum() >= 0.97 * breakable.sum()
+    model, x = Linear(), inside(200)
+    z = model(x)
+    y = z.argmax(1)
+    gap = z.gather(1, y[:, None]) - z - model.reach(EPS)[y]
+    possible = gap.scatter(1, y[:, None], torch.inf).amin(1) < 0
+    attacked = apgd(model, x, y, loss=losses.margin, tag="t", steps=50, **options(x))
+    assert 0.2 < possible.float().mean() < 0.98, "both cases occur"
+    assert not (attacked.success & ~possible).any(), "no attack breaks what cannot be broken"
+    assert (attacked.success & possible).sum() >= 0.97 * possible.sum()
 
 
-def test_joint_on_a_tiny_image_against_exhaustive_search():
-    # Two pixels matter. A grid over the ball finds out which images can be evaded; joint must find nearly all of them.
-    shield = MultiShield(Linear(3, pixels=3, scale=4.0, seed=5), Linear(3, pixels=3, seed=6), 0.01)
-    shield.alignment.weight += shield.classifier.weight / 2  # two models of the same task: they mostly agree
-    x = 0.3 + 0.4 * torch.rand(150, 3, 1, 1)
-    y, eps = shield.classifier(x).argmax(1), 0.1
-    offsets = torch.tensor(list(itertools.product(torch.linspace(-eps, eps, 41).tolist(), repeat=3))).view(-1, 3, 1, 1)
-    possible = torch.stack(
-        [evaded(shield(xi + offsets), yi.expand(len(offsets))).any() for xi, yi in zip(x, y, strict=True)]
-    )
-    found = joint(shield, x, y, eps=eps, seed=0, ids=torch.arange(150), targets=2, steps=60)
-    assert 10 < possible.sum() < 140
-    assert (found.success & possible).sum() >= 0.97 * possible.sum()
-    assert torch.equal(evaded(shield(found.images), y), found.success)
+def test_fgsm_is_exact_on_a_linear_model():
+    model, x = Linear(2), inside(100)
+    z = model(x)
+    result = fgsm(model, x, z.argmax(1), **options(x))
+    assert torch.equal(result.success, (z[:, 0] - z[:, 1]).abs() < model.reach(EPS)[0, 1])
+    assert 5 < result.success.sum() < 100
+
+
+@pytest.mark.parametrize(("attack", "more"), [(pgd, {"step_size": 0.05}), (apgd, {})])
+def test_l2_reaches_the_closed_form_of_a_linear_model(attack, more):
+    # Two classes: the margin can grow by at most eps |w_1 - w_0|_2.
+    model, x, eps = Linear(2), inside(200), 0.05
+    z = model(x)
+    possible = (z[:, 0] - z[:, 1]).abs() < eps * (model.weight[0] - model.weight[1]).norm()
+    result = attack(model, x, z.argmax(1), **options(x, eps, "L2"), **more)
+    assert 20 < possible.sum() < 180
+    assert not (result.success & ~possible).any()
+    assert (result.success & possible).sum() >= 0.97 * possible.sum()
+
+
+def test_each_component_alone_is_broken_exactly_where_its_closed_form_says():
+    models, x = [Linear(2, seed=1), Linear(2, seed=2)], inside(300)
+    for number, model in enumerate(models):
+        z = model(x)
+        y, tag = z.argmax(1), f"on component {number}"
+        result = one_margin(Unanimity(models), x, y, component=number, tag=tag, steps=50, **options(x))
+        agree(result.success, (z[:, 0] - z[:, 1]).abs() - model.reach(EPS)[0, 1])
+        assert (model(result.images).argmax(1) != y)[result.success].all()
+
+
+def test_denial_reaches_exactly_what_is_near_the_region_of_rejection():
+    model, x, threshold = Linear(2, seed=1), inside(300), 1.0
+    defence, z = ConfidenceThreshold(model, threshold), model(x)
+    result = denial(defence, x, z.argmax(1), steps=50, **options(x))
+    agree(result.success, (z[:, 0] - z[:, 1]).abs() - threshold - model.reach(EPS)[0, 1])
+    assert (defence(result.images).argmax(1) == 2)[result.success].all()
+    assert (result.images - x).abs().max() <= EPS + 1e-6
+
+
+def test_targets_without_hope_are_given_up_and_near_ones_are_not():
+    """What is beyond reach costs a fifth of the steps, and no verdict."""
+    model, x, left = Linear(3, seed=2), inside(300), []
+    z = model(x)
+    y, reach = z.argmax(1), model.reach(EPS)[z.argmax(1)]
+    gap = (z.gather(1, y[:, None]) - z - reach).scatter(1, y[:, None], torch.inf)
+    more = {"targets": 2, "watch": lambda i, attacked, steps: left.append(steps)}
+    result = one_margin(Undefended(model), x, y, component=0, tag="on the classifier", **options(x), **more)
+    agree(result.success, gap.amin(1))
+    beyond = (gap > reach).all(1)  # more is missing than can be gained
+    assert beyond.sum() > 10
+    both_untargeted, given_up = 2 * 101, 2 * 24
+    assert (result.forwards[beyond] <= 1 + both_untargeted + given_up).all()
+    assert left == sorted(left, reverse=True), "the progress line never goes back"
+    assert left[-1] == 0
+
+
+def test_a_search_without_hope_ends_early_and_loses_nothing(monkeypatch):
+    model, x = Linear(2), inside(40)
+    z = model(x)
+    y, gap, reach = z.argmax(1), (z[:, 0] - z[:, 1]).abs(), model.reach(EPS)[0, 1]
+    result = square(model, x, y, queries=1000, **options(x))
+    assert not (result.success & (gap >= reach)).any()
+    assert (result.forwards[gap > 1.5 * reach] <= 803).all(), "judged after 800 queries"
+    assert (gap > 1.5 * reach).sum() > 5
+    monkeypatch.setattr("multishield.attacks.square.PATIENCE", torch.inf)
+    patient = square(model, x, y, queries=1000, **options(x))
+    assert torch.equal(patient.success, result.success)
+    assert (patient.forwards[gap > reach] > 1000).all()
 
 
 def test_joint_beats_the_papers_attack_where_the_models_disagree():
-    shield = linear_shield(10)
-    x = images(60)
+    shield, x = linear_shield(10), inside(60)
     y = shield.classifier(x).argmax(1)
-    weak = paper(shield, x, y, eps=EPS, seed=0, ids=torch.arange(60), steps=40)
-    strong = joint(shield, x, y, eps=EPS, seed=0, ids=torch.arange(60), targets=9, steps=40)
-    assert strong.success.sum() >= weak.success.sum()
-    assert strong.success.sum() > 0
-
-
-def test_paper_losses_closed_forms():
-    outputs = torch.tensor([[2.0, 1.0, 0.5, 3.0]])  # reject is the last
-    label = torch.tensor([0])
-    expected = 2 * torch.logsumexp(outputs, 1) - 2.0 - 3.0
-    assert torch.allclose(ce_loss(outputs, label), expected)
-    # y and reject are the two largest: the two DLR terms cancel exactly, and so do their gradients.
-    outputs.requires_grad_()
-    value = dlr_loss(outputs, label)
-    (gradient,) = torch.autograd.grad(value.sum(), outputs)
-    assert value.item() == pytest.approx(0, abs=1e-6)
-    assert gradient.abs().max() < 1e-6
-
-
-def test_evaded_never_takes_class_ten_for_rejection():
-    outputs = torch.zeros(1, 38)
-    outputs[0, 10] = 1
-    assert evaded(outputs, torch.tensor([0])).item()
-    outputs[0, 37] = 2
-    assert not evaded(outputs, torch.tensor([0])).item()
+    weak = paper_attack(shield, x, y, steps=40, **options(x))
+    strong = joint(shield, x, y, targets=9, steps=40, **options(x))
+    assert strong.success.sum() > weak.success.sum()
 
 
 def test_targets_are_wrong_classes_likeliest_first():
-    score = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
-    assert likeliest(score, torch.tensor([1]), 9).tolist() == [[3, 2, 0]]
+    assert likeliest(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), torch.tensor([1]), 9).tolist() == [[3, 2, 0]]
 
 
 def test_the_models_name_targets_in_turn_and_no_scale_matters():
     z = torch.tensor([[9.0, 5.0, 4.0, 1.0, 2.0]])  # the classifier's order of wrong classes: 1 2 4 3
     c = torch.tensor([[0.3, 0.1, 0.2, 0.5, 0.4]])  # CLIP's: 3 4 2 1
-    y = torch.tensor([0])
-    both = torch.stack([z, c], 1)
+    y, both = torch.tensor([0]), torch.stack([z, c], 1)
     assert targets_in_turn(both, y, 9).tolist() == [[1, 3, 2, 4]]
     assert targets_in_turn(both, y, 2).tolist() == [[1, 3]]
     assert targets_in_turn(torch.stack([0.01 * z, 1000 * c], 1), y, 9).tolist() == [[1, 3, 2, 4]]
@@ -128,59 +217,3 @@ def test_the_models_name_targets_in_turn_and_no_scale_matters():
 def test_checkpoints_of_auto_pgd():
     # Croce & Hein 2020, section 3.3, for 100 steps: 22, 41, 57, 70, 80, 87, 93, 99.
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_autoattack_is_seeded_and_keeps_wrong_images():
-    model, x = Linear(4), images(12)
-    y = model(x).argmax(1)
-    y[0] = (y[0] + 1) % 4  # wrong before any attack
-    runs = [
-        autoattack(model, x, y, eps=EPS, seed=3, ids=torch.arange(12), attacks=("apgd-ce", "apgd-t")) for _ in range(2)
-    ]
-    first, second = runs
-    assert torch.equal(first.images, second.images)
-    assert first.broken_by == second.broken_by
-    assert first.broken_by[0] == "clean"
-    assert torch.equal(first.images[0], x[0])
-    assert torch.equal(fooled(model(first.images), y), first.success)
-
-
-def test_evasion_margin_is_positive_exactly_where_a_wrong_class_is_accepted():
-    shield = linear_shield(6, tolerance=0.02)
-    x, y = torch.rand(400, 3, 4, 4), torch.randint(0, 6, (400,))
-    wins = evaded(shield(x), y)
-    assert 0.02 < wins.float().mean() < 0.98
-    assert torch.equal(evasion_margin(shield.scores(x), y, shield) >= 0, wins)
-
-
-def test_losses_closed_forms():
-    z, y, t = torch.tensor([[1.0, 4.0, 2.0, 0.0]]), torch.tensor([1]), torch.tensor([2])
-    assert losses.ce(z, y).item() == pytest.approx(-z.log_softmax(1)[0, 1].item())
-    assert losses.margin(z, y).item() == -2
-    assert losses.dlr(z, y).item() == pytest.approx(-2 / 3)  # (2 - 4) / (4 - 1)
-    assert losses.dlr_targeted(z, y, t).item() == pytest.approx(-2 / 3.5)  # (2 - 4) / (4 - (1 + 0) / 2)
-
-
-def test_fgsm_is_exact_on_a_linear_model():
-    model, x = Linear(2), images(100)
-    z = model(x)
-    y, reach = z.argmax(1), EPS * (model.weight[0] - model.weight[1]).abs().sum()
-    result = fgsm(model, x, y, eps=EPS, seed=0, ids=torch.arange(100))
-    assert torch.equal(result.success, (z[:, 0] - z[:, 1]).abs() < reach)
-    assert 5 < result.success.sum() < 100
-
-
-def test_a_search_without_hope_ends_early_and_loses_nothing(monkeypatch):
-    model, x = Linear(2), images(60)
-    z = model(x)
-    y, gap = z.argmax(1), (z[:, 0] - z[:, 1]).abs()
-    reach = EPS * (model.weight[0] - model.weight[1]).abs().sum()
-    options = {"eps": EPS, "seed": 0, "ids": torch.arange(60), "queries": 2000}
-    found = square(model, x, y, **options)
-    assert not (found.success & (gap >= reach)).any()
-    assert (found.forwards[gap > 1.5 * reach] <= 803).all(), "judged after 800 queries"
-    assert (gap > 1.5 * reach).sum() > 5
-    monkeypatch.setattr("multishield.attacks.square.PATIENCE", torch.inf)
-    patient = square(model, x, y, **options)
-    assert torch.equal(patient.success, found.success)
-    assert (patient.forwards[gap > reach] > 2000).all()
