@@ -1,4 +1,4 @@
-"""One set of versions: pyproject.toml, requirements.lock and environment.yml are in step, and installed."""
+"""One set of versions: pyproject.toml, the locks and environment.yml are in step, and installed."""
 
 import re
 import subprocess
@@ -12,70 +12,58 @@ from ruamel.yaml import YAML
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = {
-    canonicalize_name(requirement.name): requirement
-    for requirement in (
-        Requirement(line)
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
-}
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["paper"]]
 
 
-def test_the_lock_satisfies_what_the_project_asks_for():
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
-        wanted = Requirement(text)
-        locked = LOCK[canonicalize_name(wanted.name)]
-        (pin,) = locked.specifier
-        assert pin.operator == "=="
-        assert wanted.specifier.contains(pin.version), text
+def lines_of(lock: str) -> set[str]:
+    return {line for line in (ROOT / lock).read_text().splitlines() if line and not line.startswith("#")}
+
+
+def pinned(lock: str) -> dict[str, Requirement]:
+    """The lines of a lock that hold for this Python and this system, by name."""
+    wanted = map(Requirement, lines_of(lock))
+    return {canonicalize_name(r.name): r for r in wanted if r.marker is None or r.marker.evaluate()}
+
+
+def test_the_lock_has_one_exact_version_of_everything_that_the_project_asks_for():
+    lock = pinned("requirements.lock")
+    assert all(re.fullmatch(r"==[^,*]+", str(r.specifier)) for r in lock.values())
+    for wanted in (*DIRECT, *map(Requirement, EXTRAS["clip"] + EXTRAS["test"])):
+        (pin,) = lock[canonicalize_name(wanted.name)].specifier
+        assert wanted.specifier.contains(pin.version), wanted
+
+
+def test_what_is_in_the_numbers_has_the_same_version_under_every_python():
+    for name in ("numpy", "pandas", "pillow", "pyautoattack", "scipy", "timm", "torch", "torchvision"):
+        assert len([line for line in lines_of("requirements.lock") if line.startswith(f"{name}==")]) == 1, name
 
 
 def test_the_lock_of_the_cluster_adds_ray_and_replaces_nothing():
-    lines = {
-        name: set((ROOT / name).read_text().splitlines()) for name in ("requirements.lock", "requirements-cluster.lock")
-    }
-    plain, more = ({line for line in found if not line.startswith("#")} for found in lines.values())
+    plain, more = lines_of("requirements.lock"), lines_of("requirements-cluster.lock")
     assert plain <= more
     assert {Requirement(line).name for line in more - plain} == {"msgpack", "protobuf", "ray"}
-    assert PROJECT["optional-dependencies"]["cluster"] == [line for line in more if line.startswith("ray==")]
-
-
-def test_every_line_of_the_lock_is_an_exact_version():
-    assert all(len(r.specifier) == 1 and next(iter(r.specifier)).operator == "==" for r in LOCK.values())
+    assert EXTRAS["cluster"] == [line for line in more if line.startswith("ray==")]
 
 
 def test_this_environment_is_the_locked_one():
-    wrong = {}
-    for name, requirement in LOCK.items():
-        if requirement.marker is None or requirement.marker.evaluate():
-            (pin,) = requirement.specifier
-            if version(name) != pin.version:
-                wrong[name] = (version(name), pin.version)
-    assert wrong == {}
+    installed = {name: f"=={version(name)}" for name in pinned("requirements.lock")}
+    assert installed == {name: str(r.specifier) for name, r in pinned("requirements.lock").items()}
 
 
 def test_conda_users_get_the_same():
-    environment = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
-    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    assert "--requirement requirements.lock" in pip
-    assert "python=3.11" in environment["dependencies"]
-    assert "3.11" in PROJECT["requires-python"]
-    named = {
-        canonicalize_name(r.name): r.specifier for r in (Requirement(line) for line in pip if not line.startswith("-"))
-    }
-    direct = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    assert named == {name: LOCK[name].specifier for name in direct}
+    environment = YAML(typ="safe").load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert "python=3.11" in environment
+    *lines, lock_line, project_line = environment[-1]["pip"]
+    assert (lock_line, project_line) == ("--requirement requirements.lock", "--editable .")
+    lock, direct = pinned("requirements.lock"), {canonicalize_name(r.name) for r in DIRECT}
+    named = {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
+    assert named == {name: lock[name].specifier for name in direct}
 
 
 def test_nothing_committed_is_large_or_tied_to_a_machine():
-    files = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for name in files:
-        path = ROOT / name
-        if not path.is_file():
-            continue
-        assert path.stat().st_size <= 1_000_000 or name.startswith("reports/"), name
-        if path.suffix not in {".png"} and name != "tests/test_environment.py":
-            assert not re.search(r"(/home/|/root/|/Users/)\w", path.read_text()), name
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for path in filter(lambda path: path.is_file(), (ROOT / name for name in listed.stdout.splitlines())):
+        assert path.stat().st_size <= 1_000_000 or path.is_relative_to(ROOT / "reports"), path
+        if path.suffix != ".png" and path.name != "test_environment.py":
+            assert not re.search(r"(/home/|/root/|/Users/)\w", path.read_text()), path
