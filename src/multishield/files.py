@@ -52,10 +52,10 @@ def missing(path: Path, wanted: str) -> UserError:
 
 def how_to_fix(path: Path, wanted: str) -> str:
     """The remedy for a file that cannot be used: a stage of the pipeline makes the files under artifacts/."""
-    if "artifacts" in path.parts[:-2]:
-        stage = path.parts[path.parts.index("artifacts") + 1]
-        return f"the stage {stage} makes it: remove the file and run `make reproduce`"
-    return f"give the path of {wanted}"
+    if "artifacts" not in path.parts[:-2]:
+        return f"give the path of {wanted}"
+    stage = path.parts[path.parts.index("artifacts") + 1]
+    return f"the stage {stage} makes it: remove the file and run `make reproduce`"
 
 
 def save_tensors(path: Path, tensors: dict) -> Path:
@@ -85,9 +85,10 @@ def load_tensors(path: Path) -> dict:
     except PermissionError:
         raise UserError(f"{path} may not be read by this user; change its permissions") from None
     except SafetensorError as error:
-        if "artifacts" in path.parts:
-            raise UserError(f"{path} is damaged ({error}); {how_to_fix(path, '')}") from None
-        raise UserError(
-            f"{path} is not a safetensors file ({error}); pickled checkpoints (.pt, .pth) are not accepted because "
-            "loading one can run any code: convert it once with safetensors.torch.save_file(state_dict, path)"
-        ) from None
+        remedy = how_to_fix(path, "")
+        if "artifacts" not in path.parts:
+            remedy = (
+                "pickled checkpoints (.pt, .pth) are not accepted because loading one can run any code: convert it "
+                "once with safetensors.torch.save_file(state_dict, path)"
+            )
+        raise UserError(f"{path} is no valid safetensors file ({error}); {remedy}") from None

@@ -33,28 +33,26 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
-    """The outputs of a model for a batch: on a CPU, those of an image have the same bytes in every batch.
+    """The outputs of a model for pixels (B,C,H,W): on a CPU, those of an image have the same bytes in every batch.
 
-    Args:
-        model: a module, a bound method of one (such as a shield's `scores`), or any function of pixels. x: (B,C,H,W).
-
-    Raises:
-        UserError: an output is not finite. It would be no class and no rejection, so nothing can be counted.
+    The model is a module, a bound method of one (such as a shield's `scores`), or any function of pixels. Raises
+    UserError if an output is not finite: it would be no class and no rejection, so nothing can be counted.
     """
     filled = -(-len(x) // FILL) * FILL
     out = model(x if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
-    for number, scores in enumerate(out if isinstance(out, tuple) else (out,)):
+    columns = out if isinstance(out, tuple) else (out,)
+    for number, scores in enumerate(columns):
         if not scores.isfinite().all():
             bad = int((~scores.isfinite()).reshape(len(scores), -1).any(1).nonzero()[0, 0])
             some = ", ".join(f"{score:.3g}" for score in scores[bad].flatten()[:3].tolist())
             raise UserError(
-                f"{component_name(model, number)} gives image {bad} of a batch of {len(x)} the scores [{some}, ...], "
+                f"{_component_name(model, number)} gives image {bad} of a batch of {len(x)} the scores [{some}, ...], "
                 "which are not finite; look for damaged weights, a division by zero or an overflow in it"
             )
-    return tuple(t[: len(x)] for t in out) if isinstance(out, tuple) else out[: len(x)]
+    return tuple(t[: len(x)] for t in columns) if isinstance(out, tuple) else out[: len(x)]
 
 
-def component_name(model: Callable, number: int) -> str:
+def _component_name(model: Callable, number: int) -> str:
     """Name of the component that produced score `number`, for error messages."""
     names = getattr(getattr(model, "__self__", model), "components", ("the classifier",))
     return names[number] if number < len(names) else f"component {number + 1}"
@@ -86,12 +84,8 @@ def accuracy(model: nn.Module, data, batch_size: int = 256) -> float:
 def check_repeatable(model: nn.Module, pixels: Tensor, name: str) -> None:
     """Score a batch of images twice: in order, and reversed in batches of half the size.
 
-    Args:
-        model: pixels (B,C,H,W) to logits, or a defence. name: of the model, in the message.
-
-    Raises:
-        UserError: a score is not finite, or changes by more than `REPEATABLE`, as a share of the largest score. On
-            such a model the failure of an attack would prove nothing.
+    The model takes pixels (B,C,H,W) to logits, or is a defence; `name` is its name in the message. Raises UserError if
+    a score changes by more than `REPEATABLE`: on such a model the failure of an attack would prove nothing.
     """
     once, again = scores_of(model, pixels), scores_of(model, pixels.flip(0), max(1, len(pixels) // 2))
     for first, second in zip(once, again, strict=True):

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -51,12 +52,10 @@ class Images:
 
 @dataclass(frozen=True)
 class AttackedImages:
-    """Images after an attack, and its effect on each.
+    """Images (N,C,H,W) float32 in [0,1] after an attack, and its effect on each; the clean image where it failed.
 
-    Attributes:
-        images: (N,C,H,W) float32 in [0,1]. Where the attack failed it is the clean image.
-        broken_by: per image the attack that broke it, "clean" where it was wrong before, "" where it resisted.
-        forwards, backwards: passes through the model that each image cost, int64 (N,).
+    `broken_by` names per image the attack that broke it: "clean" where it was wrong before, "" where it resisted.
+    `forwards` and `backwards` are the passes through the model that each image cost, int64 (N,).
     """
 
     images: Tensor
@@ -85,32 +84,26 @@ class AttackedImages:
         names = list(self.broken_by)
         for i, name in zip(index.tolist(), newer.broken_by, strict=True):
             names[i] = name
-        passes = (getattr(self, kind).index_add(0, index, getattr(newer, kind)) for kind in ("forwards", "backwards"))
-        return AttackedImages(self.images.index_copy(0, index, newer.images), names, *passes)
+        forwards = self.forwards.index_add(0, index, newer.forwards)
+        backwards = self.backwards.index_add(0, index, newer.backwards)
+        return AttackedImages(self.images.index_copy(0, index, newer.images), names, forwards, backwards)
 
     @classmethod
     def joined(cls, chunks: list["AttackedImages"]) -> "AttackedImages":
         """Several chunks, one after the other."""
-        columns = (torch.cat([getattr(c, name) for c in chunks]) for name in ("images", "forwards", "backwards"))
-        images, forwards, backwards = columns
-        return cls(images, [name for c in chunks for name in c.broken_by], forwards, backwards)
+        images, names, forwards, backwards = zip(*(vars(c).values() for c in chunks), strict=True)
+        return cls(torch.cat(images), [*chain(*names)], torch.cat(forwards), torch.cat(backwards))
 
     def tensors(self) -> dict[str, Tensor]:
-        """As named tensors: names are numbered, and their text is a row of bytes."""
-        names = sorted(set(self.broken_by))
-        return {
-            "images": self.images,
-            "attack": torch.tensor([names.index(name) for name in self.broken_by], dtype=torch.long),
-            "attack_names": torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8),
-            "forwards": self.forwards,
-            "backwards": self.backwards,
-        }
+        """As named tensors; `broken_by` is a text of one line per image, in UTF-8."""
+        names = torch.tensor(list("\n".join(self.broken_by).encode()), dtype=torch.uint8)
+        return vars(self) | {"broken_by": names}
 
     @classmethod
-    def from_tensors(cls, t: dict[str, Tensor]) -> "AttackedImages":
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "AttackedImages":
         """The inverse of `tensors`."""
-        names = bytes(t["attack_names"].tolist()).decode().split("\n")
-        return cls(t["images"], [names[i] for i in t["attack"].tolist()], t["forwards"], t["backwards"])
+        names = bytes(tensors["broken_by"].tolist()).decode().split("\n")
+        return cls(tensors["images"], names, tensors["forwards"], tensors["backwards"])
 
 
 class StoredImages:
@@ -137,12 +130,12 @@ class StoredImages:
         if not chunks:
             raise missing(self.folder / "00000000.safetensors", "a .safetensors file")
         first, last = wanted.start or 0, sys.maxsize if wanted.stop is None else wanted.stop
-        parts = []
+        read = []
         for (start, chunk), end in zip(chunks.items(), [*chunks, sys.maxsize][1:], strict=True):
             if start < last and end > first:
-                loaded = AttackedImages.from_tensors(load_tensors(chunk)) if self.folder else chunk
-                parts.append(loaded[max(first - start, 0) : last - start])
-        return AttackedImages.joined(parts)
+                images = AttackedImages.from_tensors(load_tensors(chunk)) if self.folder else chunk
+                read.append(images[max(first - start, 0) : last - start])
+        return AttackedImages.joined(read)
 
 
 def folder_of(folder: Path, attack: str) -> Path:

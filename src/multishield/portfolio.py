@@ -16,7 +16,7 @@ from multishield.attacks.loop import Watch
 from multishield.attacks.losses import evasion_margin
 from multishield.attacks.paper import paper_attack
 from multishield.attacks.square import square
-from multishield.attacks.threat_model import Ball, evaded, evades
+from multishield.attacks.threat_model import Ball, evaded, evades, per_image
 from multishield.budget import Budget
 from multishield.defences import Undefended
 from multishield.forward import outputs, scores_of
@@ -36,12 +36,9 @@ def component_names(defence: nn.Module, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Attacker:
-    """Everything that the attacks on one defence share. Each attack resumes, and each image stands for itself.
+    """Everything that the attacks on one defence share: its name, in progress lines and records, and their settings.
 
-    Attributes:
-        name: of the defence, in progress lines and records. budget: steps and targets. ball: the threat model.
-        seed: of every random choice. resume: the folder for finished images; None keeps none.
-        each: how pieces of an attack are computed, see `resume.Each`.
+    `resume` is the folder for finished images; None keeps none. `each` says how pieces are computed, see `resume.Each`.
     """
 
     name: str
@@ -52,14 +49,13 @@ class Attacker:
     each: Each = map
 
     def run(self, attack: Callable, task: str, defence: nn.Module, data: Images, starts=(), **settings):
-        """One attack on all images, as `AttackedImages`.
+        """One attack on all images, as `AttackedImages`; `task` is a name for the progress line.
 
-        Args:
-            attack: a function (defence, images, labels, *, ids, ball, seed, watch, starts, settings); `starts` is
-                given where there are some. task: a name for the progress line.
+        `attack` is a function (defence, images, labels, *, ids, ball, seed, watch, starts, settings). It gets `starts`,
+        earlier attacks on the same images, where there are some.
         """
-        inputs = [task, settings, defence, margins_of(defence, data), data.images, data.labels, data.ids]
-        inputs += [asdict(self.ball), self.seed, *(t for start in starts for t in (start.images, start.success))]
+        inputs = [task, settings, defence, margins_of(defence, data), *vars(data).values(), asdict(self.ball)]
+        inputs += [self.seed, *(t for start in starts for t in (start.images, start.success))]
         task, settings = f"{task} attack on {self.name}", settings | {"ball": self.ball, "seed": self.seed}
         work = partial(_attack, attack, defence, settings)
         return attack_resumably(task, work, data, list(starts), Checkpoint(self.resume, task, *inputs), self.each)
@@ -125,38 +121,35 @@ class Attacker:
 
         Scenarios are "eps x 0.5", "eps x 2", "large eps", "half the steps", and "NAME, eps x 0.5" per model.
         """
-        few, ball = data[: self.budget.sanity.images], self.ball
-        starts = [start[torch.arange(len(few))] for start in starts]
+        few, eps, large = data[: self.budget.sanity.images], self.ball.eps, radius_of_grey(self.ball, data)
+        starts = [start[: len(few)] for start in starts]
         # An image that an attack has not broken at eps may break at a larger radius: there, all images get all tries.
         anywhere = [replace(start, broken_by=["elsewhere"] * len(few)) for start in starts]
-        fewer = replace(self.budget.joint, steps=max(1, self.budget.joint.steps // 2))
+        rows = []
+
+        def run(scenario: str, model: nn.Module, eps: float, starts, joint=self.budget.joint, **more) -> None:
+            ball, budget = replace(self.ball, eps=eps), replace(self.budget, joint=joint)
+            other = replace(self, name=f"{self.name}, {scenario}", ball=ball, budget=budget)
+            attacked = other.joint(model, few, starts, **more)
+            rows.append(records_of(self.name, scenario, model, few, attacked, ball))
+
         # The components may hold at half of eps what they lost at eps: long tries there would be for nothing.
-        large, short = radius_of_grey(ball, data), {"long": 1, "rounds": 0}
-        runs = [
-            ("eps x 0.5", defence, ball.eps / 2, self.budget, starts, short),
-            ("eps x 2", defence, min(2 * ball.eps, large), self.budget, anywhere, {}),
-            ("large eps", defence, large, self.budget, anywhere, {}),
-            ("half the steps", defence, ball.eps, replace(self.budget, joint=fewer), starts, {}),
-        ]
+        run("eps x 0.5", defence, eps / 2, starts, long=1, rounds=0)
+        run("eps x 2", defence, min(2 * eps, large), anywhere)
+        run("large eps", defence, large, anywhere)
+        joint = self.budget.joint
+        run("half the steps", defence, eps, starts, replace(joint, steps=max(1, joint.steps // 2)))
         for number, (name, model) in enumerate(getattr(defence, "standalone", dict)().items()):
             begun = starts[number : number + 1]
-            runs.append((f"{name}, eps x 0.5", Undefended(model), ball.eps / 2, self.budget, begun, short))
-        rows = []
-        for scenario, model, eps, budget, begun, more in runs:
-            other = replace(self, name=f"{self.name}, {scenario}", ball=replace(ball, eps=eps), budget=budget)
-            attacked = other.joint(model, few, begun, **more)
-            rows.append(records_of(self.name, scenario, model, few, attacked, other.ball))
+            run(f"{name}, eps x 0.5", Undefended(model), eps / 2, begun, long=1, rounds=0)
         return pd.concat(rows, ignore_index=True)
 
 
 def robustness_curve(held: Tensor) -> pd.DataFrame:
     """The robustness curve of Chen et al. 2023 (arXiv 2305.01139): rejecting a hardly touched image is wrong, too.
 
-    Args:
-        held: see `Attacker.held_at_each_alpha`.
-
-    Returns:
-        Per alpha the share of images that are held: alpha, value, low, high (95 % Wilson), n.
+    Returns per alpha the share of images that are held (see `Attacker.held_at_each_alpha`): alpha, value, low, high
+    (95 % Wilson), n.
     """
     n = len(held)
     rows = [(alpha, hits / n, *wilson(hits, n), n) for alpha, hits in zip(ALPHAS, held.sum(0).tolist(), strict=True)]
@@ -187,17 +180,12 @@ def margins_of(defence: nn.Module, data: Images) -> Tensor:
 def worst_case(defence: nn.Module, data: Images, candidates: dict[str, AttackedImages]) -> AttackedImages:
     """Per image the first that the defence accepts as a wrong class: the clean image, then each candidate in turn.
 
-    The passes are the sum over all candidates.
-
-    Args:
-        candidates: attack name to its images, those of attacks on other models included.
+    `candidates` are attacked images by the name of the attack, on other models too. Their passes add up.
     """
-    images, names = data.pixels.clone(), [""] * len(data)
-    tried = {"clean": data.pixels, **{name: attacked.images for name, attacked in candidates.items()}}
-    for name, pixels in tried.items():
-        for i in evaded(outputs(defence, pixels), data.labels).nonzero()[:, 0].tolist():
-            if not names[i]:
-                images[i], names[i] = pixels[i], name
-    none = torch.zeros(len(data), dtype=torch.long)
-    passes = (sum((getattr(c, kind) for c in candidates.values()), none) for kind in ("forwards", "backwards"))
-    return AttackedImages(images, names, *passes)
+    worst = AttackedImages.untouched(data)
+    for name, attacked in {"clean": worst, **candidates}.items():
+        left = evaded(outputs(defence, attacked.images), data.labels) & ~worst.success
+        names = [name if new else old for new, old in zip(left.tolist(), worst.broken_by, strict=True)]
+        images = torch.where(per_image(left), attacked.images, worst.images)
+        worst = AttackedImages(images, names, worst.forwards + attacked.forwards, worst.backwards + attacked.backwards)
+    return worst

@@ -11,19 +11,20 @@ from tqdm import tqdm
 PROGRESS_FILE = "MULTISHIELD_PROGRESS"
 
 
+def _stream():
+    name = os.environ.get(PROGRESS_FILE)
+    return open(name, "a", buffering=1, encoding="utf-8") if name else sys.stderr
+
+
 def progress(items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:
-    """Iterate over `items` and show the progress.
+    """Iterate over `items` and show the progress, as a tqdm iterator; its `set_postfix_str` adds a figure to the line.
 
     Args:
         items: an iterable; None for a bar that is moved by its `update`.
         description: the task, for example "training standard". unit: of the count, for example "epoch".
         total: the length of `items`, where it has none. done: the items that an earlier run has done.
-
-    Returns:
-        The tqdm iterator; `set_postfix_str` adds a figure to the line.
     """
-    name = os.environ.get(PROGRESS_FILE)
-    stream = open(name, "a", buffering=1, encoding="utf-8") if name else sys.stderr  # noqa: SIM115 - tqdm keeps it open
+    stream = _stream()
     often = {"mininterval": 0.5, "maxinterval": 1} if stream.isatty() else {"mininterval": 20, "maxinterval": 60}
     return tqdm(items, desc=description, unit=unit, total=total, initial=done, file=stream, ncols=100, **often)
 
@@ -31,10 +32,5 @@ def progress(items: Iterable | None, description: str, unit: str, total: int | N
 @contextmanager
 def quiet() -> Iterator[None]:
     """Send the output of other packages (the bars of their downloads) to the progress lines, not into the notebook."""
-    name = os.environ.get(PROGRESS_FILE)
-    if not name:
-        with redirect_stdout(sys.stderr):
-            yield
-        return
-    with open(name, "a", buffering=1, encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
+    with redirect_stdout(_stream()) as stream, redirect_stderr(stream):
         yield

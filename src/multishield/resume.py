@@ -74,15 +74,13 @@ class Checkpoint:
             return None
         content = (self.folder / name).read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
-            (self.folder / name).unlink()
             return None
         return torch.load(io.BytesIO(content[32:]), weights_only=True)
 
     def values(self) -> list:
         """All values, in the order of their names."""
-        files = sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []
-        values = (self.get(path.name) for path in files if not path.name.startswith("."))
-        return [value for value in values if value is not None]
+        names = sorted(path.name for path in self.folder.glob("[!.]*")) if self.folder else []
+        return [value for name in names if (value := self.get(name)) is not None]
 
 
 def attack_resumably(
@@ -98,19 +96,19 @@ def attack_resumably(
         attack: gets `Images`, their starts, and a `watch` (see `attacks.loop.Watch`) or None.
         starts: earlier attacks on the same images. each: see `Each`; in this process there is one piece.
     """
-    finished = _Finished(task, checkpoint, len(data))
-    here = each is map
-    left = finished.left()
+    finished, here = _Finished(task, checkpoint, len(data)), each is map
+    left = finished.left.nonzero()[:, 0]
     pieces = ((i, data[i], [start[i] for start in starts]) for i in left.split(max(len(left), 1) if here else PIECE))
     try:
         for index, attacked in each(partial(_attack_piece, attack, finished if here else None), pieces):
             if not here:
-                finished.add(index, attacked, finished.total - finished.done - len(index))
+                finished.add(index, attacked, int(finished.left.sum()) - len(index))
                 finished.write()
     finally:  # images since the last writing are finished, and the line ends before an error
         finished.write()
         finished.bar.close()
-    return finished.joined()
+    index, attacked = zip(*finished.chunks, strict=True)
+    return AttackedImages.joined(attacked)[torch.cat(index).argsort()]
 
 
 def _attack_piece(attack: Callable, finished: "_Finished | None", piece: tuple) -> tuple[Tensor, AttackedImages]:
@@ -127,43 +125,31 @@ class _Finished:
     """The images of an attack that are finished, on disk and in memory, and one line of progress."""
 
     def __init__(self, task: str, checkpoint: Checkpoint, total: int):
-        self.checkpoint, self.total = checkpoint, total
-        chunks = checkpoint.values()
-        self.chunks = [(chunk["index"], AttackedImages.from_tensors(chunk)) for chunk in chunks]
-        self.done = sum(len(index) for index, _ in self.chunks)
-        self.broken = sum(int(attacked.success.sum()) for _, attacked in self.chunks)
-        self.written, self.last, self.bar = len(self.chunks), time.monotonic(), progress(None, task, "step")
+        self.checkpoint, self.chunks, self.written, self.last = checkpoint, [], 0, time.monotonic()
+        self.left, self.broken = torch.ones(total, dtype=torch.bool), torch.zeros(total, dtype=torch.bool)
+        for chunk in checkpoint.values():
+            self._take(chunk["index"], AttackedImages.from_tensors(chunk))
+        self.written, self.bar = len(self.chunks), progress(None, task, "step")
 
-    def left(self) -> Tensor:
-        """Indices of the images that are not finished."""
-        left = torch.ones(self.total, dtype=torch.bool)
-        for index, _ in self.chunks:
-            left[index] = False
-        return left.nonzero()[:, 0]
+    def _take(self, index: Tensor, attacked: AttackedImages) -> None:
+        self.chunks.append((index, attacked))
+        self.left[index], self.broken[index] = False, attacked.success
 
     def add(self, index: Tensor, attacked: AttackedImages, steps_left: int) -> None:
         """Take in finished images. The line counts steps, because steps take time: a broken image returns its own."""
         if len(index):
-            self.chunks.append((index, attacked))
-            self.done, self.broken = self.done + len(index), self.broken + int(attacked.success.sum())
+            self._take(index, attacked)
         self.bar.total = max(self.bar.total or 0, steps_left)
         self.bar.update(self.bar.total - steps_left - self.bar.n)
-        robust = 1 - self.broken / self.total
-        self.bar.set_postfix_str(f"{self.total - self.done} images left, robust so far {robust:.0%}", refresh=False)
+        robust = 1 - int(self.broken.sum()) / len(self.broken)
+        self.bar.set_postfix_str(f"{int(self.left.sum())} images left, robust so far {robust:.0%}", refresh=False)
         if time.monotonic() - self.last > EVERY:
             self.write()
 
     def write(self) -> None:
         """Write the images that are finished since the last writing."""
-        waiting = self.chunks[self.written :]
-        if waiting:
+        if waiting := self.chunks[self.written :]:
             indices, attacked = zip(*waiting, strict=True)
-            chunk = AttackedImages.joined(list(attacked)).tensors() | {"index": torch.cat(indices)}
-            self.chunks[self.written :] = [(chunk["index"], AttackedImages.from_tensors(chunk))]
-            self.checkpoint.put(f"{self.done:08d}", chunk)
+            chunk = AttackedImages.joined(attacked).tensors() | {"index": torch.cat(indices)}
+            self.checkpoint.put(f"{int((~self.left).sum()):08d}", chunk)
         self.written, self.last = len(self.chunks), time.monotonic()
-
-    def joined(self) -> AttackedImages:
-        """All images in their order."""
-        index = torch.cat([index for index, _ in self.chunks])
-        return AttackedImages.joined([attacked for _, attacked in self.chunks])[index.argsort()]
