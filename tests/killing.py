@@ -1,6 +1,11 @@
 """Training that is killed: a few images that hold something to learn, and a death after so many epochs."""
 
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
 import torch
+from torch import nn
 
 from multishield.images import Images
 
@@ -17,8 +22,14 @@ class Killed(BaseException):
     """Nobody catches it, as nobody catches SIGKILL."""
 
 
-def kill_after(monkeypatch, module, epochs):
-    name = "train_epoch" if hasattr(module, "train_epoch") else "_one_epoch"
+def same_bytes_after_death(folder, module, name: str, epochs: int, train: Callable) -> tuple[nn.Module, pd.DataFrame]:
+    """Assert that a training that dies after so many epochs, and is called again, ends as an undisturbed one.
+
+    Args:
+        module, name: where the function is that trains one epoch.
+        train: gets a folder for the state, or None; returns the model and its history.
+    """
+    undisturbed, history = train(None)
     original, calls = getattr(module, name), []
 
     def one_epoch(*args):
@@ -27,5 +38,14 @@ def kill_after(monkeypatch, module, epochs):
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(module, name, one_epoch)
-    return lambda: monkeypatch.setattr(module, name, original)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, one_epoch)
+        with pytest.raises(Killed):
+            train(folder)
+        calls[:] = [1] * (epochs + 1)  # from now on nothing kills it, and epochs are counted
+        resumed, again = train(folder)
+    assert len(calls) == 1 + len(history), "finished epochs are not trained again"
+    assert again.equals(history)
+    states = (undisturbed.state_dict(), resumed.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+    return resumed, history

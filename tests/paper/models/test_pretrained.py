@@ -8,7 +8,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from killing import Killed, data, kill_after
+from killing import data, same_bytes_after_death
 from multishield.errors import UserError
 from multishield.forward import outputs
 from paper.models import pretrained
@@ -76,22 +76,19 @@ def finetuned(**changes) -> FineTuned:
     return FineTuned(**(values | {"learning_rate": 1e-3} | changes))
 
 
-def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root, monkeypatch):
-    arguments = ("net", finetuned(augment=True), data(32), data(12, 1), 3, 0, project_root / "resume")
-    undisturbed, history = classifier.train_or_load(*arguments[:-1], None)
-    restore = kill_after(monkeypatch, classifier, 1)
-    with pytest.raises(Killed):
-        classifier.train_or_load(*arguments)
-    restore()
-    resumed, resumed_history = classifier.train_or_load(*arguments)
-    states = (undisturbed.state_dict(), resumed.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
-    assert resumed_history.equals(history)
+def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root):
+    params = finetuned(augment=True)
+    resumed, history = same_bytes_after_death(
+        project_root / "resume",
+        classifier,
+        "train_epoch",
+        1,
+        lambda resume: classifier.train_or_load("net", params, data(32), data(12, 1), 3, 0, resume),
+    )
     assert history[history.chosen].clean_accuracy.item() == history.clean_accuracy.max()
     assert not any(p.requires_grad for p in resumed.parameters())
     x = torch.rand(2, 3, 32, 32)
-    loaded = round_trip(resumed, arguments[1], 3, project_root)
-    assert torch.equal(outputs(loaded, x), outputs(resumed, x))
+    assert torch.equal(outputs(round_trip(resumed, params, 3, project_root), x), outputs(resumed, x))
 
 
 def test_fine_tuning_starts_from_the_weights_but_for_the_head(project_root):

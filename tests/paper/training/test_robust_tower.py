@@ -4,17 +4,18 @@ import copy
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional as F
 
-from killing import Killed, data, kill_after
+from killing import data, same_bytes_after_death
 from multishield.errors import UserError
-from multishield.files import write_json
-from multishield.tensors import save_tensors
+from multishield.files import save_tensors, write_json
+from multishield.zero_shot import embed_prompts
 from paper import paths
+from paper.models.alignment import load_alignment, save_alignment
 from paper.models.clip import build_clip
-from paper.models.zero_shot import embed_prompts, load_alignment, save_alignment
-from paper.params import ClipFile, ClipTrained, RobustTower
+from paper.params.sections import Clips, RobustTower
 from paper.training import robust_tower
 from paper.training.attacked import perturb
 from paper.training.clip import small_config
@@ -29,7 +30,7 @@ def options(method="tecoa", **changes):
 
 def a_clip():
     torch.manual_seed(0)
-    clip = build_clip(small_config("test_resnet", 32), antialias=True)
+    clip = build_clip(small_config("test_resnet", 32))
     return clip, embed_prompts(clip, CLASSES, PROMPTS)
 
 
@@ -50,29 +51,26 @@ class Scores(nn.Module):
 def test_fare_attacks_what_moves_the_embedding_furthest():
     # Of a linear embedding with one number the furthest is known: eps times the sum of the weights' sizes.
     weights = torch.randn(1, 12)
-    model = robust_tower.Logits(Scores(weights), 1.0)
-    x, eps = 0.3 + 0.4 * torch.rand(8, 3, 2, 2), 0.05
-    loss_of = robust_tower.tower_loss(model, copy.deepcopy(model.alignment).embed, x, None, options("fare"))
+    alignment, x, eps = Scores(weights), 0.3 + 0.4 * torch.rand(8, 3, 2, 2), 0.05
+    loss_of = robust_tower.tower_loss(alignment, 1.0, copy.deepcopy(alignment).embed, x, None, "fare")
     assert loss_of(x).item() == 0
-    start = x + eps * (2 * torch.rand(x.shape) - 1)
-    attacked = perturb(loss_of, x, lambda loss: loss, start, eps, eps / 2, 8)
+    attacked = perturb(loss_of, x, eps, torch.Generator().manual_seed(0), eps, eps / 2, 8)
     assert loss_of(attacked).item() == pytest.approx((eps * weights.abs().sum().item()) ** 2, rel=1e-4)
 
 
 def test_tecoa_is_the_cross_entropy_of_scaled_cosines():
-    model = robust_tower.Logits(Scores(torch.randn(3, 12)), 7.0)
-    x, y = torch.rand(8, 3, 2, 2), torch.randint(0, 3, (8,))
-    loss = robust_tower.tower_loss(model, None, x, y, options())(x)
-    cosines = F.normalize(x.flatten(1) @ model.alignment.weights.T, dim=1)
+    alignment, x, y = Scores(torch.randn(3, 12)), torch.rand(8, 3, 2, 2), torch.randint(0, 3, (8,))
+    loss = robust_tower.tower_loss(alignment, 7.0, None, x, y, "tecoa")(x)
+    cosines = F.normalize(x.flatten(1) @ alignment.weights.T, dim=1)
     assert loss.item() == pytest.approx(-(7 * cosines).log_softmax(1)[torch.arange(8), y].mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["tecoa", "fare"])
-def test_training_lowers_what_an_attack_gains(project_root, method):
+def test_training_lowers_what_an_attack_gains(method):
     clip, text = a_clip()
     before = copy.deepcopy(clip.model.visual.state_dict())
     others = {k: v.clone() for k, v in clip.model.state_dict().items() if not k.startswith("visual.")}
-    history = robust_tower.harden(clip, options(method, epochs=6), data(), data(30, 1), text, seed=0)
+    history = robust_tower.harden(clip, options(method, epochs=6), data(), data(30, 1), text, 0, None)
     assert history.loss.iloc[-1] < history.loss.iloc[0]
     assert history[history.chosen].pgd_accuracy.item() == history.pgd_accuracy.max()
     assert any(not torch.equal(v, before[k]) for k, v in clip.model.visual.state_dict().items())
@@ -84,54 +82,37 @@ def test_training_lowers_what_an_attack_gains(project_root, method):
 
 
 @pytest.mark.parametrize("method", ["tecoa", "fare"])
-def test_a_killed_training_ends_with_the_same_tower(project_root, monkeypatch, method):
-    def towers():
+def test_a_killed_training_ends_with_the_same_tower(tmp_path, method):
+    def train(resume):
         clip, text = a_clip()
-        return clip, (clip, options(method, augment=True, warmup_epochs=1), data(), data(30, 1), text)
+        params = options(method, augment=True, warmup_epochs=1)
+        return clip.model, robust_tower.harden(clip, params, data(), data(30, 1), text, 0, resume)
 
-    undisturbed, arguments = towers()
-    history = robust_tower.harden(*arguments, seed=0)
-    _, arguments = towers()
-    restore = kill_after(monkeypatch, robust_tower, 1)
-    with pytest.raises(Killed):
-        robust_tower.harden(*arguments, seed=0)
-    restore()
-    resumed, arguments = towers()
-    assert robust_tower.harden(*arguments, seed=0).equals(history)
-    states = (undisturbed.model.state_dict(), resumed.model.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
-    assert not list((project_root / ".multishield" / "resume").iterdir()), "nothing is left behind"
+    same_bytes_after_death(tmp_path, robust_tower, "train_epoch", 1, train)
 
 
-def sections(folder, clip):
-    """A CLIP that was trained here, and one from files."""
-    save_tensors(folder / "clip.safetensors", clip.model.state_dict())
-    write_json(folder / "clip.json", small_config("test_resnet", 32))
-    shared = {"prompts": PROMPTS, "robust": options(epochs=1)}
-    trained = {"tower": "test_resnet", "epochs": 1, "batch_size": 20, "learning_rate": 1e-3}
-    files = {"config": str(folder / "clip.json"), "weights": str(folder / "clip.safetensors")}
-    return ClipTrained(source="train", **trained, **shared), ClipFile(source="file", **files, **shared)
+TRAINED = {"tower": "test_resnet", "epochs": 1, "batch_size": 20, "learning_rate": 1e-3}
+FILES = {"config": "clip.json", "weights": "clip.safetensors"}
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_the_robust_tower_is_the_one_that_is_loaded(project_root, tmp_path, which):
+@pytest.mark.parametrize(("source", "values"), [("train", TRAINED), ("file", FILES)])
+def test_the_robust_tower_is_the_one_that_is_loaded(project_root, source, values):
     clip, text = a_clip()
-    params = sections(tmp_path, clip)[which]
-    robust_tower.harden(clip, params.robust, data(), data(30, 1), text, seed=0)
+    save_tensors(project_root / "clip.safetensors", clip.model.state_dict())
+    write_json(project_root / "clip.json", small_config("test_resnet", 32))
+    robust = options(epochs=1).model_dump()
+    params = TypeAdapter(Clips).validate_python({"source": source, "prompts": PROMPTS, "robust": robust, **values})
+    robust_tower.harden(clip, params.robust, data(), data(30, 1), text, 0, None)
     save_alignment(clip, params, small_config("test_resnet", 32), text, paths.artifacts("alignment"))
     x = data(5).pixels
     scores = F.normalize(clip.model.encode_image(2 * (2 * x - 1)), dim=1) @ text.T
     assert torch.allclose(load_alignment()(x), scores, atol=1e-5)
 
 
-def test_nothing_is_trained_where_nobody_asks(project_root):
+def test_without_a_section_nothing_is_trained_and_without_images_there_is_one_sentence():
     clip, text = a_clip()
     before = copy.deepcopy(clip.model.state_dict())
-    assert robust_tower.harden(clip, None, data(), data(30, 1), text, seed=0).empty
+    assert robust_tower.harden(clip, None, data(), data(30, 1), text, 0, None).empty
     assert all(torch.equal(v, before[k]) for k, v in clip.model.state_dict().items())
-
-
-def test_without_images_there_is_one_sentence(project_root):
-    clip, text = a_clip()
     with pytest.raises(UserError, match=r"alignment.robust trains an image tower, but dataset.validation is 0"):
-        robust_tower.harden(clip, options(), data(), data()[:0], text, seed=0)
+        robust_tower.harden(clip, options(), data(), data()[:0], text, 0, None)

@@ -1,43 +1,34 @@
-"""Training: its losses against formulas, and a killed run against an undisturbed one."""
+"""Training: its losses against formulas, a killed run against an undisturbed one, and classifiers that are refused."""
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from killing import Killed, data, kill_after
+from killing import data, same_bytes_after_death
 from multishield.errors import UserError
-from paper.params import ClipTrained, Trained
+from multishield.forward import forward
+from paper.models.classifier import Classifier
+from paper.params.sections import ClipTrained, Trained
 from paper.training import attacked, classifier, clip
 
 
-def options(**changes):
-    values = {
-        "source": "train",
-        "architecture": "resnet8",
-        "method": "fgsm",
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "epochs": 3,
-        "batch_size": 20,
-        "learning_rate": 0.05,
-        "weight_decay": 0.0,
-        "augment": True,
-        "eps": "8/255",
-        "warmup_epochs": 1,
-        "steps": 3,
-        "step_size": "2/255",
-        "validation_steps": 2,
-    }
+def options(**changes) -> Trained:
+    values = {"source": "train", "architecture": "resnet8", "method": "fgsm", "mean": [0.5] * 3, "std": [0.25] * 3}
+    values |= {"epochs": 3, "batch_size": 20, "learning_rate": 0.05, "weight_decay": 0.0, "augment": True}
+    values |= {"eps": "8/255", "warmup_epochs": 1, "steps": 3, "step_size": "2/255", "validation_steps": 2}
     return Trained(**(values | changes))
 
 
-class Linear(torch.nn.Module):
-    def __init__(self):
+class Linear(nn.Module):
+    """A linear classifier, with something done to its logits."""
+
+    def __init__(self, classes=3, pixels=12, then=lambda z: z):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(3, 12))
+        self.weight, self.then = nn.Parameter(torch.randn(classes, pixels)), then
 
     def forward(self, x):
-        return x.flatten(1) @ self.weight.T
+        return self.then(x.flatten(1) @ self.weight.T)
 
 
 @pytest.mark.parametrize("method", ["fgsm", "pgd", "trades"])
@@ -49,11 +40,11 @@ def test_adversarial_losses_on_a_linear_model(method):
     x, y = 0.3 + 0.4 * torch.rand(8, 3, 2, 2), torch.randint(0, 2, (8,))
     params = options(method=method, beta=0.0, step_size="10/255")
     loss = classifier.batch_loss(model, x, y, params, params.eps, torch.Generator().manual_seed(0))
-    clean = F.cross_entropy(model(x), y)
+    z = model(x)
+    clean = F.cross_entropy(z, y)
     if method == "trades":  # with beta 0 nothing but the clean loss is left
         assert loss.item() == pytest.approx(clean.item())
         return
-    z = model(x)
     margin = (z.gather(1, y[:, None]) - z.gather(1, 1 - y[:, None]))[:, 0]
     worst = F.softplus(-(margin - params.eps * (model.weight[0] - model.weight[1]).abs().sum())).mean()
     assert clean < loss <= worst + 1e-5
@@ -62,57 +53,43 @@ def test_adversarial_losses_on_a_linear_model(method):
 
 def test_trades_adds_the_robust_term():
     model, x, y = Linear(), torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.long)
-    losses = [
-        classifier.batch_loss(
-            model, x, y, options(method="trades", beta=b), 8 / 255, torch.Generator().manual_seed(0)
-        ).item()
-        for b in (0.0, 1.0, 2.0)
-    ]
-    assert losses[0] < losses[1] < losses[2]
-    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+    def loss(beta: float) -> float:
+        params = options(method="trades", beta=beta)
+        return classifier.batch_loss(model, x, y, params, 8 / 255, torch.Generator().manual_seed(0)).item()
+
+    assert loss(0.0) < loss(1.0) < loss(2.0)
+    assert loss(2.0) - loss(1.0) == pytest.approx(loss(1.0) - loss(0.0), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["standard", "fgsm", "pgd", "trades"])
 def test_every_method_trains_and_chooses_its_best_epoch(project_root, method):
-    model, history = classifier.train("net", options(method=method), data(), data(30, 1), 3, seed=0)
+    model, history = classifier.train_or_load("net", options(method=method), data(), data(30, 1), 3, 0, None)
     criterion = "clean_accuracy" if method == "standard" else "pgd_accuracy"
     assert history[history.chosen][criterion].item() == history[criterion].max()
     assert len(history) == 3
     assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2])
-def test_a_killed_training_ends_with_the_same_weights(project_root, monkeypatch, epochs):
-    arguments = ("net", options(), data(), data(30, 1), 3)
-    undisturbed, history = classifier.train(*arguments, seed=0)
-    restore = kill_after(monkeypatch, classifier, epochs)
-    with pytest.raises(Killed):
-        classifier.train(*arguments, seed=0)
-    restore()
-    resumed, resumed_history = classifier.train(*arguments, seed=0)
-    assert all(
-        torch.equal(a, b) for a, b in zip(undisturbed.state_dict().values(), resumed.state_dict().values(), strict=True)
-    )
-    assert resumed_history.equals(history)
-    assert not list((project_root / ".multishield" / "resume").iterdir()), "nothing is left behind"
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, epochs):
+    def train(resume):
+        return classifier.train_or_load("net", options(), data(), data(30, 1), 3, 0, resume)
+
+    same_bytes_after_death(tmp_path, classifier, "train_epoch", epochs, train)
 
 
-def test_a_killed_clip_training_ends_with_the_same_weights(project_root, monkeypatch):
-    params = ClipTrained(
-        source="train", prompts=["a {}"], tower="test_resnet", epochs=2, batch_size=20, learning_rate=1e-3
-    )
-    classes = ["ant", "bee", "cow"]
+def test_a_killed_clip_training_ends_with_the_same_weights(tmp_path):
+    values = {"tower": "test_resnet", "epochs": 2, "batch_size": 20, "learning_rate": 1e-3}
+    params, classes = ClipTrained(source="train", prompts=["a {}"], **values), ["ant", "bee", "cow"]
     captions = [f"a {classes[k]}" for k in data().labels]
-    arguments = (params, data(), captions, data(30, 1), classes)
-    undisturbed, _, history = clip.train_clip(*arguments, seed=0)
-    restore = kill_after(monkeypatch, clip, 1)
-    with pytest.raises(Killed):
-        clip.train_clip(*arguments, seed=0)
-    restore()
-    resumed, _, resumed_history = clip.train_clip(*arguments, seed=0)
-    states = (undisturbed.model.state_dict(), resumed.model.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
-    assert resumed_history.equals(history)
+
+    def train(resume):
+        made, _, history = clip.train_or_load(params, data(), captions, data(30, 1), classes, 0, resume)
+        return made.model, history
+
+    same_bytes_after_death(tmp_path, clip, "_one_epoch", 1, train)
 
 
 def test_augmentation_moves_but_does_not_invent():
@@ -125,7 +102,43 @@ def test_augmentation_moves_but_does_not_invent():
 
 
 def test_a_training_that_diverges_is_an_error(project_root):
+    params = options(learning_rate=1000.0, method="standard", epochs=20)
     with pytest.raises(UserError, match=r"the training has diverged|not finite"):
-        classifier.train(
-            "mine", options(learning_rate=1000.0, method="standard", epochs=20), data(), data(30, 1), 3, seed=0
-        )
+        classifier.train_or_load("mine", params, data(), data(30, 1), 3, 0, None)
+
+
+@pytest.mark.parametrize(("train", "validation", "key"), [(0, 12, "dataset.train"), (12, 0, "dataset.validation")])
+def test_training_needs_images(train, validation, key):
+    with pytest.raises(UserError, match=f"training.net.source is 'train', but {key} is 0; training needs images"):
+        classifier.train_or_load("net", options(), data(train), data(validation), 3, 0, None)
+
+
+def usable(network: nn.Module) -> nn.Module:
+    model = Classifier(network, [0.5] * 3, [0.25] * 3).eval().requires_grad_(False)
+    classifier.usable(model, 5, 8, "training.mine")
+    return model
+
+
+UNUSABLE = {
+    "a dict": (lambda z: {"logits": z}, "returns dict for 6 images"),
+    "a tuple": (lambda z: (z, z), "returns tuple for 6 images"),
+    "other classes": (lambda z: z[:, :4], r"returns \(6, 4\) for 6 images, but the data set has 5"),
+    "no gradient": (lambda z: z.detach(), "fails with: element 0 of tensors does not require grad"),
+    "nan": (lambda z: z / 0 * 0, "not finite"),
+    "dropout": (lambda z: F.dropout(z, 0.5), "training.mine answers differently"),
+}
+
+
+@pytest.mark.parametrize(("then", "words"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_classifier_that_cannot_be_evaluated_is_one_sentence(then, words):
+    with pytest.raises(UserError, match=words) as caught:
+        usable(Linear(5, 192, then))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="fails with: mat1 and mat2 shapes cannot be multiplied"):
+        usable(Linear(5, 64))
+
+
+def test_unusual_but_legal_models_work():
+    frozen = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()))
+    for network in (frozen, nn.Sequential(nn.Flatten(), nn.Linear(192, 5).half())):
+        assert forward(usable(network), torch.rand(4, 3, 8, 8)).dtype == torch.float32
