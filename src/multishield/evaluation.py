@@ -1,13 +1,9 @@
-"""The evaluation of any model that abstains, in one call: the strongest attacks, the worst case, the sanity rules.
-
-from multishield import evaluate
-result = evaluate(model, images, labels, eps=8 / 255)
-print(result)
-"""
+"""The evaluation of any model that abstains, in one call: the strongest attacks, the worst case, the sanity rules."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +30,7 @@ class Evaluation:
         records: a row per scenario and image, see `multishield.records`. runs: those of the sanity rules' runs.
         attacked: the images after each attack by its name; `attacked["worst_case"][:]` reads those of the worst case.
         findings: the sanity rules: rule, holds, finding. curve: see `robustness_curve`; empty without "denial".
-        notes: sentences that a reader must know beside the table.
+        notes: sentences that a reader must know.
     """
 
     records: pd.DataFrame
@@ -66,10 +62,9 @@ class Evaluation:
             ("Per cent of all images; the worst case is the number to believe", self.table),
             (f"Sanity rules: {verdict}", self.findings.drop(columns="classifier")),
             ("Passes per image", self.passes),
+            ("Robustness curve (rejecting within alpha * eps is wrong, too)", self.curve.round(3)),
         ]
-        if len(self.curve):
-            sections.append(("Robustness curve (rejecting within alpha * eps is wrong, too)", self.curve.round(3)))
-        return sections
+        return [(title, frame) for title, frame in sections if len(frame)]
 
     def __str__(self) -> str:
         notes = "".join(f"\nNote: {note}.\n" for note in self.notes)
@@ -84,11 +79,9 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write records.csv, sanity.csv, curve.csv and table.md."""
-        records.save(self.records, folder / "records.csv")
-        if len(self.runs):
-            records.save(self.runs, folder / "sanity.csv")
-        if len(self.curve):
-            records.save(self.curve, folder / "curve.csv")
+        for name, frame in (("records", self.records), ("sanity", self.runs), ("curve", self.curve)):
+            if len(frame):
+                records.save(frame, folder / f"{name}.csv")
         write_text(folder / "table.md", str(self).lstrip())
 
 
@@ -129,8 +122,7 @@ def evaluate(
         resume: a folder for unfinished work that the caller removes; by default one in `save_to`, removed at the end.
         each: how pieces of an attack are computed, see `multishield.resume.Each`.
 
-    Raises:
-        UserError: an argument cannot be used; one sentence says which, and what is accepted.
+    Raises UserError if an argument cannot be used; its sentence says which, and what is accepted.
     """
     inputs.check_images(images, labels)
     unknown = [attack for attack in attacks if attack not in ATTACKS]
@@ -157,7 +149,8 @@ def evaluate(
 
 def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes, folder: Path | None) -> Evaluation:
     """Evaluate chunk by chunk, so that memory is bounded; the sanity rules' runs are on the first images of all."""
-    rows, held, runs, stored = [], [], pd.DataFrame(), {}
+    held, runs, stored = [], pd.DataFrame(), {}
+    rows = {scenario: [] for scenario in records.SCENARIOS}
     for chunk in data.chunks():
         some, given = data[chunk], [None if images is None else images[chunk] for images in known]
         begun, attacked = _attacked(attacker, defence, some, attacks, given)
@@ -167,10 +160,9 @@ def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes,
             runs = attacker.sanity_rows(defence, some, list(begun.values()))
         for name, images in attacked.items():
             stored.setdefault(name, StoredImages(folder and folder_of(folder, name))).add(chunk.start, images)
-        scenarios = [name for name in records.SCENARIOS if name in attacked]
-        rows += [records.records_of(attacker.name, s, defence, some, attacked[s], attacker.ball) for s in scenarios]
-    places = {name: place for place, name in enumerate(records.SCENARIOS)}
-    table = pd.concat(rows).sort_values("scenario", key=lambda s: s.map(places), kind="stable", ignore_index=True)
+            if name in rows:
+                rows[name].append(records.records_of(attacker.name, name, defence, some, images, attacker.ball))
+    table = pd.concat(chain(*rows.values()), ignore_index=True)
     curve = robustness_curve(torch.cat(held)) if held else pd.DataFrame()
     return Evaluation(table, runs, stored, sanity.check(table, runs), curve, notes)
 
@@ -178,17 +170,15 @@ def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes,
 def _attacked(attacker: Attacker, defence: nn.Module, data: Images, attacks: Sequence[str], known):
     """Run the attacks in order: each component alone, joint from their images, paper, the worst case, Square on the
     survivors, denial. Returns the images of the components' attacks, and of all attacks, by name."""
-    chosen, begun = {}, {}
-    if "components" in attacks:
-        begun = attacker.components(defence, data, known)
+    begun, attacked = attacker.components(defence, data, known) if "components" in attacks else {}, {}
     if "joint" in attacks:
-        chosen["joint"] = attacker.joint(defence, data, list(begun.values()))
+        attacked["joint"] = attacker.joint(defence, data, list(begun.values()))
     if "paper" in attacks:
-        chosen["paper"] = attacker.paper(defence, data)
-    worst = worst_case(defence, data, chosen | begun)
+        attacked["paper"] = attacker.paper(defence, data)
+    worst = worst_case(defence, data, attacked | begun)
     if "square" in attacks:
         worst = attacker.square_on_survivors(defence, data, worst)
-    attacked = begun | chosen | {"worst_case": worst}
+    attacked = begun | attacked | {"worst_case": worst}
     if "denial" in attacks:
         attacked["denial"] = attacker.denial(defence, data)
     return begun, attacked

@@ -36,13 +36,10 @@ COLUMNS = (
 
 
 class Decisions(NamedTuple):
-    """The decisions of a model on N images, and their reasons; all on the CPU.
+    """The decisions of a model on N images, and their reasons, on the CPU.
 
-    Attributes:
-        decision: a class, or K for "reject", int64 (N,). classes: K.
-        clip: the class that CLIP prefers, int64 (N,); -1 without a shield.
-        gap: the alignment gap (N,); NaN without a shield.
-        scores: z (N,K) of a classifier; z and cosines c (N,K) of a shield; else the scores of the defence.
+    `decision` is a class, or K for "reject", int64 (N,); `classes` is K. `clip` is the class that CLIP prefers, int64
+    (N,), and `gap` the alignment gap (N,): -1 and NaN without a shield. `scores` are those of `forward.scores_of`.
     """
 
     decision: Tensor
@@ -56,8 +53,7 @@ class Decisions(NamedTuple):
 def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> Decisions:
     """Decide on images (N,C,H,W) in [0,1]: a classifier alone, a `MultiShield` or another defence.
 
-    Raises:
-        UserError: a score is not finite.
+    Raises UserError if a score is not finite.
     """
     scores = scores_of(model, pixels, batch_size)
     outputs = model.outputs(scores) if hasattr(model, "outputs") else scores[0]
@@ -72,29 +68,21 @@ def records_of(
 ) -> pd.DataFrame:
     """Records of one scenario from stored images, chunk by chunk: decisions, and the distance actually used.
 
-    An image that is not broken is the clean one: its attacked decision is then its clean decision.
-
-    Args:
-        name: the classifier's. scenario: one of `SCENARIOS`, or another text.
-        model: the classifier alone, or a defence. ball: the threat model of the attack.
-
-    Raises:
-        RuntimeError: see `Ball.checked_distance`. UserError: see `decide`.
+    The name is the classifier's, the scenario one of `SCENARIOS` or another text. The model is a classifier or a
+    defence, the ball that of the attack. Raises RuntimeError if an image left it, UserError as `decide` does.
     """
     rows = [_rows(name, scenario, model, data[chunk], attacked[chunk], ball) for chunk in data.chunks()]
     return pd.concat(rows, ignore_index=True)
 
 
 def _rows(name: str, scenario: str, model: nn.Module, data: Images, attacked: AttackedImages, ball: Ball):
-    columns = {"distance": ball.checked_distance(attacked.images, data.pixels, f"{name}/{scenario}")}
+    distance = ball.checked_distance(attacked.images, data.pixels, f"{name}/{scenario}")
     clean, after = decide(model, data.pixels), decide(model, attacked.images)
-    columns |= {"image": data.ids, "label": data.labels}
-    columns |= {"clean_decision": clean.decision, "clean_clip": clean.clip, "gap_clean": clean.gap}
-    columns |= {"attacked_decision": after.decision, "attacked_clip": after.clip, "gap_attacked": after.gap}
-    columns |= {"forwards": attacked.forwards, "backwards": attacked.backwards}
-    frame = pd.DataFrame({column: t.numpy() for column, t in columns.items()})
-    names = {"classifier": name, "scenario": scenario, "attack": attacked.broken_by, "classes": clean.classes}
-    return frame.assign(**names)[list(COLUMNS)]
+    tensors = (data.ids, data.labels, clean.decision, after.decision, clean.clip, after.clip, clean.gap, after.gap)
+    image, label, *decisions = (t.numpy() for t in tensors)
+    passes = attacked.forwards.numpy(), attacked.backwards.numpy()
+    columns = (name, scenario, image, label, clean.classes, *decisions, distance.numpy(), attacked.broken_by, *passes)
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def rejected(rows: pd.DataFrame, when: str) -> pd.Series:
@@ -154,8 +142,7 @@ def save(frame: pd.DataFrame, path: Path) -> Path:
 def load(*files: Path) -> pd.DataFrame:
     """Read and join records. An empty `attack` (no attack succeeded) stays an empty string."""
     types = {"attack": str, "gap_clean": float, "gap_attacked": float, "value": str}
-    frames = [pd.read_csv(f, dtype=types) for f in files]
-    return pd.concat(frames, ignore_index=True).fillna({"attack": ""})
+    return pd.concat([pd.read_csv(f, dtype=types) for f in files], ignore_index=True).fillna({"attack": ""})
 
 
 def cell(row: pd.Series) -> str:
