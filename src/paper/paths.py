@@ -5,14 +5,11 @@ from pathlib import Path
 
 from multishield.errors import UserError
 
-# The runner names the stage here, for the kernel that executes its notebook.
-RUN = "MULTISHIELD_RUN"
-
 
 def root() -> Path:
     """The project's root: the nearest folder upwards that holds `params.yaml` and `dvc.yaml`.
 
-    Jupyter starts in `notebooks/`, papermill and DVC in the root: both find the same one.
+    Jupyter starts in `notebooks/`, papermill and DVC in the root: all of them find the same root.
 
     Raises:
         UserError: outside a project.
@@ -24,24 +21,24 @@ def root() -> Path:
     raise UserError(f"{here} is not inside a Multi-Shield project: no folder above it holds params.yaml and dvc.yaml")
 
 
-def artifacts(stage: str, *parts: str) -> Path:
-    """`artifacts/<stage>/...`: what a stage hands to the next ones."""
-    return root().joinpath("artifacts", stage, *parts)
+def artifacts(stage: str, *names: str) -> Path:
+    """`artifacts/<stage>/...`: the results that a stage hands to the next ones."""
+    return root().joinpath("artifacts", stage, *names)
 
 
-def reports(*parts: str) -> Path:
+def reports(*names: str) -> Path:
     """`reports/...`: executed notebooks, figures and tables, kept in git."""
-    return root().joinpath("reports", *parts)
+    return root().joinpath("reports", *names)
 
 
-def state(*parts: str) -> Path:
-    """`.multishield/...`: untracked: what a killed run needs to go on, progress, failed notebooks, times."""
-    return root().joinpath(".multishield", *parts)
+def state(*names: str) -> Path:
+    """`.multishield/...`, untracked: unfinished work of a killed run, progress, failed notebooks, times."""
+    return root().joinpath(".multishield", *names)
 
 
-def datasets(*parts: str) -> Path:
-    """`datasets/...`, or what MULTISHIELD_DATA names: downloads, which `make clean` leaves alone."""
-    return Path(os.environ.get("MULTISHIELD_DATA") or root() / "datasets").joinpath(*parts)
+def datasets(*names: str) -> Path:
+    """`datasets/...`, or the folder that MULTISHIELD_DATA names: downloads, which `make clean` leaves alone."""
+    return Path(os.environ.get("MULTISHIELD_DATA") or root() / "datasets").joinpath(*names)
 
 
 def resolve(path: str) -> Path:
@@ -51,14 +48,10 @@ def resolve(path: str) -> Path:
 
 
 def existing(key: str, path: str, wanted: str = "an existing file") -> Path:
-    """The file that a key of `params.yaml` names.
-
-    Raises:
-        UserError: it is not a file, or may not be read.
-    """
-    found = resolve(path)
-    if not found.is_file():
+    """The file that a key of `params.yaml` names. Raises UserError if it is not a file, or may not be read."""
+    file = resolve(path)
+    if not file.is_file():
         raise UserError(f"{key} is {path!r}, which is not a file; give the path of {wanted}")
-    if not os.access(found, os.R_OK):
+    if not os.access(file, os.R_OK):
         raise UserError(f"{key} is {path!r}, which this user may not read; change its permissions")
-    return found
+    return file

@@ -1,6 +1,6 @@
-"""The one check: params.yaml is valid, what it names exists; and what each stage's numbers depend on is written down.
+"""The one check: params.yaml is valid, what it names exists; and what each stage depends on is written down.
 
-`multishield check` is what the first stage runs. Nothing is built, loaded or downloaded.
+Nothing is built, loaded or downloaded.
 """
 
 from multishield.errors import UserError
@@ -9,14 +9,15 @@ from paper import paths
 from paper.data.datasets import check_root
 from paper.data.folders import class_folders
 from paper.models import model_zoo, pretrained
+from paper.naming import STAGES, runs
 from paper.params import Params
 from paper.params.values import AA_STANDARD, check_attacks
-from paper.pipeline.fingerprints import Code, fingerprint_of
-from paper.pipeline.notebooks import read_source, runs
+from paper.pipeline.notebooks import read_source
+from paper.pipeline.stale import fingerprint_of, fingerprint_of_pages
 
 
 def check() -> Params:
-    """Say before the first stage what would fail after hours, and write artifacts/check/.
+    """Refuse before the first stage what would fail after hours, and write artifacts/check/.
 
     Raises:
         UserError: a sentence per mistake.
@@ -37,9 +38,8 @@ def check() -> Params:
         clip.check(params.alignment)
     for name in params.classifiers:
         pretrained.check(params.training[name], f"training.{name}")
-    code, notebooks = Code(), {}
     for stage, item in runs(params.classifiers):
-        notebook = notebooks.setdefault(stage, read_source(stage))
         name = f"{stage}_{item}" if item else stage
-        write_json(paths.artifacts("check", f"{name}.json"), fingerprint_of(code, stage, item, notebook, params))
+        write_json(paths.artifacts("check", f"{name}.json"), fingerprint_of(stage, item, read_source(stage), params))
+    write_json(paths.artifacts("check", "publish.json"), fingerprint_of_pages(map(read_source, STAGES)))
     return params

@@ -1,4 +1,4 @@
-"""The stages and their notebooks: one naming law, and a form that opening and running a notebook does not change."""
+"""The notebooks of the stages, in a form that opening and running them does not change."""
 
 from pathlib import Path
 
@@ -7,30 +7,7 @@ import nbformat
 from multishield.errors import UserError
 from multishield.files import write_text
 from paper import paths
-from paper.params.values import STUDIES
-
-STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "comparison", "studies", "report")
-PER_CLASSIFIER = ("training", "baseline", "multishield", "adaptive", "comparison")
-
-
-def runs(classifiers: list[str]) -> list[tuple[str, str | None]]:
-    """Every run of a notebook, in the order of the pipeline: the stage, and its classifier or its study."""
-    first, later = STAGES[:3], STAGES[3:-2]
-    names: list[tuple[str, str | None]] = []
-    for stage in first:
-        names += [(stage, name) for name in (classifiers if stage in PER_CLASSIFIER else [None])]
-    names += [(stage, name) for name in classifiers for stage in later]
-    return [*names, *(("studies", study) for study in STUDIES), (STAGES[-1], None)]
-
-
-def parameter(stage: str) -> str:
-    """The variable of a notebook that says what it is run for."""
-    return "study" if stage == "studies" else "classifier"
-
-
-def run_name(stage: str, item: str | None = None) -> str:
-    """The name of a run, such as `04_baseline_standard`: that of its executed notebook and of its page."""
-    return f"{STAGES.index(stage) + 1:02d}_{stage}" + (f"_{item}" if item else "")
+from paper.naming import run_name
 
 
 def source_notebook(stage: str) -> str:
@@ -39,12 +16,12 @@ def source_notebook(stage: str) -> str:
 
 
 def read_source(stage: str) -> nbformat.NotebookNode:
-    """A stage's notebook as it stands in notebooks/, in canonical form."""
+    """A stage's notebook from notebooks/, in canonical form."""
     return canonical(read_notebook(paths.root() / "notebooks" / source_notebook(stage)))
 
 
 def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A notebook without what opening or running it changes: outputs, counts, random ids, metadata but for tags."""
+    """A notebook without the marks of opening and running it: outputs, counts, random ids, metadata but for tags."""
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i}"
         cell["metadata"] = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
@@ -56,11 +33,7 @@ def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook.
-
-    Raises:
-        UserError: the file is missing or is not a notebook.
-    """
+    """Read a notebook. Raises UserError if the file is missing or is not a notebook."""
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
@@ -77,28 +50,30 @@ def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> Path:
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The code cells, but for the one that papermill adds."""
-    cells = (c for c in notebook.cells if c.cell_type == "code")
-    return [c for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    """The code cells, without the one that papermill adds."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and not _is_injected(cell)]
 
 
-def retold(executed: nbformat.NotebookNode, source: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """An executed notebook with the words of its source as they are now: a changed sentence runs no stage again.
+def _is_injected(cell: nbformat.NotebookNode) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
 
-    Outputs belong to code cells in their order. Where the code has become another, the executed notebook is returned.
+
+def with_source_text(executed: nbformat.NotebookNode, source: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An executed notebook with the text of its source as it is now: a changed sentence runs no stage again.
+
+    Outputs belong to code cells in their order. Where the code is not the same, the executed notebook is returned.
     """
-    done = code_cells(executed)
-    if len(done) != len(code_cells(source)):
+    ran = code_cells(executed)
+    if len(ran) != len(code_cells(source)):
         return executed
-    injected = [c for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])]
     cells = []
     for cell in source.cells:
         if cell.cell_type == "code":
-            ran = done.pop(0)
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+            done = ran.pop(0)
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
         cells.append(cell)
         if "parameters" in cell.metadata.get("tags", []):
-            cells += injected
+            cells += [c for c in executed.cells if _is_injected(c)]
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     source.cells = cells

@@ -8,17 +8,16 @@ from torch import Tensor, nn
 
 from multishield.errors import UserError
 from multishield.files import read_json
-from multishield.verdicts import decide
-from paper import paths
-from paper.data import prepare, source, splits
+from multishield.records import decide
+from paper import paths, stage
+from paper.data import prepare, source
 from paper.params import Params
-from paper.stages.baseline import load_shield
 
 REJECTED = "rejected"
 
 
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
-    """What the shield says to each image, and why.
+    """The decision of a shield on each image, and its reasons.
 
     Args:
         shield: a `MultiShield` of K classes. pixels: (B,3,H,W) in [0,1].
@@ -38,7 +37,7 @@ def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dic
             "clip": _ranked(cosines, classes),
         }
         for decision, gap, probabilities, cosines in zip(
-            v.decision.tolist(), v.gap, v.logits.softmax(1), v.cosines, strict=True
+            v.decision.tolist(), v.gap, v.scores[0].softmax(1), v.scores[1], strict=True
         )
     ]
 
@@ -64,16 +63,15 @@ def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
     name = classifier or params.classifiers[0]
     if name not in params.classifiers:
         raise UserError(f"the classifier is {name!r}; params.yaml has {', '.join(params.classifiers)}")
-    for stage in (("training", name), ("alignment",)):
-        if not paths.artifacts(*stage).is_dir():
-            raise UserError(f"there is no {'/'.join(stage)} under artifacts yet; run `make reproduce` first")
-    # As the models saw their images, whatever params.yaml says by now.
-    how = read_json(paths.artifacts("dataset", "images.json"))
-    fitted = [prepare.resize_and_crop(source.read_image(path), **how) for path in images]
-    pixels = torch.stack(fitted).float() / 255
-    shield, classes = load_shield(name, params.multishield.tolerance), splits.load_classes()
-    found = explained(shield, pixels, classes)
-    return [{"image": str(path), **d} for path, d in zip(images, found, strict=True)]
+    for folder in (("training", name), ("alignment",)):
+        if not paths.artifacts(*folder).is_dir():
+            raise UserError(f"there is no {'/'.join(folder)} under artifacts yet; run `make reproduce` first")
+    # Images are prepared as the models saw theirs, whatever params.yaml says by now.
+    size = read_json(paths.artifacts("dataset", "images.json"))
+    pixels = torch.stack([prepare.resize_and_crop(source.read_image(path), **size) for path in images]).float() / 255
+    s = stage("multishield", name)
+    decisions = explained(s.shield, pixels, s.classes)
+    return [{"image": str(path), **d} for path, d in zip(images, decisions, strict=True)]
 
 
 def as_text(predictions: list[dict]) -> str:

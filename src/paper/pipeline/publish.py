@@ -1,6 +1,6 @@
-"""The last stage: reports/, in git and readable without running, from what the stages have left in artifacts/.
+"""The last stage: reports/, in git and readable without running, from the results that the stages left in artifacts/.
 
-It is cheap, and the only one with outputs that DVC does not cache: so the others have DVC's run cache, and going back
+It is cheap, and the only stage with outputs that DVC does not cache. So the others have DVC's run cache, and going back
 to an earlier value of a parameter computes nothing again.
 """
 
@@ -11,8 +11,9 @@ import vl_convert
 
 from multishield.files import write_atomically, write_text
 from paper import paths
+from paper.naming import run_name, runs
 from paper.params import Params
-from paper.pipeline.notebooks import read_notebook, read_source, retold, run_name, runs, write_notebook
+from paper.pipeline.notebooks import read_notebook, read_source, with_source_text, write_notebook
 from paper.report.pages import Page, title_of, write_page
 
 INDEX = "index.html"
@@ -22,7 +23,7 @@ KEPT = ("seeds.csv", "seeds.md")  # of benchmarks/seeds.py
 def publish() -> Path:
     """Write reports/: executed notebooks with the words of their sources, a page of each, figures, tables, records.
 
-    What another experiment has left there is removed, but for the table over seeds.
+    Files of another experiment are removed, but for the table over seeds.
 
     Returns:
         The index page: the report's own, with a list of the others.
@@ -31,14 +32,14 @@ def publish() -> Path:
     written, pages = set(), []
     for stage, item in runs(params.classifiers):
         name = run_name(stage, item)
-        notebook = retold(read_notebook(paths.artifacts("notebooks", f"{name}.ipynb")), read_source(stage))
-        title = title_of(notebook) + (f": {item}" if item else "")
+        executed = read_notebook(paths.artifacts("notebooks", f"{name}.ipynb"))
+        notebook = with_source_text(executed, read_source(stage))
+        title, is_index = title_of(notebook) + (f": {item}" if item else ""), stage == "report"
+        pages.append(Page(name, title, None if is_index else name))
         written.add(write_notebook(notebook, paths.reports(f"{name}.ipynb")))
-        if stage == "report":
-            pages.append(Page(name, title, None))
+        if is_index:
             written.add(write_page(notebook, paths.reports(INDEX), params.report.title, pages))
         else:
-            pages.append(Page(name, title, name))
             written.add(write_page(notebook, paths.reports(f"{name}.html"), title))
     written |= _copied(paths.artifacts("report"), paths.reports())
     for old in sorted(paths.reports().rglob("*"), reverse=True):
@@ -46,7 +47,7 @@ def publish() -> Path:
             old.unlink()
         elif old.is_dir() and not any(old.iterdir()):
             old.rmdir()
-    # For `dvc plots show`, whose page would else ask a server for it (.dvc/plots/page.html).
+    # For `dvc plots show`, whose page would else load it from a server (.dvc/plots/page.html).
     write_text(paths.state("vega.js"), vl_convert.javascript_bundle())
     return paths.reports(INDEX)
 

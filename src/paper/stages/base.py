@@ -11,8 +11,8 @@ from multishield.portfolio import Attacker
 from multishield.shield import MultiShield
 from paper import paths, workers
 from paper.data.splits import load_classes, load_split
+from paper.naming import run_name
 from paper.params import Params
-from paper.pipeline.notebooks import run_name
 
 
 class Base:
