@@ -22,15 +22,12 @@ LOADING = (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, Safeten
 def open_clip_model(model: str, pretrained: str | None = None) -> Clip:
     """A model of open_clip by name; open_clip downloads published weights once.
 
-    A weights file does not state its preprocessing. Then it is the one that all published weights of the name share,
-    or open_clip's default where they differ (only ViT-L-14 and ViT-H-14).
+    The model is a name of `open_clip.list_models()`, or "hf-hub:owner/name" with its own weights. `pretrained` is a tag
+    of published weights, or the path of a weights file; None for "hf-hub:". Such a file does not state its
+    preprocessing. Then it is the one that all published weights of the name share, or open_clip's default where they
+    differ (only ViT-L-14 and ViT-H-14).
 
-    Args:
-        model: a name of `open_clip.list_models()`, or "hf-hub:owner/name" with its own weights.
-        pretrained: a tag of published weights, or the path of a weights file; None for "hf-hub:".
-
-    Raises:
-        UserError: the name or the tag is unknown, the weights need another activation, or a download failed.
+    Raises UserError if a name is unknown, the weights need another activation, or a download failed.
     """
     check_pretrained(model, pretrained)
     try:

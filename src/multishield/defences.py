@@ -36,8 +36,7 @@ class Defence(nn.Module):
 
     def outputs(self, scores: tuple[Tensor, ...]) -> Tensor:
         """The smallest margin of each class, and 0 for "reject": the argmax is the decision, a margin of 0 accepts."""
-        smallest = self.margins(scores).amin(1)
-        return torch.cat([smallest, smallest.new_zeros(len(smallest), 1)], 1)
+        return F.pad(self.margins(scores).amin(1), (0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outputs(self.scores(x))
@@ -63,11 +62,8 @@ class Undefended(Defence):
 class ConfidenceThreshold(Undefended):
     """A classifier that rejects images on which it is not confident.
 
-    Args:
-        threshold: of the logit margin (>= 0), or of the maximum softmax probability, in 0..1.
-        of: "margin" or "probability" (Hendrycks & Gimpel 2017).
-
-    Raises ValueError if `of` is another text, or the threshold is negative or not finite.
+    The threshold is that of the logit margin (>= 0), or `of` the maximum softmax "probability", in 0..1 (Hendrycks &
+    Gimpel 2017). Raises ValueError if `of` is another text, or the threshold is negative or not finite.
     """
 
     def __init__(self, classifier: nn.Module, threshold: float, of: str = "margin"):
@@ -104,13 +100,10 @@ class RejectClass(Defence):
 
 
 class Unanimity(Defence):
-    """Models that must agree, each with a margin of its own: pixels to scores (B,K) each, the same classes in order.
+    """Models that must agree: pixels to scores (B,K) each, the same classes in order.
 
-    Args:
-        required: the margin over the other classes that each model must show; a negative one is a tolerance. With a
-            classifier and CLIP this is Multi-Shield with margins.
-
-    Raises ValueError if there is not one required margin per model.
+    `required` are the margins over the other classes that each model must show; a negative one is a tolerance. With a
+    classifier and CLIP this is Multi-Shield with margins. Raises ValueError if there is not one margin per model.
     """
 
     def __init__(self, models: Sequence[nn.Module], required: Sequence[float] | None = None):
@@ -129,9 +122,8 @@ class Unanimity(Defence):
 class FeatureSqueezing(Unanimity):
     """A classifier that must give an image and a squeezed one the same class (after Xu et al. 2018).
 
-    Args:
-        squeeze: pixels to pixels. Where it has no useful gradient it should bring one of its own, as `reduced_bits`.
-        required: the margins for the image and for the squeezed one, see `Unanimity`.
+    `squeeze` takes pixels to pixels, by default to 4 bits. Where it has no useful gradient it should bring one of its
+    own, as `reduced_bits` does. `required` are the margins of both, see `Unanimity`.
     """
 
     def __init__(self, classifier: nn.Module, squeeze: Callable | None = None, required: Sequence[float] | None = None):
@@ -145,11 +137,9 @@ class FeatureSqueezing(Unanimity):
 class ConsistentPrediction(Unanimity):
     """A classifier that must give an image and its least favourable neighbour the same class (Chen et al. 2023).
 
-    The neighbour is one signed step of length `radius` against the classifier's own decision; Chen et al. take ten
-    small ones. The gradient of the neighbour is the identity's: that of a sign is zero.
-
-    Args:
-        radius: of the neighbourhood (Linf), in units of pixels. required: the margins for image and neighbour.
+    The neighbour is one signed step of length `radius` (Linf, in units of pixels) against the classifier's own
+    decision; Chen et al. take ten small ones. The gradient of the neighbour is the identity's: that of a sign is zero.
+    `required` are the margins of both, see `Unanimity`.
     """
 
     def __init__(self, classifier: nn.Module, radius: float = 0.0055, required: Sequence[float] | None = None):
@@ -170,8 +160,7 @@ class ConsistentPrediction(Unanimity):
 class SummedLogProbabilities(Defence):
     """A classifier and CLIP as one model: the class must lead in the sum of both models' log-probabilities.
 
-    Args:
-        scale: the factor of CLIP's cosines, so that both models are equally sure. threshold: the required margin, >= 0.
+    The factor `scale` of CLIP's cosines makes both models equally sure; `threshold` is the required margin, >= 0.
     """
 
     components = ("the sum",)
@@ -206,8 +195,7 @@ def calibrate(
         rejection: the wanted share, 0 <= rejection < 1.
         low, high: the search interval, low < high; it moves up where too little is rejected at `high`.
 
-    Raises:
-        ValueError: the share is out of range, low is not below high, or more is rejected at `low` already.
+    Raises ValueError if one of them is out of range, or more is rejected at `low` already.
     """
     return build(threshold_for(build, scores_of(build(low), images), rejection, low, high))
 
@@ -217,9 +205,7 @@ def threshold_for(
 ) -> float:
     """The threshold that `calibrate` chooses, from the scores (N,...) of the images. Args and errors are its own."""
     if not 0 <= rejection < 1 or not low < high:
-        raise ValueError(
-            f"rejection is {rejection}, low {low}, high {high}; accepted are 0 <= rejection < 1, and low < high"
-        )
+        raise ValueError(f"rejection is {rejection}, low {low}, high {high}; 0 <= rejection < 1 and low < high hold")
 
     def rejected(threshold: float) -> float:
         outputs = build(threshold).outputs(scores)

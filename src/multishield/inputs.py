@@ -36,9 +36,8 @@ def check_images(images: Tensor, labels: Tensor) -> None:
 def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, list[str]]:
     """A model as a defence in evaluation mode, whether it has gradients, and notes for the reader.
 
-    Raises:
-        UserError: the model is no module, fails, returns something else than K+1 outputs or margins, or answers by
-            chance; or a label is none of its classes.
+    Raises UserError if the model is no module, fails, gives neither K+1 outputs nor margins, or answers by chance, and
+    if a label is none of its classes.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is {_described(model)}; a torch.nn.Module or a defence is accepted")
@@ -81,11 +80,11 @@ def _checked_margins(defence: nn.Module, scores, labels: Tensor) -> Tensor:
         )
     if not margins.isfinite().all():
         raise UserError("the defence gives a margin that is not a finite number; look for a division by zero in it")
-    classes = margins.shape[2]
-    if labels.min() < 0 or labels.max() >= classes:
+    low, high, classes = int(labels.min()), int(labels.max()), margins.shape[2]
+    if low < 0 or high >= classes:
         raise UserError(
-            f"labels lie in {int(labels.min())}..{int(labels.max())}, but the model has {classes} classes and, as its "
-            f'last output, "reject"; accepted are 0..{classes - 1}'
+            f"labels lie in {low}..{high}, but the model has {classes} classes and, as its last output, "
+            f'"reject"; accepted are 0..{classes - 1}'
         )
     return margins
 

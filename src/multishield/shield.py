@@ -1,7 +1,4 @@
-"""Multi-Shield, the whole method: alignment gap, reject logit, and the module that abstains (arXiv 2412.10353).
-
-The classifier has logits z, CLIP has cosines c, and one decision may be "reject".
-"""
+"""Multi-Shield, the whole method: alignment gap, reject logit, and the module that abstains (arXiv 2412.10353)."""
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +11,11 @@ def alignment_gap(logits: Tensor, cosines: Tensor) -> Tensor:
 
 
 def shield_output(logits: Tensor, cosines: Tensor, tolerance: float) -> Tensor:
-    """K+1 outputs: the logits, and r = max z + g - tau in column K (paper, equation of the reject logit).
+    """K+1 outputs: the logits z (B,K), and r = max z + g - tau in column K (paper, equation of the reject logit).
 
-    argmax = K exactly where g > tau. A floating-point sum loses a small g beside a large max z. So r is moved to the
-    next float above max z where rounding would have changed the sign of g - tau.
-
-    Args:
-        logits: z (B,K). cosines: c (B,K). tolerance: tau >= 0, in units of cosine.
-
-    Raises:
-        ValueError: the two differ in shape.
+    argmax = K exactly where g > tau, the tolerance >= 0 in units of cosine. A floating-point sum loses a small g beside
+    a large max z. So r is moved to the next float above max z where rounding would have changed the sign of g - tau.
+    Raises ValueError if the cosines (B,K) differ in shape from the logits.
     """
     if logits.ndim != 2 or logits.shape != cosines.shape:
         raise ValueError(
@@ -48,15 +40,12 @@ def margin_over_others(scores: Tensor) -> Tensor:
 class MultiShield(nn.Module):
     """One differentiable module from pixels in [0,1] (B,3,H,W) to K+1 outputs (B,K+1); column K is "reject".
 
-    Both models are put into evaluation mode.
+    Both models are put into evaluation mode. Raises ValueError if the tolerance is negative or not finite.
 
     Args:
-        classifier: pixels to logits (B,K). alignment: pixels to cosines (B,K).
+        classifier: pixels to logits z (B,K). alignment: pixels to cosines c (B,K).
         tolerance: tau >= 0; the classifier's class k is accepted if g = max_j c_j - c_k <= tau. 0 is the paper's text
             (reject any disagreement), 0.001 the public reference code.
-
-    Raises:
-        ValueError: the tolerance is negative or not finite.
     """
 
     components = ("the classifier", "CLIP")
@@ -74,12 +63,11 @@ class MultiShield(nn.Module):
         return self.classifier(x), self.alignment(x)
 
     def margins(self, scores: tuple[Tensor, Tensor]) -> Tensor:
-        """The rule in the form of a `Defence`, (B,2,K): a class is accepted where both margins are >= 0. The decisions
-        are those of `outputs`, but where logits tie."""
+        """The rule as margins (B,2,K), both >= 0 where a class is accepted: as in `outputs`, but where logits tie."""
         return torch.stack([margin_over_others(scores[0]), margin_over_others(scores[1]) + self.tolerance], 1)
 
     def outputs(self, scores: tuple[Tensor, Tensor]) -> Tensor:
-        """K+1 outputs (B,K+1) of both scores. The rule is applied here and nowhere else: argmax is the decision."""
+        """K+1 outputs (B,K+1) of both scores. The rule is applied here alone: argmax is the decision."""
         return shield_output(*scores, self.tolerance)
 
     def standalone(self) -> dict[str, nn.Module]:

@@ -14,11 +14,11 @@ from multishield.forward import device_of, freeze
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP with its tokenizer and its preprocessing.
+    """A CLIP with its tokenizer (texts to tokens (P,L)) and its preprocessing.
 
     Attributes:
         model: it has open_clip's `visual`, `encode_text(tokens, normalize=True)` and `logit_scale`.
-        tokenizer, preprocessing: texts to tokens (P,L); open_clip's `PreprocessCfg` or an object with its attributes.
+        preprocessing: open_clip's `PreprocessCfg`, or an object with its attributes.
         antialias: True resizes as PIL and open_clip do; False resizes as torch does by default.
         saturate: True cuts off the values beyond black and white that bicubic interpolation makes, as PIL does.
     """
@@ -31,9 +31,9 @@ class Clip:
 
 
 class Preprocess(nn.Module):
-    """CLIP's preprocessing with gradients: pixels in [0,1] (B,3,H,W) to the image tower's input.
+    """open_clip's transform for PIL images, but for its rounding to 8 bits: with gradients to the pixels.
 
-    It is open_clip's transform for PIL images without its rounding to 8 bits. For the arguments see `Clip`.
+    Pixels in [0,1] (B,3,H,W) to the image tower's input. For the arguments see `Clip`.
     """
 
     def __init__(self, config: Any, antialias: bool = True, saturate: bool = False):
@@ -84,9 +84,8 @@ def center_crop_or_pad(x: Tensor, size: tuple[int, int], fill: float) -> Tensor:
 class ZeroShotClassifier(nn.Module):
     """Pixels in [0,1] (B,3,H,W) to cosines (B,K) of the image with each class's text embedding.
 
-    Args:
-        image_tower: any module from the output of `preprocess` to embeddings (B,D).
-        text: text embeddings (K,D), see `embed_prompts`. Raises ValueError if a row does not have length 1.
+    The image tower is any module from the output of `preprocess` to embeddings (B,D). The text embeddings (K,D) are
+    those of `embed_prompts`. Raises ValueError if a row does not have length 1.
     """
 
     def __init__(self, image_tower: nn.Module, preprocess: nn.Module, text: Tensor):

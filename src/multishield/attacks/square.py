@@ -36,17 +36,14 @@ class RandomSquares(Rule):
         """Vertical stripes of +-eps."""
         b, c, _, w = clean.shape
         stripes = (2 * uniform(streams, c * w).view(b, c, 1, w) - 1).sign()
-        return self.ball.project(clean + self.pixel(clean) * stripes, clean)
-
-    def pixel(self, clean: Tensor) -> float:
-        """The change of one channel of a pixel: eps; for L2 its share of the radius."""
-        return self.ball.eps if self.ball.norm == "Linf" else self.ball.eps / math.sqrt(clean[0].numel())
+        pixel = self.ball.eps if self.ball.norm == "Linf" else self.ball.eps / math.sqrt(clean[0].numel())
+        return self.ball.project(clean + pixel * stripes, clean)  # for L2 each pixel has its share of the radius
 
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         best = torch.full((len(x),), -torch.inf, device=x.device)
-        return {"best_x": clean.clone(), "best": best, "best_at_half": best.clone(), "stream": streams}
+        return {"best_x": clean.clone(), "best": best, "best_at_half": best.clone()}
 
-    def side(self, step: Tensor, height: int, width: int) -> Tensor:
+    def _side(self, step: Tensor, height: int, width: int) -> Tensor:
         """Side of the squares at a query, (B,) int64."""
         halvings = sum((step > n).long() for n in HALVED_AFTER)
         sides = [round(math.sqrt(self.p * 0.5**n * height * width)) for n in range(len(HALVED_AFTER) + 1)]
@@ -59,13 +56,13 @@ class RandomSquares(Rule):
         self._give_up(state)
         c, h, w = state["clean"].shape[1:]
         u = uniform(state["stream"] + 1 + state["step"], 2 + c)
-        side = self.side(state["step"], h, w)
+        side = self._side(state["step"], h, w)
         # The last position is left out, as in the authors' code, but for a square as large as the image.
         top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
         offsets = (torch.arange(n, device=u.device) - start[:, None] for n, start in ((h, top), (w, left)))
         rows, columns = ((offset >= 0) & (offset < side[:, None]) for offset in offsets)  # (B,H) and (B,W)
         square = (rows[:, :, None] & columns[:, None, :])[:, None] * (2 * u[:, 2:] - 1).sign()[:, :, None, None]
-        step = 2 * self.pixel(state["clean"]) * square
+        step = 2 * self.ball.eps * square
         if self.ball.norm == "L2":  # all of the radius in the square at first, as far as it is not spent elsewhere
             step = self.ball.eps * square / per_image((c * side * side).float().sqrt())
         return self.ball.project(state["best_x"] + step, state["clean"])
@@ -74,10 +71,9 @@ class RandomSquares(Rule):
         """Look at the pace at each of JUDGED_AT, and keep the loss at half of the next one."""
         step, best = state["step"], state["best"]
         judged = torch.isin(step, torch.tensor(JUDGED_AT, device=step.device))
-        if judged.any():
-            doublings = (self.steps / step.clamp_min(1)).log2()
-            hopeless = judged & (best + PATIENCE * (best - state["best_at_half"]) * doublings <= 0)
-            state["steps"] = torch.where(hopeless, step + 1, state["steps"])
+        doublings = (self.steps / step.clamp_min(1)).log2()
+        hopeless = judged & (best + PATIENCE * (best - state["best_at_half"]) * doublings <= 0)
+        state["steps"] = torch.where(hopeless, step + 1, state["steps"])
         recorded = judged | (step == JUDGED_AT[0] // 2)
         state["best_at_half"] = torch.where(recorded, best, state["best_at_half"])
 
@@ -93,15 +89,12 @@ def square(
     queries: int = 5000,
     **loop,
 ) -> AttackedImages:
-    """Random search for a point of the ball at which the model's decision is wrong.
+    """Random search for a point of the ball at which the model's decision is wrong, with at most `queries` per image.
 
-    Args:
-        model: pixels to outputs; a shield's `scores` together with `success=evades(shield)` and
-            `loss=partial(evasion_margin, defence=shield)` attacks a model that abstains.
-        ball: the threat model.
-        loss: outputs and labels to values (B,) that are raised; positive, or 0, where the decision is wrong.
-        queries: forward passes per image, at most: a search without hope ends early.
-        images, labels, success: see `ascend`. loop: its other arguments, `seed` and `ids` among them.
+    The model takes pixels to outputs, `success` and `loss` take outputs and labels (B,). The loss is raised, and
+    positive, or 0, where the decision is wrong. To attack a model that abstains, give its `scores`, with
+    `success=evades(shield)` and `loss=partial(evasion_margin, defence=shield)`. For the other arguments see
+    `multishield.attacks`.
     """
     options = {"tag": "square", "success": success, "rule": RandomSquares(ball, queries)}
     return ascend(model, images, labels, objective=lambda out, y, *_: (loss(out, y),), **options, **loop)
