@@ -98,7 +98,8 @@ def attack_resumably(
     """
     finished, here = _Finished(task, checkpoint, len(data)), each is map
     left = finished.left.nonzero()[:, 0]
-    pieces = ((i, data[i], [start[i] for start in starts]) for i in left.split(max(len(left), 1) if here else PIECE))
+    indices = left.split(len(left) if here else PIECE) if len(left) else ()
+    pieces = ((i, data[i], [start[i] for start in starts]) for i in indices)
     try:
         for index, attacked in each(partial(_attack_piece, attack, finished if here else None), pieces):
             if not here:
