@@ -1,4 +1,4 @@
-"""Long computations that are killed go on where they were, and end with the same bytes."""
+"""Long computations that are killed continue where they were, and end with the same bytes."""
 
 import os
 import signal
@@ -6,104 +6,107 @@ import subprocess
 import sys
 
 import torch
+from torch import nn
 
-from multishield.tensors import load_tensors, save_tensors
+from multishield.images import AttackedImages, Images
+from multishield.resume import Checkpoint, attack_resumably, fingerprint
 
-# Ten rows in chunks of three; each computed chunk is logged. A chunk named in KILL_AT dies as by `kill -9`.
-SCRIPT = """
-import os, signal
-import torch
-from multishield.tensors import save_tensors
-from paper.workers.parts import in_parts
-
-def compute(model, part):
-    if os.environ.get("KILL_AT") == str(part.start):
-        os.kill(os.getpid(), signal.SIGKILL)
-    with open("log.txt", "a") as log:
-        log.write(f"{part.start} ")
-    return {"rows": torch.rand(part.stop - part.start, generator=torch.Generator().manual_seed(part.start))}
-
-from pathlib import Path
-parts = in_parts("squares", compute, torch.nn.Identity(), lambda part: part, 10, 3, "inputs", int(os.environ["INPUT"]))
-save_tensors(Path("result.safetensors"), {"rows": torch.cat([p["rows"] for p in parts])})
-"""
-
-
-# A real attack on 30 images, kept as soon as one is finished; dies after KILL_AT forward passes.
+# A real attack on 30 images, each kept as soon as it is finished; the process dies after KILL_AT forward passes.
 ATTACK = """
 import os, signal
 from pathlib import Path
 import torch
-from multishield.attacks.joint import joint
-from multishield.tensors import save_tensors
-from multishield.attacks.resumable import attack_resumably
-from multishield.shield import MultiShield
+from torch import nn
+from multishield import Ball, Images, MultiShield, joint, resume
+from multishield.files import save_tensors
 
 torch.manual_seed(0)
-models = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).requires_grad_(False) for _ in range(2)]
-shield = MultiShield(*models, 0.001)
-x = torch.rand(30, 3, 8, 8)
-y, scores, passes = shield.classifier(x).argmax(1), shield.scores, 0
+models = [nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).requires_grad_(False) for _ in range(2)]
+shield, passes = MultiShield(*models, 0.001), []
 
-def counting(pixels):
-    global passes
-    passes += 1
-    if str(passes) == os.environ.get("KILL_AT"):
+def count(*_):
+    passes.append(1)
+    if str(len(passes)) == os.environ.get("KILL_AT"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return scores(pixels)
 
-shield.scores = counting
+x = torch.rand(30, 3, 8, 8)
+data = Images(x, shield.classifier(x).argmax(1), torch.arange(30))
+shield.classifier.register_forward_hook(count)
 
-def attack(shield, part, watch):
-    joint(shield, x[part], y[part], eps=0.03, seed=0, ids=part, targets=4, steps=10, batch_size=8, watch=watch)
+def attack(data, starts, watch):
+    options = {"ball": Ball(0.03), "seed": 0, "targets": 4, "steps": 10, "batch_size": 8}
+    return joint(shield, data.pixels, data.labels, ids=data.ids, watch=watch, **options)
 
-r = attack_resumably("joint", attack, shield, lambda part: part, 30, "inputs", int(os.environ["INPUT"]), every=0)
-r.save(Path("result.safetensors"))
-print(passes)
+resume.EVERY = 0
+result = resume.attack_resumably("joint", attack, data, [], resume.Checkpoint(Path("kept"), "joint", "inputs"))
+save_tensors(Path("result.safetensors"), result.tensors())
+print(len(passes))
 """
 
 
-def script(folder, kill_at="", given="1", code=SCRIPT):
-    variables = {**os.environ, "KILL_AT": kill_at, "INPUT": given}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=variables, capture_output=True, text=True)
+def test_an_attack_that_is_killed_at_several_points_ends_with_the_same_bytes(tmp_path):
+    def run(folder, kill_at=""):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        command, variables = [sys.executable, "-c", ATTACK], {**os.environ, "KILL_AT": kill_at}
+        return subprocess.run(command, cwd=tmp_path / folder, env=variables, capture_output=True, text=True)
 
-
-def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(project_root):
-    assert script(project_root).returncode == 0
-    undisturbed = (project_root / "result.safetensors").read_bytes()
-    (project_root / "result.safetensors").unlink()
-    (project_root / "log.txt").unlink()
-    assert script(project_root, kill_at="3").returncode == -signal.SIGKILL
-    assert script(project_root, kill_at="9").returncode == -signal.SIGKILL
-    assert script(project_root).returncode == 0
-    assert (project_root / "log.txt").read_text().split() == ["0", "3", "6", "9"], "each chunk once"
-    assert (project_root / "result.safetensors").read_bytes() == undisturbed
-
-
-def test_state_of_other_inputs_is_not_taken_and_finished_state_is_removed(project_root):
-    assert script(project_root, kill_at="6").returncode == -signal.SIGKILL
-    assert script(project_root, given="2").returncode == 0
-    assert (project_root / "log.txt").read_text().split() == ["0", "3", "0", "3", "6", "9"]
-    assert len(list((project_root / ".multishield" / "resume").iterdir())) == 1, "the killed run's state alone is left"
-
-
-def test_an_attack_that_is_killed_at_several_points_ends_with_the_same_bytes(project_root):
-    undisturbed = script(project_root, code=ATTACK)
+    undisturbed, files = run("undisturbed"), []
     assert undisturbed.returncode == 0, undisturbed.stderr
-    expected, passes = (project_root / "result.safetensors").read_bytes(), int(undisturbed.stdout)
-    (project_root / "result.safetensors").unlink()
-    kept = []
-    for share in (0.1, 0.3, 0.3):
-        assert script(project_root, kill_at=str(int(share * passes)), code=ATTACK).returncode == -signal.SIGKILL
-        kept.append(len(list((project_root / ".multishield" / "resume").rglob("0*"))))
-    assert 0 < kept[0] < kept[1] < kept[2], "what was finished is kept"
-    last = script(project_root, code=ATTACK)
-    assert int(last.stdout) < passes, "and not computed again"
-    assert (project_root / "result.safetensors").read_bytes() == expected
+    for share in (0.2, 0.4):
+        killed = run("killed", kill_at=str(int(share * int(undisturbed.stdout))))
+        assert killed.returncode == -signal.SIGKILL
+        files.append(len(list((tmp_path / "killed" / "kept").rglob("0*"))))
+    assert 0 < files[0] < files[1], "finished images are on disk"
+    assert int(run("killed").stdout) < int(undisturbed.stdout), "and are not computed again"
+    results = [(tmp_path / folder / "result.safetensors").read_bytes() for folder in ("undisturbed", "killed")]
+    assert results[0] == results[1]
 
 
-def test_views_and_shared_tensors_are_saved_whole(tmp_path):
-    rows = torch.arange(6.0).reshape(2, 3)
-    tensors = {"rows": rows, "same": rows, "turned": rows.T, "first": rows[:1], "empty": rows[:0]}
-    loaded = load_tensors(save_tensors(tmp_path / "t.safetensors", tensors))
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+def test_values_are_kept_by_name_and_damaged_ones_are_missing(tmp_path):
+    value = {"row": torch.arange(3), "names": ["a", "b"], "loss": 0.5}
+    checkpoint = Checkpoint(tmp_path, "training net", 1)
+    checkpoint.put("00", value)
+    checkpoint.put("01", {"row": torch.zeros(1)})
+    assert [v["row"].tolist() for v in Checkpoint(tmp_path, "training net", 1).values()] == [[0, 1, 2], [0]]
+    assert Checkpoint(tmp_path, "training net", 2).get("00") is None, "other inputs are another computation"
+    file = next(tmp_path.rglob("00"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert checkpoint.get("00") is None
+    assert len(checkpoint.values()) == 1
+
+
+def test_without_a_folder_nothing_is_kept():
+    checkpoint = Checkpoint(None, "training net", 1)
+    checkpoint.put("00", 1)
+    assert checkpoint.get("00") is None
+    assert checkpoint.values() == []
+
+
+def test_a_fingerprint_names_every_bit_of_its_inputs():
+    model, x = nn.Linear(2, 2), torch.zeros(4)
+    names = [fingerprint(model, x, {"eps": 1}), fingerprint(model, x, {"eps": 2}), fingerprint(model, x[:3])]
+    names += [fingerprint(model, x.double(), {"eps": 1}), fingerprint(model, x.view(2, 2), {"eps": 1})]
+    model.weight.data[0, 0] += 1
+    names.append(fingerprint(model, x, {"eps": 1}))
+    assert len(set(names)) == len(names)
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+def test_pieces_that_return_in_any_order_are_joined_in_order(tmp_path):
+    data = Images(torch.rand(300, 3, 2, 2), torch.zeros(300).long(), torch.arange(300))
+    sizes = []
+
+    def attack(data, starts, watch):
+        return AttackedImages(data.images, [str(i) for i in data.ids.tolist()], data.ids, starts[0].forwards)
+
+    def backwards(work, pieces):
+        results = [work(piece) for piece in pieces]
+        sizes.extend(len(index) for index, _ in results)
+        return reversed(results)
+
+    starts, checkpoint = [AttackedImages.untouched(data)], Checkpoint(tmp_path, "t")
+    for _ in range(2):
+        result = attack_resumably("t", attack, data, starts, checkpoint, backwards)
+        assert result.broken_by == [str(i) for i in range(300)]
+        assert torch.equal(result.images, data.images)
+    assert sizes == [128, 128, 44], "the second call computes nothing"
