@@ -1,7 +1,6 @@
-"""Published figures beside measured ones, for classifiers of the catalogue.
+"""Claims of the paper, and published figures of the classifiers, beside the figures of this run.
 
-A published value that lies outside the measured 95 % interval is flagged, but only where it was measured in the same
-setting: what differs is said instead.
+Both are judged by the 95 % Wilson interval of the measured value, and only in the setting that was published.
 """
 
 import pandas as pd
@@ -15,71 +14,109 @@ from paper.params import Params
 from paper.params.values import AA_STANDARD
 
 COLUMNS = ("classifier", "entry", "figure", "published", "measured", "N", "verdict", "notes")
-# Figure -> the metric of the baseline scenario that measures it.
-FIGURES = {"clean accuracy": "clean_accuracy", "AutoAttack accuracy": "robust_accuracy"}
+BOTH = ("cifar10", "imagenet")
+# Claim of the paper's abstract and key results -> its data sets. The paper gives no figure per classifier.
+CLAIMS = {
+    "Against an unaware attacker a non-robust classifier rises from 0 % to over 90 % with the shield.": BOTH,
+    "The shield gains about 32 points on average on CIFAR-10, and 65 points on ImageNet.": BOTH,
+    "Up to 50 % robust accuracy remain under the adaptive attack on CIFAR-10.": ("cifar10",),
+    "Clean accuracy falls only a little.": BOTH,
+}
+
+
+def claims(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Each claim beside each classifier's figures: claim, classifier, measured (in per cent), verdict.
+
+    Args:
+        metrics: see `records.metrics`. dataset: `dataset.name` of params.yaml; a claim is judged only on its own data.
+    """
+    groups = metrics.set_index(["scenario", "metric"]).groupby("classifier", sort=False)
+    best = max(rows.value["worst_case", "robust_accuracy"] for _, rows in groups)
+    answers = {name: _answers(rows, best) for name, rows in groups}
+    table = []
+    for number, (claim, about) in enumerate(CLAIMS.items()):
+        for name, (measured, agrees) in ((name, answer[number]) for name, answer in answers.items()):
+            verdict = {True: "agrees", False: "differs", None: "not judged"}[agrees if dataset in about else None]
+            table.append({"claim": claim, "classifier": name, "measured": measured, "verdict": verdict})
+    return pd.DataFrame(table)
+
+
+def _answers(metrics: pd.DataFrame, best: float) -> list[tuple[str, bool | None]]:
+    """One classifier's figures for each claim, and whether they agree with it (None: they decide nothing).
+
+    The first claim is about classifiers that are not robust; "up to" is about the one with the best worst case.
+    """
+    robust, clean = (metrics.xs(metric, level="metric") for metric in ("robust_accuracy", "clean_accuracy"))
+    alone, unaware, worst = (robust.loc[scenario] for scenario in ("no_shield", "unaware", "worst_case"))
+    rises = bool(unaware.high > 0.9) if alone.value < 0.05 else None
+    remains = bool(worst.high >= 0.5) if worst.value == best else None
+    return [
+        (f"{cell(alone)} without, {cell(unaware)} with the shield", rises),
+        (f"{100 * (unaware.value - alone.value):+.1f} points, attacker unaware", None),
+        (f"{cell(robust.loc['paper'])} under the paper's attack, {cell(worst)} under all", remains),
+        (f"{cell(clean.loc['no_shield'])} without, {cell(clean.loc['worst_case'])} with the shield", None),
+    ]
 
 
 def entries(params: Params) -> dict[str, Entry]:
-    """The catalogue's entries of the classifiers that have one, and the paper's of those that it fine-tunes too."""
-    found = {}
+    """The entries of the model zoo's classifiers, and of those that the paper fine-tunes, by classifier."""
+    entries = {}
     for name in params.classifiers:
-        made = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
-        if made["source"] == "catalogue":
-            found[name] = model_zoo.find(f"training.{name}.name", made["name"])
-        if made["source"] == "finetune":
-            found[name] = model_zoo.FINETUNED.get((made["model"], params.dataset.name))
-    return {name: entry for name, entry in found.items() if entry}
+        made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
+        if made_by["source"] == "model_zoo":
+            entries[name] = model_zoo.find(f"training.{name}.name", made_by["name"])
+        if made_by["source"] == "finetune":
+            entries[name] = model_zoo.FINETUNED.get((made_by["model"], params.dataset.name))
+    return {name: entry for name, entry in entries.items() if entry}
 
 
-def differences(entry: Entry, params: Params) -> dict[str, list[str]]:
-    """What differs from the setting of the published figures, per figure."""
+def differences(entry: Entry, params: Params) -> tuple[list[str], list[str]]:
+    """The differences between this run's setting and the entry's: those of the images, and those of the attack."""
     data, threat, attacks = params.dataset, params.threat_model, params.baseline.attacks
     size, resize, interpolation = entry.preprocessing
-    clean = []
+    images, attack = [], []
     if not own_images(data.name) and data.name != entry.dataset:
-        clean.append(f"data set {data.name} instead of {entry.dataset}")
+        images.append(f"data set {data.name} instead of {entry.dataset}")
     if data.image_size != size:
-        clean.append(f"images of {data.image_size} pixels instead of {size}")
+        images.append(f"images of {data.image_size} pixels instead of {size}")
     elif resize and (data.resize or data.image_size) != resize:
-        clean.append(f"shorter side {data.resize or data.image_size} instead of {resize} before the crop")
+        images.append(f"shorter side {data.resize or data.image_size} instead of {resize} before the crop")
     if resize and data.interpolation != interpolation:
-        clean.append(f"{data.interpolation} instead of {interpolation} resizing")
-    attacked = []
+        images.append(f"{data.interpolation} instead of {interpolation} resizing")
     if (threat.norm, round(threat.eps * 255, 6)) != (entry.norm, round(entry.eps * 255, 6)):
-        given, published = (f"{n} {e * 255:g}/255" for n, e in ((threat.norm, threat.eps), (entry.norm, entry.eps)))
-        attacked.append(f"threat model {given} instead of {published}")
+        ours, published = (f"{model.norm} {model.eps * 255:g}/255" for model in (threat, entry))
+        attack.append(f"threat model {ours} instead of {published}")
     if attacks != "standard" and set(attacks) != set(AA_STANDARD):
-        attacked.append(f"{', '.join(attacks)} instead of standard AutoAttack")
-    return {"clean accuracy": clean, "AutoAttack accuracy": clean + attacked}
+        attack.append(f"{', '.join(attacks)} instead of standard AutoAttack")
+    return images, attack
 
 
 def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
-    """A row per catalogued classifier and figure: published and measured, in per cent, and what follows.
+    """A row per published figure of this run's classifiers: `COLUMNS`, in per cent; no row where none is published.
+
+    The verdict is "agrees" or "differs" (the published value lies outside the measured interval), or "no comparison"
+    where the notes name a difference of setting.
 
     Args:
-        metrics: as `records.metrics` returns them.
-
-    Returns:
-        The columns of `COLUMNS`, no row without such classifiers. The verdict is "agrees" or "differs" (published
-        outside the measured 95 % Wilson interval), or "no comparison" where the notes name a difference of setting.
+        metrics: see `records.metrics`.
     """
-    baseline = metrics[metrics.scenario == "baseline"].set_index(["classifier", "metric"])
+    alone = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"])
     rows = []
     for name, entry in entries(params).items():
-        notes = differences(entry, params)
-        for figure, value in (("clean accuracy", entry.clean), ("AutoAttack accuracy", entry.autoattack)):
-            if value is not None:
-                measured = baseline.loc[name, FIGURES[figure]]
-                inside = 100 * measured.low <= value <= 100 * measured.high
-                verdict = "no comparison" if notes[figure] else "agrees" if inside else "differs"
-                words = "; ".join(notes[figure] + _unknown(entry, params))
-                cells = (f"{value:.2f}", cell(measured), int(measured.n), verdict, words)
-                rows.append((name, entry.name, figure, *cells))
+        images, attack = differences(entry, params)
+        clean = ("clean accuracy", entry.clean, alone.loc[name, "clean_accuracy"], images)
+        robust = ("AutoAttack accuracy", entry.autoattack, alone.loc[name, "robust_accuracy"], images + attack)
+        for figure, published, measured, different in (clean, robust):
+            if published is not None:
+                inside = 100 * measured.low <= published <= 100 * measured.high
+                verdict = "no comparison" if different else "agrees" if inside else "differs"
+                cells = (figure, f"{published:.2f}", cell(measured), int(measured.n), verdict)
+                rows.append((name, entry.name, *cells, "; ".join(different + _doubts(entry, params))))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _unknown(entry: Entry, params: Params) -> list[str]:
-    """What may make a difference, but nobody knows how much."""
+def _doubts(entry: Entry, params: Params) -> list[str]:
+    """Possible differences of the images whose effect nobody knows."""
     if own_images(params.dataset.name):
         return [f"images of one's own, taken to be test images of {entry.dataset}"]
     if params.dataset.name in model_zoo.UNBALANCED and params.dataset.order == "stratified":

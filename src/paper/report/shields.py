@@ -1,0 +1,106 @@
+"""The trained shields: example images with their scores, and the cost of a decision."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from multishield.files import load_tensors
+from multishield.forward import device_of
+from multishield.images import StoredImages
+from multishield.records import broken, decide, rejected
+from multishield.shield import MultiShield
+from paper import paths
+from paper.stages.base import Attacking
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image, clean and attacked.
+
+    Attributes:
+        images: title, with the decision, to pixels (H,W,3) in [0,1].
+        scores: the same titles to a frame of K rows with the columns "classifier" (softmax of z) and "CLIP" (softmax
+            of s c, with CLIP's own scale s).
+        label: the true class.
+    """
+
+    images: dict[str, np.ndarray]
+    scores: dict[str, pd.DataFrame]
+    label: int
+
+
+def examples(s: Attacking, name: str, records: pd.DataFrame) -> list[Example]:
+    """Examples of a classifier: the image clean, attacked by an unaware attacker, and attacked by one who knows.
+
+    Args:
+        s: the stage, whose params say how many. records: of all classifiers and scenarios.
+    """
+    shield = s.shield_of(name)
+    scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
+    attacked = {
+        "AutoAttack": s.unaware_of(name),
+        "adaptive": StoredImages(paths.artifacts("adaptive", name, "worst_case")),
+    }
+    decisions, examples = [*(f"accepted: {c}" for c in s.classes), "rejected"], []
+    for i in pick_examples(records[records.classifier == name], s.params.report.examples):
+        images, scores, one = {}, {}, slice(i, i + 1)
+        pixels = {"clean": s.data[one].pixels} | {attack: stored[one].images for attack, stored in attacked.items()}
+        for attack, image in pixels.items():
+            decided = decide(shield, image)
+            logits, cosines = decided.scores
+            title = f"{attack}\n{decisions[int(decided.decision)]}"
+            images[title] = image[0].permute(1, 2, 0).numpy()
+            columns = {"classifier": logits, "CLIP": scale * cosines}
+            scores[title] = pd.DataFrame({model: t[0].softmax(0).numpy() for model, t in columns.items()})
+        examples.append(Example(images, scores, int(s.data.labels[i])))
+    return examples
+
+
+def pick_examples(records: pd.DataFrame, count: int) -> list[int]:
+    """Indices of `count` images of a classifier: accepted when clean, rejected under the unaware attack, then broken.
+
+    If there are too few, images follow that meet fewer of these conditions. Classes take turns, so that they differ.
+    """
+    unaware, worst = (records[records.scenario == s].reset_index(drop=True) for s in ("unaware", "worst_case"))
+    met = (unaware.clean_decision == unaware.label).astype(int) + rejected(unaware, "attacked") + broken(worst)
+    turn = unaware.assign(met=met).groupby(["label", "met"]).cumcount()
+    ranked = pd.DataFrame({"met": -met, "turn": turn}).sort_values(["met", "turn"], kind="stable")
+    return ranked.index[:count].tolist()
+
+
+def overhead(shields: dict[str, MultiShield], image: Tensor) -> pd.DataFrame:
+    """The cost of a decision in counts that do not depend on the machine.
+
+    Args:
+        shields: by classifier, all with the same CLIP. Its text side runs once, so it is not counted.
+        image: one image of the data set, (1,3,H,W) in [0,1].
+
+    Returns:
+        A row for CLIP's image tower, each classifier, and each shield: "model", "million parameters", "million
+        operations per image" (a multiply-add counts as two), and for shields "times the classifier's" operations.
+    """
+    clip = counted(next(iter(shields.values())).alignment, image)
+    rows = [_cost("CLIP's image tower", clip)]
+    for name, shield in shields.items():
+        alone = counted(shield.classifier, image)
+        times = f"{(alone + clip)[1] / alone[1]:.1f}"
+        rows += [_cost(name, alone), _cost(f"{name} with the shield", alone + clip, times)]
+    return pd.DataFrame(rows)
+
+
+def _cost(model: str, counts: Tensor, times: str = "") -> dict[str, str]:
+    parameters, operations = (counts / 1e6).tolist()
+    words = {"million parameters": f"{parameters:.2f}", "million operations per image": f"{operations:.1f}"}
+    return {"model": model, **words, "times the classifier's": times}
+
+
+@torch.no_grad()
+def counted(model: nn.Module, image: Tensor) -> Tensor:
+    """Parameters and operations of one forward pass, int64 (2,). Operations are those of products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        model(image.to(device_of(model)))
+    return torch.tensor([sum(p.numel() for p in model.parameters()), counter.get_total_flops()])
