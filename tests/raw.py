@@ -18,18 +18,8 @@ def words(text: str) -> list[str]:
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 STL10 = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
-EUROSAT = [
-    "AnnualCrop",
-    "Forest",
-    "HerbaceousVegetation",
-    "Highway",
-    "Industrial",
-    "Pasture",
-    "PermanentCrop",
-    "Residential",
-    "River",
-    "SeaLake",
-]
+EUROSAT = words("""
+AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake""")
 CALTECH101 = words("""
 Faces Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai
 brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
@@ -93,17 +83,12 @@ def cifar10(folder: Path, train: tuple, test: tuple) -> Path:
     """cifar-10-python.tar.gz from (images uint8 (N,32,32,3), labels) of both splits, in the layout of the original."""
     batches = folder / "cifar-10-batches-py"
     batches.mkdir(parents=True)
-    parts = [("test_batch", *test)]
+    files = [("test_batch", *test)]
     for b, rows in enumerate(np.array_split(np.arange(len(train[1])), 5), 1):
-        parts.append((f"data_batch_{b}", train[0][rows], [train[1][i] for i in rows]))
-    for name, images, labels in parts:
+        files.append((f"data_batch_{b}", train[0][rows], [train[1][i] for i in rows]))
+    for name, images, labels in files:
         data = np.asarray(images).transpose(0, 3, 1, 2).reshape(len(images), 3072)
-        entry = {
-            "batch_label": name,
-            "labels": [int(k) for k in labels],
-            "data": data,
-            "filenames": [f"{i}.png" for i in range(len(labels))],
-        }
+        entry = {"batch_label": name, "labels": [int(k) for k in labels], "data": data}
         (batches / name).write_bytes(pickle.dumps(entry, protocol=2))
     meta = {"num_cases_per_batch": 10000, "label_names": CIFAR10, "num_vis": 3072}
     (batches / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
@@ -182,7 +167,19 @@ def pathmnist(folder: Path) -> Path:
     return folder / "pathmnist.npz"
 
 
+# From a folder to the data set's archives in it.
+MAKERS = {
+    "cifar10": lambda folder: [cifar10(folder, *[(pixels(1, shape=(10, 32, 32, 3)), range(10))] * 2)],
+    "stl10": lambda folder: [stl10(folder)],
+    "caltech101": lambda folder: [caltech101(folder)],
+    "food101": lambda folder: [food101(folder)],
+    "pets": lambda folder: list(pets(folder)),
+    "eurosat": lambda folder: [eurosat(folder)],
+    "pathmnist": lambda folder: [pathmnist(folder)],
+}
+
+
 def accept_any_md5(monkeypatch) -> None:
-    """The md5s of the originals are in torchvision's classes: only tests may look away."""
-    for module in (datasets.utils, datasets.cifar, datasets.stl10):
+    """The md5s of the original files are in torchvision's classes: only tests may look away."""
+    for module in (datasets.cifar, datasets.stl10):
         monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())

@@ -1,12 +1,10 @@
-"""Class names as a prompt wants them: words, no underscores, no WordNet ids, no two alike."""
-
-import re
-from collections import Counter
+"""Class names as words of a prompt: without underscores and WordNet ids, and all of them distinct."""
 
 from multishield.errors import UserError
 
-# Names of folders that are no words of a sentence, after CLIP's authors (openai/CLIP, data/prompts.md).
-CALTECH101 = {
+# Folder names that are no words of a sentence: Caltech-101's, after CLIP's authors (openai/CLIP, data/prompts.md), and
+# EuroSAT's.
+IN_WORDS = {
     "Faces": "off-center face",
     "Faces_easy": "centered face",
     "Leopards": "leopard",
@@ -23,9 +21,18 @@ CALTECH101 = {
     "water_lilly": "water lily",
     "windsor_chair": "Windsor chair",
     "yin_yang": "yin and yang symbol",
+    "AnnualCrop": "annual crop",
+    "Forest": "forest",
+    "HerbaceousVegetation": "herbaceous vegetation",
+    "Highway": "highway",
+    "Industrial": "industrial buildings",
+    "Pasture": "pasture",
+    "PermanentCrop": "permanent crop",
+    "Residential": "residential buildings",
+    "River": "river",
+    "SeaLake": "sea or lake",
 }
-EUROSAT = {"Industrial": "industrial buildings", "Residential": "residential buildings", "SeaLake": "sea or lake"}
-# open_clip's curated names call two pairs of classes alike. These are WordNet's own words, its lemma and definition.
+# open_clip's curated names give two pairs of classes one name. These names are WordNet's own words.
 IMAGENET = {
     "n04008634": "projectile",  # a weapon that is thrown and not self-propelled; n03773504 is the missile
     "n04355933": "sunglass lens",  # a convex lens that focuses the sun's rays; n04356056 are the sunglasses
@@ -37,33 +44,27 @@ def plain(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def spoken(name: str) -> str:
-    """A name in CamelCase as words: `AnnualCrop` becomes `annual crop`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain(name)).lower()
+def check_distinct(names: list[str], source: str) -> None:
+    """Raise a UserError if two class names are equal or one is empty; `source` is the data set's name in the message.
 
-
-def distinct(names: list[str], source: str) -> list[str]:
-    """The same names; `source` is what they are of, for the message.
-
-    Raises:
-        UserError: two are alike (capitals do not count: CLIP's tokenizers drop them), or one is empty.
+    CLIP's tokenizers drop capitals, so capitals do not count.
     """
-    twice = sorted(name for name, count in Counter(n.casefold() for n in names).items() if count > 1)
+    folded = [name.casefold() for name in names]
+    twice = sorted(name for name in set(folded) if folded.count(name) > 1)
     if twice:
         raise UserError(
             f"{source} has two classes called {twice[0]!r}, which CLIP cannot tell apart; give them distinct names"
         )
     if not all(names):
         raise UserError(f"{source} has a class without a name; give every class a name")
-    return names
 
 
 def imagenet() -> dict[str, str]:
-    """WordNet id to class name for the 1000 classes of ImageNet, sorted by id: the order of every classifier.
+    """Map WordNet ids to class names for ImageNet's 1000 classes, sorted by id as every classifier has them.
 
-    Ids and their order are timm's, names those that CLIP's authors curated for prompts, as open_clip has them.
+    The ids are timm's. CLIP's authors curated the names for prompts, and open_clip has them.
     """
-    # Slow to import, and only ImageNet needs them.
+    # These packages are slow to import, and only ImageNet needs them.
     from open_clip import IMAGENET_CLASSNAMES
     from timm.data import ImageNetInfo
 

@@ -1,11 +1,12 @@
-"""The demo data set: ten shapes, rendered with a seed, each with a caption. No download.
+"""The demo data set: ten shapes, rendered with a seed, each with a caption.
 
-A stand-in for CIFAR-10 that any machine can make in seconds: 32x32 RGB, one shape on a textured background, with
-varied colour, size, rotation, position, clutter and noise. It is a demonstration, not evidence about real images.
+It stands in for CIFAR-10, and any machine renders it in seconds. Images are 32x32 RGB: one shape on a textured
+background, with varied colour, size, rotation, position, clutter and noise. It says nothing about real images.
 """
 
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,34 +22,43 @@ CONTRAST = (0.4, 0.7)  # RGB distance of shape and background
 TEXTURE, NOISE = 0.06, 0.04  # standard deviations of the low-frequency texture and of the pixel noise
 SPLITS = {"train": 12_000, "test": 2_000}
 FILES = ("{}_images.npy", "{}_labels.npy", "{}_captions.json")
-# SHA-256 of a whole split's files, one after the other: any machine renders these bytes.
+# SHA-256 of a whole split's three files, joined. Any machine renders these bytes.
 RENDERED = {
     "train": "6a6d8b1242c44f6f701ae88d00fe83893c259479cab75a86b4a32673743a5394",
     "test": "143bd12d957881d57b7ea4d640eb0d51865c71ff142c2431e6fc7bfceaa8aa3c",
 }
 
 
-def check_rendered(folder: Path, split: str) -> None:
-    """See that the files of a whole split are the bytes that any machine renders. Raises UserError if they are not."""
-    found = hashlib.sha256()
-    for name in FILES:
-        found.update((folder / name.format(split)).read_bytes())
-    if found.hexdigest() != RENDERED[split]:
+def load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Load a split that `materialise` wrote: images, labels and captions, as `render_split` returns them.
+
+    Raises UserError if files are missing or damaged, or if a whole split has other bytes than any machine renders.
+    """
+    files = [folder / name.format(split) for name in FILES]
+    try:
+        images, labels = (np.load(file, allow_pickle=False) for file in files[:2])
+        captions = json.loads(files[2].read_text(encoding="utf-8"))
+        if not len(images) == len(labels) == len(captions):
+            raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(captions)} captions")
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        if len(images) == SPLITS[split] and digest != RENDERED[split]:
+            raise ValueError("these are other bytes than those that are rendered")
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"the shapes in {folder} are other bytes than those that are rendered; remove that folder and run "
-            "`multishield data`, which renders them anew"
-        )
+            f"the shapes in {folder} are missing or damaged ({error}); remove that folder and run "
+            "`python -m paper data`, which renders them again"
+        ) from None
+    return images, labels, captions
 
 
 def _half_planes(u: np.ndarray, v: np.ndarray, corners: int, turn: float, inradius: float) -> np.ndarray:
-    """Whether points lie in each of the half-planes, as many as corners, whose common part is a regular polygon."""
+    """Which points lie in each of `corners` half-planes, whose intersection is a regular polygon."""
     angles = 2 * np.pi * np.arange(corners) / corners + turn
     return np.stack([u * np.cos(a) + v * np.sin(a) <= inradius for a in angles])
 
 
 # Which points (u, v) of the shape's own frame belong to it; every shape lies in the unit disc.
 INSIDE = {
-    # A shaft and a head.
     "arrow": lambda u, v: (
         ((np.abs(v) <= 0.2) & (u >= -1) & (u <= 0.15)) | ((u >= 0.05) & (np.abs(v) <= 0.75 * (1 - u) / 0.95))
     ),
@@ -66,7 +76,7 @@ INSIDE = {
 
 
 def _coverage(inside, x0: float, y0: float, radius: float, angle: float) -> np.ndarray:
-    """How much of each pixel a shape covers: (SIZE, SIZE) in [0,1]."""
+    """The share of each pixel that a shape covers: (SIZE, SIZE) in [0,1]."""
     centres = (np.arange(SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
     x, y = centres[None, :], centres[:, None]
     u = ((x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)) / radius
@@ -84,9 +94,9 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _texture(rng: np.random.Generator) -> np.ndarray:
     """Smooth noise: a 5x5 grid of normal values, enlarged bilinearly. (SIZE, SIZE, 1)."""
     coarse = rng.normal(0, TEXTURE, (5, 5))
-    at = np.linspace(0, 4, SIZE)
-    low = np.minimum(at.astype(int), 3)
-    weight = at - low
+    positions = np.linspace(0, 4, SIZE)
+    low = np.minimum(positions.astype(int), 3)
+    weight = positions - low
     rows = coarse[low] * (1 - weight)[:, None] + coarse[low + 1] * weight[:, None]
     return (rows[:, low] * (1 - weight) + rows[:, low + 1] * weight)[:, :, None]
 
@@ -95,8 +105,8 @@ def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """Draw one image of the class `CLASSES[label]`.
 
     Returns:
-        The image, uint8 (SIZE, SIZE, 3), and its caption: the shape and, with probability one half, its size. Colours
-        are left out on purpose: they are so much easier to tell apart that a small CLIP learns nothing else.
+        The image, uint8 (SIZE, SIZE, 3), and its caption: the shape and, with probability one half, its size. The
+        caption names no colours: they are so easy to tell apart that a small CLIP would learn nothing else.
     """
     shape, background = _two_colours(rng)
     radius = rng.uniform(9, 14)
@@ -127,20 +137,15 @@ def render_split(split: str, count: int) -> tuple[np.ndarray, np.ndarray, list[s
     return images, np.arange(count) % len(CLASSES), captions
 
 
-def materialise(folder: Path, splits: dict[str, int] | None = None) -> None:
-    """Write the data set: per split `<split>_images.npy`, `<split>_labels.npy`, `<split>_captions.json`.
-
-    A split that is already complete is left alone: its captions, which are written last, say so.
-    """
-    for split, count in (splits or SPLITS).items():
-        captions_file = folder / f"{split}_captions.json"
-        if captions_file.exists():
-            if count == SPLITS[split]:
-                check_rendered(folder, split)  # before DVC would pin them
+def materialise(folder: Path) -> None:
+    """Write the data set into `folder`, three files per split. A split that is complete is checked and left alone."""
+    for split, count in SPLITS.items():
+        if (folder / FILES[2].format(split)).exists():  # captions are written last
+            load(folder, split)  # before DVC would pin damaged files
             continue
-        images, labels, captions = render_split(split, count)
-        for name, array in (("images", images), ("labels", labels)):
+        *arrays, captions = render_split(split, count)
+        for name, array in zip(FILES, arrays, strict=False):
             buffer = io.BytesIO()
             np.save(buffer, array)
-            write_atomically(folder / f"{split}_{name}.npy", lambda p, b=buffer: p.write_bytes(b.getvalue()))
-        write_json(captions_file, captions)
+            write_atomically(folder / name.format(split), lambda p, b=buffer: p.write_bytes(b.getvalue()))
+        write_json(folder / FILES[2].format(split), captions)

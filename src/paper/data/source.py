@@ -1,4 +1,4 @@
-"""A raw data set: labels are known at once, images are read one by one, so only those that are drawn are ever read."""
+"""A raw data set: its labels are known at once, its images are read one by one, so only drawn images are ever read."""
 
 import io
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from multishield.errors import UserError
 
@@ -18,11 +18,11 @@ class Source:
 
     Attributes:
         labels: int64 (N,), in 0..K-1.
-        classes: K distinct names, as a prompt wants them.
-        read: index in 0..N-1 to an image of any size and mode: PIL, or uint8 (H,W,3).
-        captions: N sentences, where the data set has them.
-        ids: int64 (N,): what names each image for good; its index in the data set where this is None.
-        left_out: how many files lie there that were not taken, and why, in a sentence; "" if there are none.
+        classes: K distinct names, as words of a prompt.
+        read: takes an index in 0..N-1 and returns an image of any size and mode: PIL, or uint8 (H,W,3).
+        captions: N sentences, or None if the data set has no captions.
+        ids: int64 (N,), which name each image for good. None: the index in the data set is the id.
+        left_out: a sentence that counts the files that were not taken; "" if there are none.
     """
 
     labels: torch.Tensor
@@ -37,11 +37,10 @@ class Source:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """One image file as it is seen, in RGB: turned as its EXIF data say, 16 bits scaled to 8, on white where it is
-    transparent; of several frames the first.
+    """Read one image file as RGB, as a viewer shows it.
 
-    Raises:
-        UserError: the file is missing, is not a regular file, or is not an image.
+    The image is turned as its EXIF data say. 16 bits are scaled to 8, transparent pixels become white, and of several
+    frames the first is read. Raises UserError if the file is missing, is no regular file, or is no image.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -56,13 +55,13 @@ def read_image(path: str | Path) -> Image.Image:
         return image.convert("RGB")
     except PermissionError:
         raise UserError(f"{path} may not be read by this user; change its permissions") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split("<")[0].strip() or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}); replace or remove it") from None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits as 8 bits; Pillow's own conversion would cut everything above 255 off."""
+    """Scale grey levels of 16 bits to 8 bits; Pillow's own conversion would clip everything above 255."""
     levels = np.asarray(image).astype(np.int64)
     if levels.min() < 0 or levels.max() > 65535:
         raise ValueError("its grey levels are not within 0..65535")
