@@ -157,7 +157,7 @@ class ConsistentPrediction(Unanimity):
         return logits if torch.is_grad_enabled() else logits.detach(), classifier(x + step.detach())
 
 
-class SummedLogProbabilities(Defence):
+class SummedLogProbabilities(Unanimity):
     """A classifier and CLIP as one model: the class must lead in the sum of both models' log-probabilities.
 
     The factor `scale` of CLIP's cosines makes both models equally sure; `threshold` is the required margin, >= 0.
@@ -166,12 +166,8 @@ class SummedLogProbabilities(Defence):
     components = ("the sum",)
 
     def __init__(self, classifier: nn.Module, alignment: nn.Module, scale: float, threshold: float):
-        super().__init__()
-        self.classifier, self.alignment, self.scale, self.threshold = classifier, alignment, scale, threshold
-        self.eval()
-
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.classifier(x), self.alignment(x)
+        super().__init__([classifier, alignment])
+        self.scale, self.threshold = scale, threshold
 
     def margins(self, scores: tuple[Tensor, Tensor]) -> Tensor:
         total = scores[0].log_softmax(1) + (self.scale * scores[1]).log_softmax(1)
@@ -205,7 +201,7 @@ def threshold_for(
 ) -> float:
     """The threshold that `calibrate` chooses, from the scores (N,...) of the images. Args and errors are its own."""
     if not 0 <= rejection < 1 or not low < high:
-        raise ValueError(f"rejection is {rejection}, low {low}, high {high}; 0 <= rejection < 1 and low < high hold")
+        raise ValueError(f"rejection is {rejection}, low {low}, high {high}; give 0 <= rejection < 1, and low < high")
 
     def rejected(threshold: float) -> float:
         outputs = build(threshold).outputs(scores)

@@ -1,10 +1,6 @@
-"""Auto-PGD (Croce & Hein 2020, algorithm 1) with the losses CE, DLR and targeted DLR, or any other.
-
-Every image has its own step size and best point. An image that is broken leaves, which does not change its verdict.
-"""
+"""Auto-PGD (Croce & Hein 2020, algorithm 1) with the losses CE, DLR and targeted DLR, or any other."""
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -13,11 +9,10 @@ from torch import Tensor, nn
 from multishield.attacks import losses
 from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.plan import Plan
-from multishield.attacks.threat_model import Ball, Success, fooled, per_image
+from multishield.attacks.threat_model import Ball, per_image
 from multishield.images import AttackedImages
 
-# A targeted try is given up at a checkpoint where its gap to success is larger than this share of its gain so far.
-# Measured: see benchmarks/README.md.
+# A targeted try is given up where its gap to success is larger than this share of its gain (benchmarks/README.md).
 HOPELESS = 0.5
 
 
@@ -91,25 +86,14 @@ class AutoSteps(Rule):
 
 
 def apgd(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ball: Ball,
-    success: Success = fooled,
-    loss: str | Callable[[Tensor, Tensor], Tensor] = "ce",
-    tag: str | None = None,
-    steps: int = 100,
-    targets: int = 9,
-    **loop,
+    model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, loss="ce", steps=100, targets=9, **loop
 ) -> AttackedImages:
     """Maximise a loss in the ball around each image. For the other arguments see `multishield.attacks`.
 
     Args:
-        model: pixels to outputs (B,C). success: outputs and labels to the attacker's success (B,).
+        model: pixels to outputs (B,C). steps: gradient steps, per target.
         loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
-            a function of outputs and labels. tag: the name of the attack; that of the loss unless given.
-        steps: gradient steps, per target.
+            a function of outputs and labels to values (B,).
 
     Raises ValueError for an unknown loss, or for fewer outputs than it needs.
     """
@@ -125,8 +109,8 @@ def apgd(
     def plan(out: Tensor, y: Tensor, index: Tensor) -> Plan:
         return Plan(likeliest(out, y, targets)) if targeted else Plan.untargeted(y)
 
-    options = {"tag": tag or f"apgd-{loss}", "success": success, "rule": AutoSteps(ball, steps)}
-    return ascend(model, images, labels, objective=objective, plan=plan, **options, **loop)
+    options = {"tag": f"apgd-{loss}", "rule": AutoSteps(ball, steps), "objective": objective, "plan": plan}
+    return ascend(model, images, labels, **options | loop)
 
 
 def likeliest(scores: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -1,8 +1,4 @@
-"""Attacks on the components of a defence: on one of its margins alone, and on its readiness to accept anything.
-
-Neither is a success of the attacker who wants a wrong class. The first shows where `joint` should begin, and which
-images it cannot break; the second is the aim of another attacker.
-"""
+"""Attacks on one margin of a defence alone, which show where `joint` should begin, and on its readiness to accept."""
 
 from functools import partial
 

@@ -1,11 +1,9 @@
 """The attack that is believed: every condition of a defence is driven to the same wrong class.
 
-A defence accepts a class where all of its margins are >= 0 (see `defences`). Each margin has its own gradient, and the
-gradients do not add up: in a sum, one model drowns the other. Every step goes to the margin that is further from its
-boundary. Success is the defence's own decision, never the loss.
-
-No image can be broken behind a defence that cannot be broken on each of its components alone. So the attack begins
-where attacks on the components have ended, and the budget goes to the images that those have broken.
+A defence accepts a class where all of its margins are >= 0 (see `defences`). In a sum of margins, one model drowns the
+other: every step goes to the margin that is further from its boundary. No image can be broken behind a defence that
+cannot be broken on each of its components alone. So the attack begins where attacks on the components have ended, and
+the budget goes to the images that those have broken.
 """
 
 from collections.abc import Sequence
@@ -21,8 +19,8 @@ from multishield.attacks.threat_model import Ball, evades, per_image
 from multishield.forward import scores_of
 from multishield.images import AttackedImages
 
-# For images that every component has lost and the defence has not: the length of the long tries from each start, in
-# units of the other tries, and the rounds of tries from more random points.
+# For images that only all components together hold: the length of the long tries from each start, in units of the other
+# tries, and the rounds of tries from more random points.
 LONG, ROUNDS = 5, 3
 
 
@@ -107,11 +105,8 @@ def joint(
 def _plan(
     ordered: Tensor, named: list[Tensor], lost: Tensor, restarts: int, long: int, rounds: int, steps: int
 ) -> Plan:
-    """The `Plan` of some images: two targets from each start, the random tries, the long ones, more random ones.
-
-    `ordered` are the targets from random points (B,V), `named` those from each start (B,2). `lost` says whether the
-    attack on each component has broken the image (B,starts).
-    """
+    """The `Plan` of some images: two targets from each start (B,2) in `named`, random tries to the targets `ordered`
+    (B,V), long ones, more random ones. `lost` says which components have been broken (B,starts)."""
     drawn, hopeful = ordered.repeat(1, restarts), lost.all(1, keepdim=True)
     # Targets, the number of the start, and the length in units of `steps`.
     columns = [(t.where(lost[:, k, None], NO_TRY), k, 1) for k, t in enumerate(named)] + [(drawn[:, :1], -1, 1)]

@@ -1,9 +1,8 @@
 """The loop of all iterative attacks: one batch that stays full, one forward pass for loss and verdict.
 
-Every slot of the batch is one try at one image and has its own step count, state and random stream. An image that is
-broken leaves at once, and free slots are filled from the queue. Tries that rarely succeed run side by side, so that few
-images fill the batch, too. The result of an image depends on the image alone: not on the batch size, the order, or its
-neighbours. On a CPU that holds bit for bit with the portable arithmetic.
+A slot of the batch is one try at one image. An image that is broken leaves at once, and free slots are filled from the
+queue. Tries that rarely succeed run side by side, so that few images fill the batch, too. The result of an image
+depends on the image alone, not on the batch: on a CPU bit for bit with the portable arithmetic.
 """
 
 from collections import deque
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from multishield.attacks.plan import NO_TRY, Plan
 from multishield.attacks.random_streams import keys
-from multishield.attacks.threat_model import Ball, Success
+from multishield.attacks.threat_model import Ball, Success, fooled
 from multishield.errors import UserError
 from multishield.forward import FILL, Outputs, device_of, forward
 from multishield.images import AttackedImages
@@ -33,8 +32,8 @@ BATCH_SIZE = {"cpu": 128, "cuda": 1024}
 class Rule:
     """How an attack moves: from a random point of the ball, by `move`, which a subclass writes.
 
-    A `state` holds per slot "x", "clean", "step", "steps", "target", and the tensors of `begin`. A rule that sees no
-    hope for a try lowers its "steps".
+    A `state` holds per slot "x", "clean", "stream", "step", "steps", "target", and the tensors of `begin`. A rule that
+    sees no hope for a try lowers its "steps".
     """
 
     needs_gradient = True
@@ -93,11 +92,10 @@ class Attack:
         model: pixels to outputs: a module, a bound method of one (a shield's `scores`), or any function.
         images, labels: (N,C,H,W) in [0,1]; (N,).
         ids, seed, tag: name the random stream of each image and try. The tag is the name of the attack, too.
-        success: decides on the model's outputs, also whether a clean image is wrong already.
         objective: the losses to be raised. rule: how to move. watch: see `Watch`.
+        success: decides on the model's outputs, also whether a clean image is wrong already.
         plan: outputs, labels and indices of clean images to their tries; by default one untargeted try each.
-        starts: images (N,C,H,W) that tries may begin at.
-        batch_size: slots; by default `BATCH_SIZE`. It has no influence on results.
+        starts: images (N,C,H,W) that tries may begin at. batch_size: slots, without influence on results.
         nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned at its
             nearest point; without it, the clean image is.
     """
@@ -109,9 +107,9 @@ class Attack:
     ids: Tensor
     seed: int
     tag: str
-    success: Success
     objective: Objective
     rule: Rule
+    success: Success = fooled
     plan: Callable[[Outputs, Tensor, Tensor], Plan] = lambda out, y, index: Plan.untargeted(y)
     starts: Sequence[Tensor] = ()
     batch_size: int | None = None

@@ -1,7 +1,6 @@
-"""The adaptive attack of the paper's public reference: untargeted APGD on two losses of the K+1 outputs.
+"""The adaptive attack of the paper's public reference, for comparison: `joint` says why it is weak.
 
-Reproduced so that its numbers can be compared, with the right reject index, seeded, and with success decided by the
-shield. It is weak: `joint` says why, and is the attack whose numbers are believed.
+Reproduced with the right reject index, seeded, and with success decided by the shield.
 """
 
 import torch
@@ -15,26 +14,22 @@ from multishield.attacks.threat_model import Ball, evaded
 from multishield.images import AttackedImages
 
 
-def _reject(outputs: Tensor, labels: Tensor) -> Tensor:
-    return torch.full_like(labels, outputs.shape[1] - 1)
-
-
 def ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """CE(l, y) + CE(l, K) = 2 logsumexp(l) - z_y - r, with r the reject output. (B,K+1), (B,) to (B,)."""
-    return losses.ce(outputs, labels) + losses.ce(outputs, _reject(outputs, labels))
+    return losses.ce(outputs, labels) + losses.ce(outputs, torch.full_like(labels, outputs.shape[1] - 1))
 
 
 def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """DLR(l, y) + DLR(l, K). While y and reject are the two largest outputs the terms cancel: no gradient at all."""
-    return losses.dlr(outputs, labels) + losses.dlr(outputs, _reject(outputs, labels))
+    return losses.dlr(outputs, labels) + losses.dlr(outputs, torch.full_like(labels, outputs.shape[1] - 1))
 
 
 def paper_attack(
     shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 100, **loop
 ) -> AttackedImages:
-    """The reference's attack on K+1 outputs: APGD on `ce_loss`, then on `dlr_loss`, `steps` each.
+    """Untargeted APGD on two losses of K+1 outputs (B,K+1): `ce_loss`, then `dlr_loss`, with `steps` each.
 
-    For the arguments see `multishield.attacks`; the shield may be any module with pixels to outputs (B,K+1).
+    For the other arguments see `multishield.attacks`.
     """
 
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.losses import ce
-from multishield.attacks.threat_model import Ball, Success, fooled
+from multishield.attacks.threat_model import Ball
 from multishield.images import AttackedImages
 
 
@@ -23,25 +23,14 @@ class SignedSteps(Rule):
 
 
 def pgd(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ball: Ball,
-    success: Success = fooled,
-    steps: int = 20,
-    step_size: float = 2 / 255,
-    random: bool = True,
-    tag: str = "pgd",
-    **loop,
+    model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=20, step_size=2 / 255, random=True, **loop
 ) -> AttackedImages:
     """Gradient ascent on the cross-entropy: `steps` of `step_size`, from a random point unless `random` is False.
 
-    The model takes pixels to outputs (B,C), `success` outputs and labels to the attacker's success (B,); `tag` is the
-    attack's name. For the other arguments see `multishield.attacks`.
+    The model takes pixels to outputs (B,C). For the other arguments see `multishield.attacks`.
     """
-    options = {"tag": tag, "success": success, "rule": SignedSteps(ball, steps, step_size, random)}
-    return ascend(model, images, labels, objective=lambda out, y, *_: (ce(out, y),), **options, **loop)
+    options = {"tag": "pgd", "rule": SignedSteps(ball, steps, step_size, random)}
+    return ascend(model, images, labels, objective=lambda out, y, *_: (ce(out, y),), **options | loop)
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, **options) -> AttackedImages:

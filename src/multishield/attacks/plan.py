@@ -16,7 +16,7 @@ class Plan(NamedTuple):
     Attributes, all (B,V) int64; None takes the default:
         target: the class that a try aims at; NO_TRY where an image has fewer tries.
         start: the number of the image in `starts` that a try begins at; -1, the default, for the rule's own start.
-        steps: the steps of a try; by default the rule's. Only a rule that reads "steps" from its state can have others.
+        steps: the steps of a try; by default the rule's.
         group: neighbours with the same number run side by side; the first of them that breaks the image ends them all.
             By default one try follows the other.
     """

@@ -13,13 +13,12 @@ from torch import Tensor
 from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.losses import margin
 from multishield.attacks.random_streams import uniform
-from multishield.attacks.threat_model import Ball, Success, fooled, per_image
-from multishield.forward import Outputs
+from multishield.attacks.threat_model import Ball, per_image
 from multishield.images import AttackedImages
 
-# Share of the image that a square covers, by query: p is halved after each of these (the paper's schedule for 10,000
+# The share of the image that a square covers, halved after each of these queries (the paper's schedule for 10,000
 # queries, which AutoAttack does not rescale to its 5,000).
-HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+SHARE, HALVED_AFTER = 0.8, (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # The loss rises about as much with each doubling of the queries. From the first of these on, the search ends where
 # PATIENCE times that pace would not make it positive by the last query.
 JUDGED_AT = (800, 1600, 3200, 6400)
@@ -30,7 +29,6 @@ class RandomSquares(Rule):
     """Propose the best point so far with one square of +-eps per channel; keep it if it raises the loss."""
 
     needs_gradient = False
-    p = 0.8  # share of the image that the first square covers
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
@@ -43,12 +41,6 @@ class RandomSquares(Rule):
         best = torch.full((len(x),), -torch.inf, device=x.device)
         return {"best_x": clean.clone(), "best": best, "best_at_half": best.clone()}
 
-    def _side(self, step: Tensor, height: int, width: int) -> Tensor:
-        """Side of the squares at a query, (B,) int64."""
-        halvings = sum((step > n).long() for n in HALVED_AFTER)
-        sides = [round(math.sqrt(self.p * 0.5**n * height * width)) for n in range(len(HALVED_AFTER) + 1)]
-        return torch.tensor(sides, device=step.device).clamp(1, min(height, width))[halvings]
-
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         better = losses[0] > state["best"]
         state["best"] = torch.where(better, losses[0], state["best"])
@@ -56,7 +48,9 @@ class RandomSquares(Rule):
         self._give_up(state)
         c, h, w = state["clean"].shape[1:]
         u = uniform(state["stream"] + 1 + state["step"], 2 + c)
-        side = self._side(state["step"], h, w)
+        sides = [round(math.sqrt(SHARE * 0.5**n * h * w)) for n in range(len(HALVED_AFTER) + 1)]
+        halvings = sum((state["step"] > n).long() for n in HALVED_AFTER)
+        side = torch.tensor(sides, device=u.device).clamp(1, min(h, w))[halvings]
         # The last position is left out, as in the authors' code, but for a square as large as the image.
         top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
         offsets = (torch.arange(n, device=u.device) - start[:, None] for n, start in ((h, top), (w, left)))
@@ -79,22 +73,13 @@ class RandomSquares(Rule):
 
 
 def square(
-    model: Callable[[Tensor], Outputs],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ball: Ball,
-    success: Success = fooled,
-    loss: Callable[[Outputs, Tensor], Tensor] = margin,
-    queries: int = 5000,
-    **loop,
+    model: Callable, images: Tensor, labels: Tensor, *, ball: Ball, loss: Callable = margin, queries=5000, **loop
 ) -> AttackedImages:
     """Random search for a point of the ball at which the model's decision is wrong, with at most `queries` per image.
 
-    The model takes pixels to outputs, `success` and `loss` take outputs and labels (B,). The loss is raised, and
-    positive, or 0, where the decision is wrong. To attack a model that abstains, give its `scores`, with
-    `success=evades(shield)` and `loss=partial(evasion_margin, defence=shield)`. For the other arguments see
-    `multishield.attacks`.
+    The model takes pixels to outputs, the loss takes outputs and labels to values (B,). It is raised, and positive, or
+    0, where the decision is wrong. To attack a model that abstains, give its `scores`, with `success=evades(shield)`
+    and `loss=partial(evasion_margin, defence=shield)`. For the other arguments see `multishield.attacks`.
     """
-    options = {"tag": "square", "success": success, "rule": RandomSquares(ball, queries)}
-    return ascend(model, images, labels, objective=lambda out, y, *_: (loss(out, y),), **options, **loop)
+    options = {"tag": "square", "rule": RandomSquares(ball, queries)}
+    return ascend(model, images, labels, objective=lambda out, y, *_: (loss(out, y),), **options | loop)
