@@ -1,48 +1,27 @@
 """CLIPs of open_clip: names, tags, weights files and hubs; every mistake is one sentence."""
 
-import json
-
-import huggingface_hub
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import hub
 from multishield import clip as clips
 from multishield.clip import open_clip_model
 from multishield.errors import UserError
 from multishield.zero_shot import align, align_classes
 
 CLASSES, PROMPTS = ["star", "polar bear", "ring"], ["this is a photo of a {}", "a drawing of a {}"]
-VISION = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2}
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
 
 
 @pytest.fixture(autouse=True)
 def _offline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def on_the_hub(root, name: str, weights: bool = True) -> dict:
-    """Put a small CLIP with CLIPA's mean and std into Hugging Face's cache; returns its weights."""
-    snapshot = root / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / "0"
-    snapshot.mkdir(parents=True)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("0")
-    preprocess = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize_mode": "squash"}
-    model = {"embed_dim": 48, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT}
-    config = {"model_cfg": model, "preprocess_cfg": preprocess}
-    (snapshot / "open_clip_config.json").write_text(json.dumps(config))
-    state = open_clip.CLIP(48, dict(VISION), dict(TEXT), quick_gelu=True).state_dict()
-    if weights:
-        save_file(state, snapshot / "open_clip_model.safetensors")
-    return state
+    hub.offline(monkeypatch, tmp_path)
 
 
 def test_a_clip_from_the_hub_with_its_own_preprocessing(tmp_path):
-    weights = on_the_hub(tmp_path, "UCSC-VLAA/small")
+    weights = hub.put_clip(tmp_path, "UCSC-VLAA/small")
     made = open_clip_model("hf-hub:UCSC-VLAA/small")
     assert all(torch.equal(v, weights[k]) for k, v in made.model.state_dict().items())
     assert list(made.preprocessing.mean) == [0.485, 0.456, 0.406]
@@ -52,7 +31,7 @@ def test_a_clip_from_the_hub_with_its_own_preprocessing(tmp_path):
 
 
 def test_hub_repositories_that_are_absent_or_without_weights(tmp_path):
-    on_the_hub(tmp_path, "someone/empty", weights=False)
+    hub.put_clip(tmp_path, "someone/empty", weights=False)
     for name in ("hf-hub:someone/empty", "hf-hub:someone/else"):
         with pytest.raises(UserError, match=f"the weights '{name}' of {name} could not be loaded"):
             open_clip_model(name)

@@ -67,8 +67,7 @@ def build_network(architecture: str, classes: int) -> nn.Module:
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load a state dict whose keys and shapes match exactly: no layer stays random.
 
-    Raises:
-        UserError: a key is missing, extra or of another shape, or a weight is not finite; `source` is named.
+    Raises UserError, which names `source`, if a key is missing, extra or of another shape, or a weight is not finite.
     """
     own = module.state_dict()
     if weights and all(key.startswith("module.") for key in weights):  # saved from DataParallel
@@ -77,16 +76,14 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
     missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
     extra = sorted(weights.keys() - own.keys())
     if missing or extra:
-        raise UserError(
-            f"{source} does not fit the architecture: {len(missing)} keys are missing (such as "
-            f"{missing[:2]}), {len(extra)} are extra (such as {extra[:2]}); name the architecture it was made for"
+        differ = (
+            f"{len(missing)} keys are missing (such as {missing[:2]}), {len(extra)} are extra (such as {extra[:2]})"
         )
+        raise UserError(f"{source} does not fit the architecture: {differ}; name the architecture it was made for")
     for key, weight in sorted(weights.items()):
         if own[key].shape != weight.shape:
-            raise UserError(
-                f"{source} does not fit: {key} has shape {tuple(weight.shape)}, expected {tuple(own[key].shape)}; the "
-                "architecture or the number of classes differs"
-            )
+            shapes = f"{key} has shape {tuple(weight.shape)}, expected {tuple(own[key].shape)}"
+            raise UserError(f"{source} does not fit: {shapes}; the architecture or the number of classes differs")
         if weight.is_floating_point() and not weight.isfinite().all():
             raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")
     module.load_state_dict(weights, strict=False)

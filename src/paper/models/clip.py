@@ -70,10 +70,8 @@ def build_clip(config: dict, antialias: bool = True, source: str = "the CLIP con
         model = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
         preprocessing = _preprocessing(config["preprocess_cfg"], source)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{source} is not a CLIP configuration ({error}); it must hold embed_dim, vision_cfg, "
-            "text_cfg and preprocess_cfg with open_clip's keys"
-        ) from None
+        keys = "embed_dim, vision_cfg, text_cfg and preprocess_cfg with open_clip's keys"
+        raise UserError(f"{source} is not a CLIP configuration ({error}); it must hold {keys}") from None
     tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
     return Clip(model, tokenizer, preprocessing, antialias)
 

@@ -4,7 +4,6 @@ Keys tell the layouts apart: transformers' (CLIPVisionModel, CLIPVisionModelWith
 and OpenAI's, with or without `visual.` (as FARE and TeCoA, Schlarmann et al. 2024).
 """
 
-import re
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -36,11 +35,9 @@ RENAMED = (
     (".mlp.fc2.", ".mlp.c_proj."),
     (".self_attn.", ".attn."),
 )
-# Keys beside the image tower that are not needed: the text side, and numbers that OpenAI's files hold.
-TEXT_SIDE = re.compile(
-    r"(text\.|text_model\.|transformer\.|token_embedding\.|ln_final\.|text_projection|positional_embedding$|attn_mask$"
-    r"|logit_scale$|logit_bias$|input_resolution$|context_length$|vocab_size$)"
-)
+# Beginnings of keys beside the image tower that are not needed: the text side, and numbers that OpenAI's files hold.
+TEXT_SIDE = ("text", "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "attn_mask", "logit_")
+NUMBERS = ("input_resolution", "context_length", "vocab_size")
 # Cosine between two towers' weight matrices: fine-tuning leaves it near 1, independent trainings near 0.
 KIN = 0.5
 
@@ -70,8 +67,7 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     if not config and kinship(before, weights) < KIN:
         raise UserError(
             f"alignment.image_tower is {source!r}, whose weights are not fine-tuned from the tower that they replace, "
-            "and no config.json beside them states their activation; add that file, or choose the model and pretrained "
-            "tag that they were fine-tuned from"
+            "and no config.json beside them states their activation; add that file, or choose the model they are from"
         )
 
 
@@ -88,10 +84,8 @@ def _weights_file(source: str) -> Path:
             reason = reason_of(error)
             if not isinstance(error, EntryNotFoundError):  # no such file there, or not in the cache and no network
                 break
-    raise UserError(
-        f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded "
-        f"({reason}); correct the name, or without a network give the path of a downloaded file"
-    )
+    given = f"alignment.image_tower is {source!r}, of which no weights ({', '.join(WEIGHTS)}) could be loaded"
+    raise UserError(f"{given} ({reason}); correct the name, or without a network give the path of a downloaded file")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -99,10 +93,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         content = load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"{path} is not a file of tensors alone ({reason_of(error)[:120]}), and anything else may run code when it "
-            "is loaded; convert it once with safetensors.torch.save_file(state_dict, path)"
-        ) from None
+        given = f"{path} is not a file of tensors alone ({reason_of(error)[:120]}), and anything else may run code"
+        raise UserError(f"{given}; convert it once with safetensors.torch.save_file(state_dict, path)") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
@@ -111,14 +103,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights of a CLIP's image tower, without their prefix; all weights of a bare tower.
-
-    Raises UserError if there is a key that belongs to neither side of a CLIP.
-    """
+    """The weights of a CLIP's image tower, without prefix. Raises UserError for keys that are of neither tower."""
     weights = {k: v for k, v in weights.items() if not k.endswith("position_ids")}  # numbers that old files hold
     prefix = next((p for p in ("visual.", "vision_model.") if any(k.startswith(p) for k in weights)), "")
     inside = ("visual_projection.", prefix)
-    extra = sorted(k for k in weights if not k.startswith(inside) and not TEXT_SIDE.match(k))
+    extra = sorted(k for k in weights if not k.startswith((*inside, *TEXT_SIDE, *NUMBERS)))
     if extra:
         raise UserError(f"{source} holds {extra[:2]}, which belong to no CLIP; give a state dict of a CLIP")
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(inside)}
@@ -150,21 +139,16 @@ def stated_activation(config: dict) -> str:
 
 
 def _check_config(visual: nn.Module, config: dict, source: str) -> None:
-    theirs, quick = stated_activation(config), any(isinstance(m, QuickGELU) for m in visual.modules())
-    ours = "quick_gelu" if quick else "gelu"
+    """Raises UserError if a configuration states another activation or number of heads than the tower has."""
+    theirs, heads = stated_activation(config), config.get("vision_config", config).get("num_attention_heads")
+    ours = "quick_gelu" if any(isinstance(m, QuickGELU) for m in visual.modules()) else "gelu"
+    own = next((m.num_heads for m in visual.modules() if isinstance(m, nn.MultiheadAttention)), heads)
+    given, model = f"alignment.image_tower is {source!r} with", "but alignment.model has"
     if theirs and theirs != ours:
-        raise UserError(
-            f"alignment.image_tower is {source!r}, whose configuration says activation {theirs!r}, but alignment.model "
-            f"has {ours!r}; choose the model of the same size {'with' if theirs == 'quick_gelu' else 'without'} "
-            "'-quickgelu' in its name"
-        )
-    heads = config.get("vision_config", config).get("num_attention_heads")
-    own = [m.num_heads for m in visual.modules() if isinstance(m, nn.MultiheadAttention)]
-    if heads and own and heads != own[0]:
-        raise UserError(
-            f"alignment.image_tower is {source!r} with {heads} attention heads, but alignment.model has {own[0]}; "
-            "choose the model that it was fine-tuned from"
-        )
+        choice = "with" if theirs == "quick_gelu" else "without"
+        raise UserError(f"{given} activation {theirs!r}, {model} {ours!r}; choose a name {choice} '-quickgelu'")
+    if heads and heads != own:
+        raise UserError(f"{given} {heads} attention heads, {model} {own}; choose the model that it was fine-tuned from")
 
 
 def kinship(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -1,10 +1,8 @@
 """The model zoo: published classifiers by name, with their published figures and setting.
 
-Figures of RobustBench are those of its `model_info` files (https://github.com/RobustBench/robustbench), which name the
-paper of each model; preprocessing is that of its model zoo.
+Figures of RobustBench are those of its `model_info` files (https://github.com/RobustBench/robustbench).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from multishield.errors import UserError, closest
@@ -55,26 +53,16 @@ ROWS = (
 )
 ENTRIES = {name: Entry(name, source, *figures, *setting) for name, source, *figures, setting in ROWS}
 # The paper reports clean accuracy alone of the classifiers that it fine-tunes, by model and data set.
+PAPER, FINE = "arxiv.org/abs/2412.10353", ("Linf", 8 / 255, (224, None, None))
 FINETUNED = {
-    ("resnet18", data): Entry(
-        f"resnet18 on {data}",
-        "finetune",
-        "arxiv.org/abs/2412.10353",
-        clean,
-        None,
-        data,
-        classes,
-        "Linf",
-        8 / 255,
-        (224, None, None),
-    )
+    ("resnet18", data): Entry(f"resnet18 on {data}", "finetune", PAPER, clean, None, data, classes, *FINE)
     for data, classes, clean in (("caltech101", 101, 91.88), ("stl10", 10, 95.25), ("pets", 37, 87.74))
 }
 # Data sets whose classes differ in size: drawing equally many of each is another mean than that of the whole test set.
 UNBALANCED = {"caltech101", "pathmnist"}
 
 
-def check_name(key: str, name: str, known: Iterable[str], owner: str, listing: str) -> None:
+def check_name(key: str, name: str, known, owner: str, listing: str) -> None:
     """Raises UserError if a name is not known to its `owner`; `listing` says how to see the known ones."""
     if name not in known:
         raise UserError(f"{key} is {name!r}, which {owner} does not know; {closest(name, known, listing)}")
@@ -97,7 +85,6 @@ def check(params) -> None:
         section, key = params.training[name], f"training.{name}.name"
         entry = find(key, section.name) if section.source == "model_zoo" else None
         if entry and not own_images(params.dataset.name) and params.dataset.name != entry.dataset:
-            raise UserError(
-                f"{key} is {entry.name!r}, a classifier of {entry.dataset}, but dataset.name is "
-                f"{params.dataset.name!r}; use that data set, or one of your own with the same classes in that order"
-            )
+            given = f"{key} is {entry.name!r}, a classifier of {entry.dataset}, but dataset.name is"
+            remedy = "use that data set, or one of your own with the same classes in that order"
+            raise UserError(f"{given} {params.dataset.name!r}; {remedy}")

@@ -1,7 +1,6 @@
 """Networks by source, loaded with their weights, or built without them.
 
-After the training stage the weights are a file of ours, and no later stage needs a download. timm and torchvision,
-which are slow to import, are imported where they are used.
+The training stage stores the weights, so no later stage needs a download. timm and torchvision are slow to import.
 """
 
 from collections.abc import Iterator
@@ -27,8 +26,7 @@ Loaded = tuple[nn.Module, list[float], list[float], int | None]
 # Networks that normalise inside take pixels as they are.
 PLAIN = ([0.0] * 3, [1.0] * 3)
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-# Published weights of the Inceptions have auxiliary heads, which only training needs, and expect another normalisation,
-# which torchvision then switches on by itself.
+# Published weights of the Inceptions have auxiliary heads, for training only, and expect another normalisation.
 INCEPTION = {"aux_logits": False, "transform_input": True, "init_weights": False}
 
 
@@ -66,14 +64,14 @@ def load(params: Classifiers, classes: int, key: str) -> Loaded:
     if params.source in ("torchvision", "finetune"):
         return _load_torchvision(params, classes, key)
     network = build(params.model_dump(), classes)
+    if params.source == "factory":
+        if not isinstance(network, nn.Module):
+            given = f"{key}.factory is {params.factory!r}, which returned {type(network).__name__}"
+            raise UserError(f"{given}; it must return a torch module from pixels in [0,1] to logits")
+        return network, *PLAIN, None
     if params.source == "checkpoint":
         load_exactly(network, load_tensors(paths.resolve(params.path)), str(paths.resolve(params.path)))
-    if params.source == "factory" and not isinstance(network, nn.Module):
-        raise UserError(
-            f"{key}.factory is {params.factory!r}, which returned {type(network).__name__}; it must return a torch "
-            "module from pixels in [0,1] to logits"
-        )
-    return (network, *(PLAIN if params.source == "factory" else (params.mean, params.std)), None)
+    return network, params.mean, params.std, None
 
 
 def check(params: Classifiers, key: str) -> None:
@@ -97,10 +95,8 @@ def check(params: Classifiers, key: str) -> None:
 
 def _check_classes(key: str, name: str, outputs: int, classes: int) -> None:
     if outputs != classes:
-        raise UserError(
-            f"{key} is {name}, which tells {outputs} classes apart, but the data set has {classes}; choose a "
-            "classifier of that data set, or `source: finetune`, which gives a torchvision model a new head"
-        )
+        reason = f"tells {outputs} classes apart, but the data set has {classes}"
+        raise UserError(f"{key} is {name}, which {reason}; choose another, or fine-tune one with `source: finetune`")
 
 
 @contextmanager
@@ -109,8 +105,7 @@ def _downloading(key: str, model: str, remedy: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    # Network errors are OSErrors; timm rewords some, and torchvision reports a wrong checksum, as RuntimeErrors.
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # RuntimeErrors are errors that timm rewords, and wrong checksums
         raise UserError(
             f"{key}.model is {model!r}, but its weights could not be downloaded ({reason_of(error)}); without a "
             f"network give the path of a safetensors file as {key}.weights, {remedy}"
@@ -124,7 +119,7 @@ def _load_from_zoo(params: FromZoo, classes: int, key: str) -> Loaded:
         network = robustbench.load(entry)
     else:
         network = build(params.model_dump(), classes)
-        file = Path(import_module("pyautoattack").__file__).parent / "examples" / "model_test.pt"
+        file = Path(import_module("pyautoattack.examples.resnet").__file__).with_name("model_test.pt")
         load_exactly(network, torch.load(file, map_location="cpu", weights_only=True), str(file))
     return network, *PLAIN, entry.preprocessing[0]  # normalisation, if there is one, is inside these networks
 
@@ -147,9 +142,7 @@ def _load_timm(params: Timm, classes: int, key: str) -> Loaded:
     else:
         published = timm.get_pretrained_cfg(params.model)
         if not (published and published.has_weights):
-            raise UserError(
-                f"{key}.model is {params.model!r}, for which timm has no weights; give {key}.weights a file"
-            )
+            raise UserError(f"{key}.model is {params.model!r}, without weights in timm; give a file as {key}.weights")
         _check_classes(f"{key}.model", params.model, published.num_classes, classes)
         page = f"https://huggingface.co/{published.hf_hub_id or 'timm'}"
         with _downloading(key, params.model, f"such as model.safetensors of {page}"):
@@ -172,24 +165,20 @@ def _published(params: Torchvision | FineTuned, key: str):
     if params.weights is None or _is_file(params.weights):
         return published.DEFAULT
     if params.weights not in published.__members__:
-        raise UserError(
-            f"{key}.weights is {params.weights!r}, but for {model} it must be the path of a safetensors file or one of "
-            f"{', '.join(published.__members__)}"
-        )
+        tags = ", ".join(published.__members__)
+        raise UserError(f"{key}.weights is {params.weights!r}; for {model} give a .safetensors file or one of {tags}")
     return published[params.weights]
 
 
 def _load_torchvision(params: Torchvision | FineTuned, classes: int, key: str) -> Loaded:
     """A network of torchvision. For fine-tuning its last layer is new; without weights, all layers are random."""
-    published, new_head = _published(params, key), {}
+    published = _published(params, key)
     if params.source == "torchvision" and not _is_file(params.weights):
-        name = f"{params.model} with the weights {params.weights}"
-        _check_classes(key, name, len(published.meta["categories"]), classes)
+        _check_classes(key, f"{params.model} {params.weights}", len(published.meta["categories"]), classes)
     network = build(params.model_dump(), classes)
     if params.weights is None:
         return network, *IMAGENET, None
-    if params.source == "finetune":
-        new_head = _head(network, classes, f"{key}.model is {params.model!r}")
+    new_head = _head(network, classes, f"{key}.model is {params.model!r}") if params.source == "finetune" else {}
     if _is_file(params.weights):
         weights = load_tensors(paths.resolve(params.weights))
     else:

@@ -30,10 +30,11 @@ def package(entry: Entry, module: str) -> ModuleType:
             warnings.simplefilter("ignore")  # it uses old names of modules of timm and setuptools
             return importlib.import_module(f"robustbench.{module}")
     except ImportError as error:
-        raise UserError(
-            f"{entry.name} is a model of the package robustbench, which cannot be imported ({error}); it is an extra: "
-            "run `pip install --no-deps --requirement requirements-robustbench.lock`"
-        ) from None
+        given = (
+            f"{entry.name} is a model of the package robustbench, which cannot be imported ({error}); it is an extra"
+        )
+        command = "pip install --no-deps --requirement requirements-robustbench.lock"
+        raise UserError(f"{given}: run `{command}`") from None
 
 
 def architecture(entry: Entry) -> nn.Module:
@@ -52,10 +53,7 @@ def _listed(entry: Entry) -> tuple[dict, str]:
 
 
 def load(entry: Entry) -> nn.Module:
-    """The network of an entry with its published weights, by robustbench's own loader.
-
-    Raises UserError if robustbench is not installed, its download failed, or the file does not fit the network.
-    """
+    """The network of an entry with its published weights. Raises UserError if they cannot be had or do not fit."""
     utils = package(entry, "utils")
     # gdown, or else the unpickling, notices a host that sends a page instead of the file.
     failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
@@ -65,13 +63,12 @@ def load(entry: Entry) -> nn.Module:
             return utils.load_model(entry.name, paths.datasets("robustbench"), entry.dataset, entry.norm)
     except failures as error:
         text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
-        reason, remedy = text[:200] or type(error).__name__, "remove what an attempt has left and try again, or put "
+        reason, remedy = text[:200] or type(error).__name__, "remove the file of a broken attempt, or put there "
         if pickled := re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text):
             reason = f"they hold an object of {pickled[1]}, which may run any code and is not read"
             remedy = "put a file of the state dict alone in place of "
-        raise UserError(
-            f"the weights of {entry.name} could not be downloaded or read ({reason}); {remedy}{_expected(entry)}"
-        ) from None
+        given = f"the weights of {entry.name} could not be downloaded or read"
+        raise UserError(f"{given} ({reason}); {remedy}{_expected(entry)}") from None
     finally:
         utils._safe_load_state_dict = theirs
 

@@ -23,11 +23,9 @@ from paper.training.epochs import Epochs, need_images, train_epoch
 
 
 def batch_loss(model: nn.Module, x: Tensor, y: Tensor, params: Fit, eps: float, generator: torch.Generator) -> Tensor:
-    """The training loss of one batch.
+    """The training loss of one batch of pixels (B,3,H,W) in [0,1] and labels (B,).
 
-    Args:
-        x, y: pixels (B,3,H,W) in [0,1] and labels (B,).
-        eps: the present radius, which grows over the first epochs; 0 trains on clean images, as fine-tuning does.
+    `eps` is the present radius, which grows over the first epochs; 0 trains on clean images, as fine-tuning does.
     """
     if eps == 0 or params.method == "standard":
         return F.cross_entropy(model(x), y)
@@ -114,13 +112,9 @@ def usable(classifier: nn.Module, classes: int, side: int, key: str) -> None:
         if shape == (len(x), classes):
             torch.autograd.grad(logits.sum(), x)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{key} cannot be used: given RGB images {tuple(x.shape)} with values in [0,1], and asked for the gradient "
-            f"of its logits, it fails with: {reason_of(error)}; a classifier must be differentiable in the pixels"
-        ) from None
+        given = f"{key} cannot be used: on RGB images {tuple(x.shape)} in [0,1] it fails with: {reason_of(error)}"
+        raise UserError(f"{given}; it must return logits that are differentiable in the pixels") from None
     if shape != (len(x), classes):
-        raise UserError(
-            f"{key} returns {shape} for {len(x)} images, but the data set has {classes} classes; it must return "
-            f"({len(x)}, {classes}): one logit per class"
-        )
+        given = f"{key} returns {shape} for {len(x)} images, but the data set has {classes} classes"
+        raise UserError(f"{given}; it must return one logit per class: ({len(x)}, {classes})")
     check_repeatable(classifier, x.detach(), key)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from open_clip.loss import ClipLoss
-from torch import Tensor, nn
+from torch import Tensor
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
@@ -15,9 +15,8 @@ from paper.models.clip import build_clip, load_clip
 from paper.params.sections import Clips, ClipTrained
 from paper.training.epochs import Epochs, converging, need_images
 
-# They are not ImageNet's: the demo's images are their own domain.
-MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
-MAX_NORM = 0.5  # of the gradient
+# Without this limit on the first epochs' gradients, some runs learned and others, nearly alike, did not.
+MAX_NORM = 0.5
 
 
 def small_config(tower: str, image_size: int) -> dict:
@@ -26,7 +25,7 @@ def small_config(tower: str, image_size: int) -> dict:
         "embed_dim": 128,
         "vision_cfg": {"timm_model_name": tower, "timm_pool": "avg", "timm_proj": "linear", "image_size": image_size},
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
-        "preprocess_cfg": {"size": image_size, "mean": MEAN, "std": STD, "resize_mode": "squash"},
+        "preprocess_cfg": {"size": image_size, "mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash"},
     }
 
 
@@ -37,9 +36,8 @@ def zero_shot(clip: Clip, data: Images, text: Tensor) -> float:
 
 def _one_epoch(epochs: Epochs, epoch: int, clip: Clip, data: Images, tokens: Tensor, size: int, seed: int) -> float:
     """Train one epoch on batches of one size, because the loss compares within a batch; returns the mean loss."""
-    model, optimiser, schedule = (epochs.states[name] for name in ("model", "optimiser", "schedule"))
-    model.train()
-    preprocess, loss_of = Preprocess(clip.preprocessing, clip.antialias).to(device()), ClipLoss()
+    model, loss_of = clip.model.train(), ClipLoss()
+    preprocess = Preprocess(clip.preprocessing, clip.antialias).to(device())
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     batches = [b for b in order.split(size) if len(b) == size]
     total = 0.0
@@ -49,32 +47,20 @@ def _one_epoch(epochs: Epochs, epoch: int, clip: Clip, data: Images, tokens: Ten
         different, caption = tokens[batch].unique(dim=0, return_inverse=True)
         text = model.encode_text(different.to(device()), normalize=True)[caption.to(device())]
         loss = loss_of(image, text, model.logit_scale.exp())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        # Without this limit on the first epochs' gradients, some runs learned and others, nearly alike, did not.
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
-        optimiser.step()
-        schedule.step()
+        epochs.step(loss, MAX_NORM)
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))  # as CLIP: a temperature of at most 100
         total += loss.item() / len(batches)
-        epochs.bar.update()
     return converging(total, model)
 
 
 def train_or_load(
-    params: Clips,
-    data: Images,
-    captions: list | None,
-    validation: Images,
-    classes: list,
-    seed: int,
-    resume: Path | None,
+    params: Clips, data: Images, captions: list, validation: Images, classes: list, seed: int, resume: Path | None
 ) -> tuple[Clip, dict | None, pd.DataFrame]:
     """Train a CLIP, resumably (see `Epochs`), or load one, as the parameters say.
 
     Args:
-        data, captions: the training images and a caption for each.
+        data, captions: the training images and a caption for each; only a training needs captions.
         validation, classes: images for the training curve, and the class names.
 
     Returns:

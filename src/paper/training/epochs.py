@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multishield.errors import UserError
 from multishield.forward import device
@@ -26,14 +26,12 @@ class Epochs:
     Args:
         task: the name of the progress line and of the state on disk.
         resume: the folder for that state; None keeps none. inputs: everything that the result depends on.
-        states: the "model" and whatever else changes while training, by name; each has a `state_dict`.
+        states: "model", "optimiser" and "schedule", which change while training.
         count, batches: the number of epochs, and of batches in each.
         criterion: the column of the history by which epochs are compared; higher is better.
     """
 
-    def __init__(
-        self, task: str, resume: Path | None, inputs: tuple, states: dict, count: int, batches: int, criterion
-    ):
+    def __init__(self, task: str, resume: Path | None, inputs, states: dict, count: int, batches: int, criterion: str):
         self.states, self.count, self.criterion = states, count, criterion
         self.checkpoint = Checkpoint(resume, task, *inputs)
         saved = self.checkpoint.get("state") or {"states": {}, "rows": [], "best": {}}
@@ -45,6 +43,16 @@ class Epochs:
     def __iter__(self) -> Iterator[int]:
         yield from range(len(self.rows), self.count)
         self.bar.close()
+
+    def step(self, loss: Tensor, max_norm: float | None = None) -> None:
+        """One step of the optimiser, with gradients of at most that norm."""
+        self.states["optimiser"].zero_grad(set_to_none=True)
+        loss.backward()
+        if max_norm:
+            nn.utils.clip_grad_norm_(self.states["model"].parameters(), max_norm)
+        self.states["optimiser"].step()
+        self.states["schedule"].step()
+        self.bar.update()
 
     def end(self, row: dict[str, float]) -> None:
         """Keep an epoch and its row of history; of equally good epochs the last is the best."""
@@ -67,12 +75,10 @@ def train_epoch(epochs: Epochs, epoch: int, data: Images, params: Fit, loss_of: 
     """Train one epoch on batches in random order; returns the mean loss (see `converging`).
 
     Args:
-        epochs: its states are "model", "optimiser" and "schedule".
         loss_of: gets pixels (B,3,H,W), labels (B,), the number of epochs so far with its fraction, and the source of
             random numbers; returns the loss.
     """
-    model, optimiser, schedule = (epochs.states[name] for name in ("model", "optimiser", "schedule"))
-    model.train()
+    model = epochs.states["model"].train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
     order = torch.randperm(len(data), generator=generator)
     batches = [b for b in order.split(params.batch_size) if len(b) > 1]  # batch norm needs two images
@@ -81,12 +87,8 @@ def train_epoch(epochs: Epochs, epoch: int, data: Images, params: Fit, loss_of: 
         x, y = data[batch].pixels, data.labels[batch].to(device())
         x = (augment(x, generator) if params.augment else x).to(device())
         loss = loss_of(x, y, epoch + i / len(batches), generator)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        epochs.step(loss)
         total += loss.item() * len(batch)
-        epochs.bar.update()
     return converging(total / len(data), model)
 
 
@@ -102,10 +104,8 @@ def converging(loss: float, model: nn.Module) -> float:
 
 
 def need_images(given: str, remedy: str, **splits: Images) -> None:
-    """Raises UserError if a split is empty: `given` says what is to be trained, `remedy` what to do else."""
+    """Raises UserError if a split is empty; `given` and `remedy` are the beginning and the end of the sentence."""
     for key, split in splits.items():
         if not len(split):
-            raise UserError(
-                f"{given}, but dataset.{key} is 0; training needs images, and validation images to choose its epoch: "
-                f"raise it, or {remedy}"
-            )
+            reason = "training needs images, and validation images to choose its epoch"
+            raise UserError(f"{given}, but dataset.{key} is 0; {reason}: raise it, or {remedy}")

@@ -1,8 +1,7 @@
-"""Image towers trained adversarially, for a CLIP that is trained here or loaded: TeCoA and FARE.
+"""Adversarial training of a CLIP's image tower: TeCoA and FARE. The text side stays as it is.
 
-The text side stays as it is. TeCoA (Mao et al. 2023) trains on the labels: the cross-entropy of the class scores of
-attacked images. FARE (Schlarmann et al. 2024) needs none: an attacked image's embedding stays near the one that the
-original tower gave the clean image.
+TeCoA (Mao et al. 2023) lowers the cross-entropy of attacked images' class scores. FARE (Schlarmann et al. 2024) needs
+no labels: an attacked image's embedding stays near the one that the original tower gave the clean image.
 """
 
 import copy
@@ -17,55 +16,46 @@ from torch.nn import functional as F
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
 from multishield.zero_shot import Clip, align
-from paper.params.sections import RobustTower
+from paper.params.sections import Fit
 from paper.training.attacked import grown, perturb, pgd_accuracy
 from paper.training.epochs import Epochs, need_images, train_epoch
 
 WARM = 0.1  # of all steps, over which the learning rate rises; then it falls as a cosine
 
 
-def tower_loss(
-    alignment: nn.Module, scale: float, original: Callable, clean: Tensor, y: Tensor, method: str
-) -> Callable:
+def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor, y: Tensor, method: str) -> Callable:
     """The loss that the attack raises and the training lowers, as a function of attacked pixels (B,3,H,W).
 
     Args:
         alignment, scale: pixels to cosines (B,K), with `embed`; and the temperature that CLIP has learned.
         original: pixels to embeddings (B,D), before the training.
-        clean, y: the clean pixels and their labels (B,).
+        x, y: the clean pixels and their labels (B,).
     """
     if method == "tecoa":
-        return lambda x: F.cross_entropy(scale * alignment(x), y)
+        return lambda x_adv: F.cross_entropy(scale * alignment(x_adv), y)
     with torch.no_grad():
-        wanted = original(clean)
-    return lambda x: (alignment.embed(x) - wanted).square().sum(1).mean()
+        wanted = original(x)
+    return lambda x_adv: (alignment.embed(x_adv) - wanted).square().sum(1).mean()
 
 
 def harden(
-    clip: Clip,
-    params: RobustTower | None,
-    data: Images,
-    validation: Images,
-    text: Tensor,
-    seed: int,
-    resume: Path | None,
+    clip: Clip, params: Fit | None, data: Images, validation: Images, text: Tensor, seed: int, resume: Path | None
 ) -> pd.DataFrame:
-    """Train the image tower of a CLIP adversarially, in place and resumably (see `Epochs`); None leaves it alone.
+    """Train the image tower of a frozen CLIP adversarially, in place and resumably (see `Epochs`).
+
+    In the end it has the weights of the best epoch by PGD accuracy, and is frozen.
 
     Args:
-        clip: frozen; it is frozen again afterwards, its tower with the weights of the best epoch by PGD accuracy.
+        params: a `RobustTower`; None leaves the tower as it is.
         text: text embeddings (K,D), normalised per class.
 
     Returns:
         A row per epoch: epoch, loss, zero_shot_accuracy, pgd_accuracy (shares of the validation images), chosen.
-
-    Raises:
-        UserError: there are no images to train on or to choose an epoch by, or the training diverges.
     """
     if not params:
         return pd.DataFrame()
-    remedy = "take alignment.robust out"
-    need_images("alignment.robust trains an image tower", remedy, train=data, validation=validation)
+    given, remedy = "alignment.robust trains an image tower", "take alignment.robust out"
+    need_images(given, remedy, train=data, validation=validation)
     torch.manual_seed(seed)
     alignment, scale = align(clip, text).to(device()), float(clip.model.logit_scale.detach().exp())
     original = freeze(copy.deepcopy(alignment)).embed

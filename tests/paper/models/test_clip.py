@@ -2,13 +2,12 @@
 
 import json
 
-import huggingface_hub
-import open_clip
 import pytest
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
+import hub
 from multishield.errors import UserError
 from multishield.files import write_json
 from multishield.zero_shot import embed_prompts
@@ -19,18 +18,12 @@ from paper.training.clip import small_config
 
 PROMPTS = ["this is a photo of a {}", "a drawing of a {}"]
 CLASSES = ["star", "polar bear", "ring"]
-CONFIG = {
-    "embed_dim": 48,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
-    "preprocess_cfg": {"size": 32},
-}
+CONFIG = {"embed_dim": 48, "vision_cfg": hub.VISION, "text_cfg": hub.TEXT, "preprocess_cfg": {"size": 32}}
 
 
 @pytest.fixture(autouse=True)
 def _offline(project_root, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(project_root / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.offline(monkeypatch, project_root / "hub")
 
 
 def section(source: str, **values) -> Clips:
@@ -58,18 +51,15 @@ def stored(root, params: Clips, config=None):
     return made, loaded
 
 
-def test_a_weights_file_and_another_image_tower_relative_to_the_projects_root(project_root, monkeypatch):
-    base = open_clip.create_model("RN50-quickgelu", pretrained=None)
-    torch.save(base.state_dict(), project_root / "base.pt")
-    moved = {k: v + 0.001 if v.is_floating_point() else v for k, v in base.visual.state_dict().items()}
+def test_another_image_tower_in_a_clip_from_the_hub(project_root):
+    weights = hub.put_clip(project_root / "hub", "someone/base")
+    moved = {k.removeprefix("visual."): v + 0.001 for k, v in weights.items() if k.startswith("visual.")}
     torch.save(moved, project_root / "fare.pt")
-    (project_root / "notebooks").mkdir()
-    monkeypatch.chdir(project_root / "notebooks")
-    made, _ = stored(project_root, named("RN50-quickgelu", "base.pt", image_tower="fare.pt"))
-    assert torch.equal(made.model.visual.conv1.weight.cpu(), moved["conv1.weight"])
-    assert torch.equal(made.model.text_projection.cpu(), base.text_projection)
+    made, _ = stored(project_root, named("hf-hub:someone/base", image_tower="fare.pt"))
+    assert torch.equal(made.model.visual.proj.cpu(), moved["proj"])
+    assert torch.equal(made.model.text_projection.cpu(), weights["text_projection"])
     written = json.loads((project_root / "artifacts" / "alignment" / "clip.json").read_text())
-    assert written["preprocessing"]["resize_mode"] == "shortest"
+    assert written["preprocessing"]["resize_mode"] == "squash"
 
 
 def test_a_clip_from_files(project_root):
@@ -118,8 +108,10 @@ def test_mistakes_are_found_before_the_first_stage(params, words):
         clips.check(params)
 
 
-def test_sound_parameters_pass_the_check_without_a_download(project_root):
+def test_sound_parameters_pass_the_check_without_a_download(project_root, monkeypatch):
     (project_root / "here.pt").touch()
+    (project_root / "notebooks").mkdir()
+    monkeypatch.chdir(project_root / "notebooks")  # paths of params.yaml are relative to the project's root
     clips.check(named("ViT-B-32", "here.pt", image_tower="here.pt"))
     clips.check(named("hf-hub:someone/unseen", image_tower="hf-hub:someone/unseen"))
     clips.check(named("ViT-L-14", "laion2b_s32b_b82k"))

@@ -2,23 +2,14 @@
 
 import json
 
-import huggingface_hub
-import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
+from hub import offline, repository, small_clip
 from multishield.errors import UserError
 from paper.models import image_tower
-
-VISION = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2, "mlp_ratio": 2.0}
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
-
-
-def base(quick_gelu=True, **vision) -> torch.nn.Module:
-    """A small CLIP of open_clip with random weights."""
-    return open_clip.CLIP(48, {**VISION, **vision}, dict(TEXT), quick_gelu=quick_gelu).eval()
 
 
 def fine_tuned(clip) -> dict:
@@ -57,7 +48,7 @@ def logits(visual, model, pixels, tokens) -> torch.Tensor:
 def test_a_clip_of_transformers_gives_its_logits(activation, tmp_path):
     theirs = hugging_face(activation)
     theirs.save_pretrained(tmp_path)
-    ours = base(activation == "quick_gelu").visual
+    ours = small_clip(activation == "quick_gelu").visual
     image_tower.replace_tower(ours, str(tmp_path / "model.safetensors"))
     pixels, tokens = torch.randn(4, 3, 32, 32), torch.randint(0, 49000, (5, 16))
     expected = theirs(input_ids=tokens, pixel_values=pixels).logits_per_image
@@ -65,7 +56,7 @@ def test_a_clip_of_transformers_gives_its_logits(activation, tmp_path):
     print(f"logits, {activation}: largest difference {difference:.1e}, largest logit {expected.abs().max():.1f}")
     assert difference < 1e-4
     # The comparison can fail: the same weights with the other activation.
-    other = base(activation != "quick_gelu").visual
+    other = small_clip(activation != "quick_gelu").visual
     other.load_state_dict(ours.state_dict())
     assert (logits(other, theirs, pixels, tokens) - expected).abs().max() > 1e-2
 
@@ -79,7 +70,7 @@ def test_a_vision_model_without_projection_keeps_the_bases(prefix, tmp_path):
     weights[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "num_attention_heads": 2}))
-    ours = base().visual
+    ours = small_clip().visual
     projection = ours.proj.clone()
     image_tower.replace_tower(ours, "model.safetensors")
     assert torch.equal(ours.proj, projection)
@@ -90,7 +81,7 @@ def test_a_vision_model_without_projection_keeps_the_bases(prefix, tmp_path):
 
 @pytest.mark.parametrize("layout", ["bare .pt", "visual. .safetensors", "openai .pt", "nested .pt"])
 def test_robust_towers_in_open_clips_layout(layout, tmp_path):
-    clip = base()
+    clip = small_clip()
     weights = fine_tuned(clip)
     expected = visual_of(weights)
     path = tmp_path / ("tower.safetensors" if layout.endswith("safetensors") else "tower.pt")
@@ -111,7 +102,7 @@ def test_robust_towers_in_open_clips_layout(layout, tmp_path):
 
 
 def test_towers_that_do_not_fit_say_so(tmp_path):
-    clip, path = base(), tmp_path / "tower.safetensors"
+    clip, path = small_clip(), tmp_path / "tower.safetensors"
 
     def refused(weights, words):
         save_file({k: v.contiguous() for k, v in weights.items()}, path)
@@ -119,12 +110,12 @@ def test_towers_that_do_not_fit_say_so(tmp_path):
             image_tower.replace_tower(clip.visual, str(path))
 
     good = visual_of(fine_tuned(clip))
-    refused(visual_of(base(width=192).state_dict()), "has shape")
-    refused(visual_of(base(layers=3).state_dict()), "12 are extra")
+    refused(visual_of(small_clip(width=192).state_dict()), "has shape")
+    refused(visual_of(small_clip(layers=3).state_dict()), "12 are extra")
     refused({k: v for k, v in good.items() if k != "proj"}, "1 keys are missing")
     refused({**good, "head.weight": torch.ones(1)}, "1 are extra")
     refused({f"visual.{k}": v for k, v in good.items()} | {"head.weight": torch.ones(1)}, "belong to no CLIP")
-    refused(visual_of(base().state_dict()), "not fine-tuned from the tower that they replace")
+    refused(visual_of(small_clip().state_dict()), "not fine-tuned from the tower that they replace")
 
 
 @pytest.mark.parametrize(
@@ -139,9 +130,9 @@ def test_towers_that_do_not_fit_say_so(tmp_path):
 )
 def test_the_activation_that_a_configuration_states(config, words, tmp_path):
     # Weights of another training: without the configuration they would be refused.
-    save_file(visual_of(base().state_dict()), tmp_path / "tower.safetensors")
+    save_file(visual_of(small_clip().state_dict()), tmp_path / "tower.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    clip = base()
+    clip = small_clip()
     if words:
         with pytest.raises(UserError, match=words):
             image_tower.replace_tower(clip.visual, "tower.safetensors")
@@ -150,7 +141,7 @@ def test_the_activation_that_a_configuration_states(config, words, tmp_path):
 
 
 def test_files_that_are_no_weights(tmp_path):
-    torch.save({"model": base().visual}, tmp_path / "pickled.pt")
+    torch.save({"model": small_clip().visual}, tmp_path / "pickled.pt")
     (tmp_path / "page.pt").write_text("<html>")
     torch.save({"epoch": 1}, tmp_path / "empty.pt")
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "jit.pt")
@@ -162,17 +153,12 @@ def test_files_that_are_no_weights(tmp_path):
         ("absent.pt", "not a file; give the path"),
     ):
         with pytest.raises(UserError, match=words):
-            image_tower.replace_tower(base().visual, name)
+            image_tower.replace_tower(small_clip().visual, name)
 
 
 def test_a_tower_from_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    repository, clip = tmp_path / "hub" / "models--someone--fare", base()
-    for folder in ("snapshots/0", "refs"):
-        (repository / folder).mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0")
-    snapshot = repository / "snapshots" / "0"
+    offline(monkeypatch, tmp_path)
+    snapshot, clip = repository(tmp_path, "someone/fare"), small_clip()
     weights = fine_tuned(clip)
     torch.save(weights, snapshot / "open_clip_pytorch_model.bin")
     (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
