@@ -42,7 +42,7 @@ class Images:
 
     def save(self, path: Path) -> Path:
         """Write a safetensors file."""
-        return save_tensors(path, {"images": self.images, "labels": self.labels, "ids": self.ids})
+        return save_tensors(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "Images":

@@ -30,8 +30,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def component_names(defence: nn.Module, count: int) -> list[str]:
     """Names of the attacks on a defence's M margins: from its own names for them, or from their numbers."""
-    names = getattr(defence, "components", [f"component {number + 1}" for number in range(count)])
-    return [f"on {name}" for name in names]
+    return [f"on {name}" for name in getattr(defence, "components", [f"component {n + 1}" for n in range(count)])]
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,7 @@ class Attacker:
         return self.run(denial, "denial", defence, data, **asdict(self.budget.denial))
 
     def square_on_survivors(self, defence: nn.Module, data: Images, worst: AttackedImages) -> AttackedImages:
-        """The black box on the images that no other attack has broken; all others are left as they are.
-
-        An image that it breaks is a finding: gradients did not show the way (see `sanity`).
-        """
+        """The black box on the images that no other attack has broken; all others are left as they are."""
         left = (~worst.success).nonzero()[:, 0]
         if not len(left):
             return worst
@@ -116,11 +112,8 @@ class Attacker:
         return torch.stack(columns[::-1], 1)
 
     def sanity_rows(self, defence: nn.Module, data: Images, starts: Sequence[AttackedImages]) -> pd.DataFrame:
-        """Records of the runs that only the sanity rules need, on the first images: joint at other radii, with half its
-        steps, and at half the radius on each model that can stand alone (`Defence.standalone`).
-
-        Scenarios are "eps x 0.5", "eps x 2", "large eps", "half the steps", and "NAME, eps x 0.5" per model.
-        """
+        """Records of joint on the first images, for the sanity rules: at other radii, with half its steps, and at half
+        the radius on each model that can stand alone (`Defence.standalone`)."""
         few, eps, large = data[: self.budget.sanity.images], self.ball.eps, radius_of_grey(self.ball, data)
         starts = [start[: len(few)] for start in starts]
         # An image that an attack has not broken at eps may break at a larger radius: there, all images get all tries.
@@ -140,8 +133,7 @@ class Attacker:
         joint = self.budget.joint
         run("half the steps", defence, eps, starts, replace(joint, steps=max(1, joint.steps // 2)))
         for number, (name, model) in enumerate(getattr(defence, "standalone", dict)().items()):
-            begun = starts[number : number + 1]
-            run(f"{name}, eps x 0.5", Undefended(model), eps / 2, begun, long=1, rounds=0)
+            run(f"{name}, eps x 0.5", Undefended(model), eps / 2, starts[number : number + 1], long=1, rounds=0)
         return pd.concat(rows, ignore_index=True)
 
 

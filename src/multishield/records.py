@@ -51,16 +51,14 @@ class Decisions(NamedTuple):
 
 @torch.no_grad()
 def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> Decisions:
-    """Decide on images (N,C,H,W) in [0,1]: a classifier alone, a `MultiShield` or another defence.
-
-    Raises UserError if a score is not finite.
-    """
+    """Decisions on images (N,C,H,W) in [0,1] of a classifier or a defence; UserError if a score is not finite."""
     scores = scores_of(model, pixels, batch_size)
     outputs = model.outputs(scores) if hasattr(model, "outputs") else scores[0]
     decision, classes = outputs.argmax(1), outputs.shape[1] - hasattr(model, "outputs")
+    clip, gap = torch.full_like(decision, -1), torch.full((len(pixels),), torch.nan)
     if isinstance(model, MultiShield):
-        return Decisions(decision, classes, scores[1].argmax(1), model.gap(*scores), scores)
-    return Decisions(decision, classes, torch.full_like(decision, -1), torch.full((len(pixels),), torch.nan), scores)
+        clip, gap = scores[1].argmax(1), model.gap(*scores)
+    return Decisions(decision, classes, clip, gap, scores)
 
 
 def records_of(
@@ -151,10 +149,7 @@ def cell(row: pd.Series) -> str:
 
 
 def results(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The result table: a row per (classifier, scenario), ratios in per cent with 95 % Wilson intervals, and N.
-
-    No robust accuracy stands without clean accuracy and clean rejection: a shield that rejects everything is "robust".
-    """
+    """The result table: a row per (classifier, scenario), ratios in per cent with 95 % Wilson intervals, and N."""
     table = []
     for (classifier, scenario), group in metrics.groupby(["classifier", "scenario"], sort=False):
         by_name = group.set_index("metric")

@@ -1,7 +1,6 @@
 """Long computations that can be killed: finished results are on disk, and a new call computes the others.
 
-Training keeps its last epoch, attacks the images that are finished, the baseline its batches. The folder is an
-argument; whoever gives it removes it once the whole has ended well.
+The folder is an argument; whoever gives it removes it once the whole has ended well.
 """
 
 import hashlib
@@ -19,11 +18,8 @@ from multishield.files import write_atomically
 from multishield.images import AttackedImages, Images
 from multishield.progress import progress
 
-# Images of a piece, where pieces are computed elsewhere. At the end of a piece few images are left in a batch, which
-# costs as much as some 30 images more.
-PIECE = 128
-# Seconds between two writings of finished images.
-EVERY = 20.0
+# Images of a piece, where pieces are computed elsewhere; seconds between two writings of finished images.
+PIECE, EVERY = 128, 20.0
 # How pieces are computed: `map`, or a function with its first two arguments that may return results in any order.
 Each = Callable[[Callable, Iterable], Iterable]
 
@@ -50,11 +46,8 @@ class Checkpoint:
     """The finished results of one computation: values by name, each a file with a checksum.
 
     A value is anything that `torch.load(weights_only=True)` reads: tensors, numbers, texts, lists and dicts of them. A
-    damaged file counts as missing, and its value is computed again.
-
-    Args:
-        folder: the folder for results; None keeps nothing.
-        task: a readable name. inputs: everything that the results depend on, see `fingerprint`.
+    damaged file counts as missing. The task is a readable name, and the inputs are all that the results depend on, see
+    `fingerprint`. Without a folder (None) nothing is kept.
     """
 
     def __init__(self, folder: Path | None, task: str, *inputs):
@@ -88,13 +81,9 @@ def attack_resumably(
 ) -> AttackedImages:
     """Attack images; a killed call continues with the images that are left.
 
-    The result of an image depends on the image alone (on a CPU bit for bit, see `forward`). So the whole has the same
-    bytes, whoever computed which images, and in which order.
-
-    Args:
-        task: a name for the progress line.
-        attack: gets `Images`, their starts, and a `watch` (see `attacks.loop.Watch`) or None.
-        starts: earlier attacks on the same images. each: see `Each`; in this process there is one piece.
+    The result of an image depends on the image alone. So the whole has the same bytes, whoever computed which images,
+    and in which order. The attack gets `Images`, their starts (earlier attacks on them), and a `watch` (see
+    `attacks.loop.Watch`) or None. The task names the progress line. For `each` see `Each`.
     """
     finished, here = _Finished(task, checkpoint, len(data)), each is map
     left = finished.left.nonzero()[:, 0]
@@ -115,22 +104,19 @@ def attack_resumably(
 def _attack_piece(attack: Callable, finished: "_Finished | None", piece: tuple) -> tuple[Tensor, AttackedImages]:
     """Attack one piece, here or in another process; `finished` learns of every image as soon as it is done."""
     index, data, starts = piece
-
-    def watch(images: Tensor, attacked: AttackedImages, steps_left: int) -> None:
-        finished.add(index[images], attacked, steps_left)
-
-    return index, attack(data, starts, watch if finished else None)
+    watch = finished and (lambda images, attacked, steps: finished.add(index[images], attacked, steps))
+    return index, attack(data, starts, watch)
 
 
 class _Finished:
     """The images of an attack that are finished, on disk and in memory, and one line of progress."""
 
     def __init__(self, task: str, checkpoint: Checkpoint, total: int):
-        self.checkpoint, self.chunks, self.written, self.last = checkpoint, [], 0, time.monotonic()
+        self.checkpoint, self.chunks, self.bar = checkpoint, [], progress(None, task, "step")
         self.left, self.broken = torch.ones(total, dtype=torch.bool), torch.zeros(total, dtype=torch.bool)
         for chunk in checkpoint.values():
             self._take(chunk["index"], AttackedImages.from_tensors(chunk))
-        self.written, self.bar = len(self.chunks), progress(None, task, "step")
+        self.written, self.last = len(self.chunks), time.monotonic()
 
     def _take(self, index: Tensor, attacked: AttackedImages) -> None:
         self.chunks.append((index, attacked))

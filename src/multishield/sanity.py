@@ -1,7 +1,7 @@
-"""Sanity rules of an evaluation: facts that must hold if its attacks are as strong as they claim to be.
+"""Sanity rules: facts that must hold if the attacks of an evaluation are as strong as they claim to be.
 
-A violated rule is a result: it is printed with the others, and says not to trust the robust accuracy above it.
-docs/sanity.md explains each rule and its remedy (after Carlini et al. 2019 and Tramer et al. 2020).
+A violated rule is a result: it says not to trust the robust accuracy. docs/sanity.md explains each rule and its remedy
+(after Carlini et al. 2019 and Tramer et al. 2020).
 """
 
 import numpy as np
@@ -32,12 +32,9 @@ Findings = dict[str, tuple[bool, str]]  # rule -> whether it holds, and the sent
 def check(records: pd.DataFrame, runs: pd.DataFrame, similarity: np.ndarray | None = None) -> pd.DataFrame:
     """Evaluate every rule for every classifier; without its runs (no baseline, no prompts) a rule is left out.
 
-    Args:
-        records: the records of all scenarios. runs: those of `Attacker.sanity_rows`.
-        similarity: cosines of the classes' text embeddings (K,K).
-
-    Returns:
-        A row per classifier and rule: classifier, rule, holds (bool), finding (a sentence with the counts).
+    `records` are those of all scenarios, `runs` those of `Attacker.sanity_rows`, `similarity` the cosines of the
+    classes' text embeddings (K,K). Returns a row per classifier and rule: classifier, rule, holds (bool), finding (a
+    sentence with the counts).
     """
     rows = []
     for name, group in records.groupby("classifier", sort=False):
@@ -91,14 +88,13 @@ def _of_runs(records: pd.DataFrame, runs: pd.DataFrame) -> Findings:
     correct = runs[runs.attacked_decision == runs.label].groupby("scenario").size()
     few, standing = len(first), int(correct.get("large eps", 0))
     sizes = [len(images[s]) for s in ("eps x 0.5", "eps x 1", "eps x 2", "large eps")]
-    at_radii = f"at half, one and two times the radius, and at the large one: {', '.join(map(str, sizes))}"
-    whole, half = len(images["eps x 1"]), len(images["half the steps"])
-    steps = f"broken of {few} images with all steps {whole}, with half {half}"
+    whole, half, broken = len(images["eps x 1"]), len(images["half the steps"]), f"broken of {few} images"
+    at_radii = f"{broken} at half, one and two times the radius, and at the large one: {', '.join(map(str, sizes))}"
     large = f"{standing} of {few} images are classified correctly at the large radius"
     findings = {
-        "larger radius, fewer robust": (sizes == sorted(sizes), f"broken of {few} images {at_radii}"),
+        "larger radius, fewer robust": (sizes == sorted(sizes), at_radii),
         "large radius, none robust": (standing == 0, large),
-        "more steps do not hurt": (whole >= half, steps),
+        "more steps do not hurt": (whole >= half, f"{broken} with all steps {whole}, with half {half}"),
     }
     alone = [s for s in dict.fromkeys(runs.scenario) if s.endswith(", eps x 0.5")]
     if alone:

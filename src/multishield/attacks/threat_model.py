@@ -19,11 +19,8 @@ def fooled(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def evaded(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Success against a model that abstains, whose last output is "reject": the decision is accepted and wrong.
-
-    The reject index is taken from the number of outputs (defect 1 of the public reference: it was 10 for any K).
-    """
-    decision = outputs.argmax(1)
+    """Success against a model that abstains, whose last output is "reject": the decision is accepted and wrong."""
+    decision = outputs.argmax(1)  # defect 1 of the public reference: its reject index was 10 for any K
     return (decision != labels) & (decision != outputs.shape[1] - 1)
 
 
@@ -56,10 +53,7 @@ class Ball:
         return (x_adv - x).abs().amax((1, 2, 3)) if self.norm == "Linf" else (x_adv - x).flatten(1).norm(dim=1)
 
     def checked_distance(self, x_adv: Tensor, x: Tensor, name: str) -> Tensor:
-        """`distance` for stored images (N,). Raises RuntimeError if one left the ball or [0,1]; `name` is the attack's.
-
-        No number is computed from such images.
-        """
+        """`distance` (N,) of stored images of the attack `name`. Raises RuntimeError if one left the ball or [0,1]."""
         distance = self.distance(x_adv, x)
         if len(x) and (not distance.max() <= self.eps + 1e-6 or x_adv.min() < 0 or x_adv.max() > 1):
             raise RuntimeError(
