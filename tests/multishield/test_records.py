@@ -1,93 +1,120 @@
-"""Metrics against hand counts, intervals against published values."""
+"""Decisions and their rows; metrics against hand counts, intervals against published values."""
 
 import pandas as pd
 import pytest
+import torch
 
 from multishield import records
-from paper.report import tables
+from multishield.attacks.threat_model import Ball
+from multishield.defences import Undefended
+from multishield.images import AttackedImages, Images
+from multishield.shield import MultiShield
+from small import Brightness, grey
 
 
-def frame(scenario, rows, classifier="net"):
+def frame(scenario, rows, classes):
     """Records from (label, clean decision, attacked decision)."""
-    data = dict.fromkeys(records.COLUMNS, 0) | {"classifier": classifier, "scenario": scenario, "attack": ""}
-    return pd.DataFrame(
-        [
-            data | {"label": y, "clean_decision": a, "attacked_decision": b, "image": i}
-            for i, (y, a, b) in enumerate(rows)
-        ]
+    table = pd.DataFrame(rows, columns=["label", "clean_decision", "attacked_decision"])
+    others = {"classifier": "net", "scenario": scenario, "attack": "", "classes": classes, "image": range(len(rows))}
+    return table.assign(**dict.fromkeys(records.COLUMNS, 0) | {c: table[c] for c in table} | others)
+
+
+def values(rows):
+    return records.metrics(rows).set_index("metric").value.to_dict()
+
+
+def test_rows_are_the_decisions_on_stored_images():
+    data = Images(grey(0.4, 0.4, 0.6), torch.tensor([0, 0, 0]), torch.tensor([7, 8, 9]))
+    passes = torch.tensor([1, 2, 3])
+    attacked = AttackedImages(grey(0.4, 0.55, 0.6), ["", "joint", "clean"], passes, 2 * passes)
+    # The cosines lead by 0.2 |level - 0.51|: CLIP's boundary is a hair above the classifier's.
+    shield = MultiShield(Brightness(), Brightness(0.1, 0.51), 0.0)
+    rows = records.records_of("net", "joint", shield, data, attacked, Ball(0.2))
+    assert tuple(rows.columns) == records.COLUMNS
+    assert rows.image.tolist() == [7, 8, 9]
+    assert rows.attack.tolist() == ["", "joint", "clean"]
+    assert rows.attacked_decision.tolist() == [0, 1, 1]
+    assert records.broken(rows).tolist() == [False, True, True]
+    assert rows.distance.tolist() == pytest.approx([0, 0.15, 0], abs=1e-6)
+    assert (set(rows.classes), rows.clean_clip.tolist()) == ({2}, [0, 0, 1])
+    assert rows.forwards.tolist() == [1, 2, 3]
+    between = records.decide(shield, grey(0.505))
+    assert (between.decision.item(), between.clip.item()) == (2, 0)
+    assert between.gap.item() == pytest.approx(0.2 * 0.005, abs=1e-6)
+    alone = records.records_of("net", "no_shield", Brightness(), data, attacked, Ball(0.2))
+    assert (alone.clean_clip == -1).all()
+    assert alone.gap_attacked.isna().all()
+    assert set(alone.classes) == set(
+        records.records_of("net", "x", Undefended(Brightness()), data, attacked, Ball(0.2)).classes
     )
+    with pytest.raises(RuntimeError, match=r"net/joint is 0\.150000 away"):
+        records.records_of("net", "joint", shield, data, attacked, Ball(0.1))
 
 
-def value(metrics, name, scenario="multishield"):
-    row = metrics[(metrics.metric == name) & (metrics.scenario == scenario)]
-    return row.value.item()
-
-
-def test_wilson_against_known_values():
-    # Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29.
-    for hits, n, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert records.wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
+@pytest.mark.parametrize(
+    ("hits", "n", "interval"),
+    # Newcombe 1998, table I.
+    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))],
+)
+def test_wilson_against_known_values(hits, n, interval):
+    assert records.wilson(hits, n) == pytest.approx(interval, abs=5e-5)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 0), (3, 2), (-1, 5)])
-def test_wilson_refuses_what_is_no_ratio(hits, n):
+def test_another_ratio_is_refused(hits, n):
     with pytest.raises(ValueError, match="not a ratio"):
         records.wilson(hits, n)
 
 
-def test_metrics_by_hand():
-    k = 3  # decision 3 is "rejected"
-    rows = [(0, 0, 0), (0, 0, 3), (1, 1, 2), (1, 3, 3), (2, 0, 0)]
-    metrics = records.metrics(frame("multishield", rows), k)
-    assert value(metrics, "clean_accuracy") == 3 / 5
-    assert value(metrics, "clean_rejection") == 1 / 5
-    assert value(metrics, "robust_accuracy") == 3 / 5  # one correct, two rejected
-    assert value(metrics, "correct_under_attack") == 1 / 5
-    assert value(metrics, "rejection_under_attack") == 2 / 5
-    assert value(metrics, "attack_success") == 2 / 5
-    assert set(metrics.n) == {5}
+ROWS = [(0, 0, 0), (0, 0, 3), (1, 1, 2), (1, 3, 3), (2, 0, 0)]  # of three classes: 3 is "rejected"
 
 
-def test_the_attacker_who_wants_rejection_has_won_where_it_is():
-    rows = [(0, 0, 0), (0, 0, 3), (1, 1, 2), (1, 3, 3), (2, 0, 0)]
-    metrics = records.metrics(frame("denial", rows), 3)
-    assert value(metrics, "attack_success", "denial") == 2 / 5
-    assert value(metrics, "robust_accuracy", "denial") == 3 / 5
-    assert value(metrics, "correct_under_attack", "denial") == 1 / 5
+@pytest.mark.parametrize(
+    ("scenario", "success"),
+    [("unaware", 2 / 5), ("denial", 2 / 5)],  # of the two attackers: a wrong class; a rejection
+)
+def test_metrics_by_hand(scenario, success):
+    metrics = values(frame(scenario, ROWS, 3))
+    assert metrics["clean_accuracy"] == 3 / 5
+    assert metrics["clean_rejection"] == 1 / 5
+    assert metrics["correct_under_attack"] == 1 / 5
+    assert metrics["rejection_under_attack"] == 2 / 5
+    assert metrics["attack_success"] == success
+    assert metrics["robust_accuracy"] == 1 - success
+    assert metrics["clip_accuracy_clean"] == 2 / 5
+
+
+def test_the_attacker_who_wants_rejection_wins_nothing_else():
+    assert values(frame("denial", [(0, 0, 1), (0, 0, 1), (0, 0, 3)], 3))["attack_success"] == 1 / 3
+    assert values(frame("joint", [(0, 0, 1), (0, 0, 1), (0, 0, 3)], 3))["attack_success"] == 2 / 3
 
 
 def test_a_shield_that_rejects_everything_is_unmasked():
-    metrics = records.metrics(frame("multishield", [(0, 10, 10)] * 4), 10)
-    assert value(metrics, "robust_accuracy") == 1
-    assert value(metrics, "clean_accuracy") == 0
-    assert value(metrics, "clean_rejection") == 1
-    shown = tables.results(metrics).columns
+    rows = frame("unaware", [(0, 10, 10)] * 4, 10)
+    metrics = values(rows)
+    assert (metrics["robust_accuracy"], metrics["clean_accuracy"], metrics["clean_rejection"]) == (1, 0, 1)
+    shown = records.results(records.metrics(rows))
     assert {"clean accuracy", "clean rejection", "robust accuracy"} <= set(shown)
+    assert shown.scenario.tolist() == ["unaware attacker"]
 
 
 def test_the_reject_index_is_the_number_of_classes():
     # Defect 1 of the public reference: with 37 classes, class 10 is a class.
-    metrics = records.metrics(frame("multishield", [(0, 0, 10)] * 4), 37)
-    assert value(metrics, "robust_accuracy") == 0
+    assert values(frame("unaware", [(0, 0, 10)] * 4, 37))["robust_accuracy"] == 0
 
 
 def test_records_survive_a_round_trip(tmp_path):
-    rows = frame("baseline", [(0, 0, 1)])
-    rows["gap_clean"] = float("nan")
-    rows["attack"] = [""]
+    rows = frame("no_shield", [(0, 0, 1)], 3).assign(gap_clean=float("nan"), attack="")
     back = records.load(records.save(rows, tmp_path / "records.csv"))
     assert back.attack.tolist() == [""]
     assert back.gap_clean.isna().all()
     assert back.attacked_decision.tolist() == [1]
 
 
-def test_latex_and_markdown_show_the_same_cells():
-    table = tables.results(records.metrics(frame("multishield", [(0, 0, 0), (0, 0, 3)]), 3))
-    cells = [str(v) for v in table.iloc[0]]
-    assert all(c in tables.to_markdown(table) for c in cells)
-    assert all(c in tables.to_latex(table) for c in cells)
+def test_tables_show_every_cell():
+    rows = frame("joint", [(0, 0, 0), (0, 0, 3)], 3).assign(attack=["", "joint"], forwards=[1, 4])
+    table = records.results(records.metrics(rows))
+    assert table["clean accuracy"].item() == "100.0 [34.2, 100.0]"
+    for text in (records.to_markdown(table), records.to_html(table)):
+        assert all(str(cell) in text for cell in table.iloc[0])
+    assert records.broken_by(rows).loc[("joint", "not broken")].tolist() == [1, 1, 0]

@@ -1,0 +1,67 @@
+"""Images, models and options that `evaluate` refuses: one sentence each, before any attack."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from multishield.defences import ConfidenceThreshold, Undefended
+from multishield.errors import UserError
+from multishield.evaluation import evaluate
+from small import Linear
+
+GOOD, LABELS = 0.5 * torch.ones(6, 3, 4, 4), torch.zeros(6, dtype=torch.long)
+
+
+def odd(change=lambda out: out):
+    """A model of three classes and "reject", whose outputs are changed."""
+    return Linear(3, then=lambda z: change(F.pad(z, (0, 1), value=1.0)))
+
+
+class Disagreeing(Undefended):
+    def outputs(self, scores):
+        return super().outputs(scores)[:, 1:]
+
+
+REFUSED = {
+    "pixels of 0..255": ({"images": 255 * GOOD}, r"pixels lie in \[128, 128\]; they must lie in \[0,1\]"),
+    "whole numbers": (
+        {"images": (255 * GOOD).long()},
+        r"images are torch.int64; pixels are float32 in \[0,1\], or uint8",
+    ),
+    "NaN": ({"images": GOOD * torch.nan}, "image 0 has a pixel that is not a finite number"),
+    "grey images": ({"images": GOOD[:, :1]}, r"images are \(6, 1, 4, 4\) torch.float32; a tensor \(N,3,H,W\)"),
+    "no images": ({"images": GOOD[:0]}, "at least one RGB image"),
+    "no labels": ({"labels": LABELS[:3]}, "a tensor of 6 whole numbers is accepted, one per image"),
+    "labels that are no numbers": ({"labels": LABELS.float()}, "whole numbers"),
+    "a label too large": ({"labels": LABELS + 3}, r"labels lie in 3..3, but the model has 3 classes .* 0..2"),
+    "a negative label": ({"labels": LABELS - 1}, r"labels lie in -1..-1"),
+    "eps in 0..255": ({"eps": 8}, r"norm is 'Linf' and eps 8; Linf with 0 < eps < 1, such as 8/255"),
+    "no eps": ({"eps": 0.0}, "eps 0"),
+    "another norm": ({"norm": "L1"}, "norm is 'L1'"),
+    "an unknown attack": ({"attacks": ["apgd"]}, r"attacks are \['apgd'\]; some of components, paper, joint"),
+    "no attack that counts": ({"attacks": ["denial"]}, "joint or square among them"),
+    "no model": ({"model": lambda x: x}, "the model is function; a torch.nn.Module or a defence is accepted"),
+    "a tuple": ({"model": odd(lambda out: (out, out))}, "the model gives tuple; K\\+1 outputs"),
+    "two outputs": ({"model": odd(lambda out: out[:, :2])}, r"the model gives \(4, 2\) torch.float32; K\+1 outputs"),
+    "classes": ({"model": odd(lambda out: out.argmax(1))}, r"the model gives \(4,\) torch.int64"),
+    "NaN in scores": ({"model": odd(lambda out: out * torch.nan)}, "the network gives image 0 .* are not finite"),
+    "a random model": ({"model": odd(lambda out: out + torch.rand_like(out))}, "answers differently when asked again"),
+    "a model that fails": ({"model": nn.Conv2d(1, 1, 1)}, r"the model fails on images \(4, 3, 4, 4\): "),
+    "other classes": ({"model": Disagreeing(Linear(3))}, r"margins \(4, 1, 3\) and outputs \(4, 3\); .* same number"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_wrong_argument_is_one_sentence(change, words):
+    given = {"model": odd(), "images": GOOD, "labels": LABELS, "eps": 8 / 255} | change
+    with pytest.raises(UserError, match=words) as error:
+        evaluate(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_margin_that_is_no_number_is_refused():
+    defence = ConfidenceThreshold(Linear(3), 0.5)
+    defence.threshold = torch.nan
+    with pytest.raises(UserError, match="a margin that is not a finite number; look for a division by zero"):
+        evaluate(defence, GOOD, LABELS)
