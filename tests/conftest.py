@@ -10,7 +10,7 @@ from pathlib import Path
 from paper.pipeline import arithmetic
 
 # Before torch is imported: tests compute the same on every machine, each process with one thread. Large networks are
-# faster as the machine comes: `make test-all` asks for it.
+# faster with native arithmetic, and `make test-all` asks for it.
 arithmetic.choose(os.environ.get("MULTISHIELD_TEST_ARITHMETIC", "portable"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -22,14 +22,15 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 
 from paper.data import shapes
-from paper.params import Params
-from paper.pipeline.notebooks import STAGES, code_cells, parameter, read_source, runs
+from paper.naming import STAGES, parameter, runs
+from paper.params import DEFAULTS, Params
+from paper.pipeline.notebooks import code_cells, read_source
 
 ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that need real files are skipped, with the reason, where nobody says where they are."""
+    """Skip tests that need a GPU or real files, with the reason, where there are none."""
     needs = {"cifar10": ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS"), "imagenet": ("MULTISHIELD_IMAGENET",)}
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -65,8 +66,8 @@ CHEAP = {
     "baseline.attacks": ["apgd-ce"],
     "adaptive.paper.steps": 5,
     "adaptive.joint.steps": 4,
-    "adaptive.parts.targets": 1,
-    "adaptive.parts.steps": 5,
+    "adaptive.components.targets": 1,
+    "adaptive.components.steps": 5,
     "adaptive.denial.steps": 5,
     "adaptive.square.queries": 10,
     "adaptive.sanity.images": 4,
@@ -93,8 +94,7 @@ SMALL = CHEAP | {
 
 
 def copy_project(target: Path) -> Path:
-    """The files of the project that git would commit, in a new git repository, with the demo's parameters; nothing that
-    a run has made."""
+    """Copy the files that git would commit, but for reports/, into a new git repository with the demo's parameters."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
     )
@@ -102,14 +102,14 @@ def copy_project(target: Path) -> Path:
         if (ROOT / name).is_file() and not name.startswith("reports/"):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
-    shutil.copy(ROOT / "profiles" / "demo.yaml", target / "params.yaml")
+    shutil.copy(DEFAULTS, target / "params.yaml")
     subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
     return target
 
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory) -> Path:
-    """The demo's raw images, rendered once, by whichever process asks first."""
+    """The demo's raw images, rendered once for all processes."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "rendered" / "shapes"
     with FileLock(folder.parent.with_suffix(".lock")):
@@ -120,7 +120,7 @@ def rendered(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, rendered) -> Path:
-    """A copy of the project at small size, with raw images, nothing run yet."""
+    """A copy of the project at small size, with raw images; no stage has run."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
     shutil.copytree(rendered, folder / "data" / "shapes")
     edit_params(folder, SMALL)
@@ -129,7 +129,7 @@ def project(tmp_path_factory, rendered) -> Path:
 
 @pytest.fixture
 def project_root(tmp_path, monkeypatch) -> Path:
-    """An empty project, as far as paths are concerned; the working directory is in it."""
+    """An empty project, which is the working directory."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
