@@ -1,6 +1,6 @@
-"""Class names as words of a prompt: without underscores and WordNet ids, and all of them distinct."""
+"""Class names as words of a prompt."""
 
-from multishield.errors import UserError
+from collections.abc import Iterable
 
 # Folder names that are no words of a sentence: Caltech-101's, after CLIP's authors (openai/CLIP, data/prompts.md), and
 # EuroSAT's.
@@ -39,24 +39,9 @@ IMAGENET = {
 }
 
 
-def plain(name: str) -> str:
-    """A name without underscores: `polar_bear` becomes `polar bear`."""
-    return " ".join(name.replace("_", " ").split())
-
-
-def check_distinct(names: list[str], source: str) -> None:
-    """Raise a UserError if two class names are equal or one is empty; `source` is the data set's name in the message.
-
-    CLIP's tokenizers drop capitals, so capitals do not count.
-    """
-    folded = [name.casefold() for name in names]
-    twice = sorted(name for name in set(folded) if folded.count(name) > 1)
-    if twice:
-        raise UserError(
-            f"{source} has two classes called {twice[0]!r}, which CLIP cannot tell apart; give them distinct names"
-        )
-    if not all(names):
-        raise UserError(f"{source} has a class without a name; give every class a name")
+def without_underscores(names: Iterable[str]) -> list[str]:
+    """Names without underscores: `polar_bear` becomes `polar bear`."""
+    return [" ".join(name.replace("_", " ").split()) for name in names]
 
 
 def imagenet() -> dict[str, str]:

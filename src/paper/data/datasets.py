@@ -1,10 +1,11 @@
 """Data sets by name: how each is read from the disk, and how a user gets the files that are not there."""
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from multishield.errors import UserError
 from paper import paths
@@ -16,7 +17,12 @@ from paper.params.values import load_factory
 # Some data sets have no split. Theirs belongs to the data set, so its seed is not the experiment's.
 SPLIT_SEED = 20241213
 TEST_SHARE = 0.2
-TORCHVISION = ("cifar10", "stl10", "food101", "pets", "caltech101", "eurosat")
+
+
+def _torchvision():
+    from torchvision import datasets  # slow to import, and only some data sets need it
+
+    return datasets
 
 
 def open_shapes(root: Path, split: str) -> Source:
@@ -41,53 +47,67 @@ def open_imagenet(root: Path, split: str) -> Source | None:
             f"{folder} holds {f'the folder {strange[0]}' if strange else 'no folder'}; it must hold a folder per "
             "class, named by one of ImageNet's 1000 WordNet ids, such as n01440764"
         )
-    from torchvision.datasets import ImageFolder  # slow to import
-
     index = torch.tensor([list(names).index(wnid) for wnid in present])
-    data = ImageFolder(folder, loader=read_image)
+    data = _torchvision().ImageFolder(folder, loader=read_image)
     return Source(index[data.targets], list(names.values()), lambda i: data[i][0])
 
 
-def open_torchvision(name: str, root: Path, split: str) -> Source:
-    """A data set that a class of torchvision reads. Counts below are of training and test images."""
-    from torchvision import datasets  # slow to import
-
-    data = {
-        "cifar10": lambda: datasets.CIFAR10(root, train=split == "train"),  # 50,000 and 10,000, 32x32
-        "stl10": lambda: datasets.STL10(root, split=split),  # 5,000 and 8,000, 96x96
-        "food101": lambda: datasets.Food101(root, split=split, loader=read_image),  # 75,750 and 25,250
-        "pets": lambda: datasets.OxfordIIITPet(root, split="trainval" if split == "train" else "test"),  # 3,680, 3,669
-        "caltech101": lambda: datasets.Caltech101(root),  # 8,677, which have no split
-        "eurosat": lambda: datasets.EuroSAT(root, loader=read_image),  # 27,000, 64x64, which have no split
-    }[name]()
-    labels = next(vars(data)[key] for key in ("targets", "labels", "_labels", "y") if key in vars(data))
-    names = data.categories if name == "caltech101" else data.classes
-    classes = [class_names.IN_WORDS.get(c, class_names.plain(c)) for c in names]
-    read = {
-        "pets": lambda i: read_image(data._images[i]),
-        "caltech101": lambda i: read_image(
-            Path(data.root, "101_ObjectCategories", data.categories[data.y[i]], f"image_{data.index[i]:04d}.jpg")
-        ),
-    }.get(name, lambda i: data[i][0])
-    labels = torch.as_tensor(labels).long()
-    if name not in ("caltech101", "eurosat"):
-        return Source(labels, classes, read)
-    rows = rows_of(split, labels)
-    return Source(labels[rows], classes, lambda i: read(int(rows[i])), ids=rows)
+def open_cifar10(root: Path, split: str) -> Source:
+    """CIFAR-10: 50,000 training and 10,000 test images, 32x32."""
+    data = _torchvision().CIFAR10(root, train=split == "train")
+    return Source(torch.tensor(data.targets), data.classes, lambda i: data[i][0])
 
 
-def rows_of(split: str, labels: torch.Tensor) -> torch.Tensor:
-    """The rows of a split of a data set without splits, int64: a fifth of each class is its test split.
+def open_stl10(root: Path, split: str) -> Source:
+    """STL-10: 5,000 training and 8,000 test images, 96x96."""
+    data = _torchvision().STL10(root, split=split)
+    return Source(torch.from_numpy(data.labels).long(), data.classes, lambda i: data[i][0])
 
-    `SPLIT_SEED` draws it with integers only, so it is the same on every machine.
+
+def open_food101(root: Path, split: str) -> Source:
+    """Food-101: 75,750 training and 25,250 test photographs."""
+    data = _torchvision().Food101(root, split=split, loader=read_image)
+    return Source(torch.tensor(data._labels), class_names.without_underscores(data.classes), lambda i: data[i][0])
+
+
+def open_pets(root: Path, split: str) -> Source:
+    """Oxford-IIIT Pets: 3,680 training (trainval) and 3,669 test photographs; breeds keep their capitals."""
+    data = _torchvision().OxfordIIITPet(root, split="trainval" if split == "train" else "test")
+    return Source(torch.tensor(data._labels), data.classes, lambda i: read_image(data._images[i]))
+
+
+def open_caltech101(root: Path, split: str) -> Source:
+    """Caltech-101: photographs of 101 classes, some grey. It has no split of its own: see `_share`."""
+    data = _torchvision().Caltech101(root)
+    images = Path(data.root, "101_ObjectCategories")
+
+    def read(i: int) -> Image.Image:
+        # The class's own indexing opens the same file, but it also imports scipy for the contours.
+        return read_image(images / data.categories[data.y[i]] / f"image_{data.index[i]:04d}.jpg")
+
+    return _share(split, data.y, data.categories, read)
+
+
+def open_eurosat(root: Path, split: str) -> Source:
+    """EuroSAT: 27,000 satellite images, 64x64. It has no split of its own: see `_share`."""
+    data = _torchvision().EuroSAT(root, loader=read_image)
+    return _share(split, data.targets, data.classes, lambda i: data[i][0])
+
+
+def _share(split: str, labels: list[int], classes: list[str], read: Callable) -> Source:
+    """The training 80 % or the test 20 % of a data set without a split; an id is the index in the whole.
+
+    A fifth of each class is the test split. It is drawn with integers only, so it is the same on every machine.
     """
-    rng = np.random.default_rng(SPLIT_SEED)
+    labels, rng = torch.tensor(labels), np.random.default_rng(SPLIT_SEED)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for k in labels.unique():
         members = (labels == k).nonzero().squeeze(1)
         count = max(1, round(TEST_SHARE * len(members)))
         chosen[members[torch.from_numpy(rng.permutation(len(members)))[:count]]] = True
-    return (chosen if split == "test" else ~chosen).nonzero().squeeze(1)
+    ids = (chosen if split == "test" else ~chosen).nonzero().squeeze(1)
+    words = class_names.without_underscores(class_names.IN_WORDS.get(name, name) for name in classes)
+    return Source(labels[ids], words, lambda i: read(int(ids[i])), ids=ids)
 
 
 def open_pathmnist(root: Path, split: str) -> Source:
@@ -98,15 +118,20 @@ def open_pathmnist(root: Path, split: str) -> Source:
     images = [image for data in loaded for image in data.imgs]
     labels = torch.cat([torch.from_numpy(data.labels).long().squeeze(1) for data in loaded])
     names = INFO["pathmnist"]["label"]
-    return Source(labels, [class_names.plain(names[k]) for k in sorted(names, key=int)], images.__getitem__)
+    return Source(labels, class_names.without_underscores(names[k] for k in sorted(names, key=int)), images.__getitem__)
 
 
 OPENERS = {
     "shapes": open_shapes,
     "folder": folders.open_folder,
+    "cifar10": open_cifar10,
     "imagenet": open_imagenet,
+    "stl10": open_stl10,
+    "caltech101": open_caltech101,
+    "food101": open_food101,
+    "pets": open_pets,
+    "eurosat": open_eurosat,
     "pathmnist": open_pathmnist,
-    **{name: partial(open_torchvision, name) for name in TORCHVISION},
 }
 # How to get the data sets that are not downloaded.
 HOW_TO_GET = {
@@ -156,17 +181,6 @@ def open_source(params: Dataset, split: str) -> Source | None:
             f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason}); "
             f"{'' if params.name in HOW_TO_GET else 'remove what is unpacked there and '}{_how_to_get(params.name)}"
         ) from None
-    if source is None and split == "train":
-        return None
-    if not isinstance(source, Source):
-        raise UserError(
-            f"dataset.name is {params.name!r}, which returned {type(source).__name__}; it must return a Source"
-        )
-    class_names.check_distinct(source.classes, f"the data set {params.name}")
-    last = len(source.classes) - 1
-    if len(source) and not 0 <= source.labels.min() <= source.labels.max() <= last:
-        raise UserError(
-            f"the data set {params.name} has labels from {source.labels.min()} to {source.labels.max()}; with "
-            f"{last + 1} classes they must lie in 0..{last}"
-        )
-    return source
+    if isinstance(source, Source) or (source is None and split == "train"):
+        return source
+    raise UserError(f"dataset.name is {params.name!r}, which returned {type(source).__name__}; it must return a Source")

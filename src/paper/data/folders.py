@@ -43,7 +43,7 @@ def open_folder(root: Path, split: str) -> Source | None:
     """Open `root/<split>/<class>/*`. Returns None for "train" if there is no folder `root/train`.
 
     Classes are in natural order (2 before 10), and so are the images of all classes by their file names. An export
-    that numbers its files therefore keeps its order.
+    that numbers its files therefore keeps its order. A sentence counts the entries that are no images.
 
     Raises UserError if folders are missing or empty, or if train and test hold different classes.
     """
@@ -64,7 +64,7 @@ def open_folder(root: Path, split: str) -> Source | None:
     if empty:
         raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
     others = sorted({p.suffix or p.name for p in set(entries) - set(files)})
-    left_out = f"{root / split}: {len(entries) - len(files)} entries are no image files ({', '.join(others[:5])})"
+    if others:
+        print(f"{root / split}: {len(entries) - len(files)} entries are no image files ({', '.join(others[:5])})")
     labels = torch.tensor([test.index(p.parent.name) for p in files])
-    classes = [class_names.plain(name) for name in test]
-    return Source(labels, classes, lambda i: read_image(files[i]), left_out=left_out if others else "")
+    return Source(labels, class_names.without_underscores(test), lambda i: read_image(files[i]))

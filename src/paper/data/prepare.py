@@ -34,10 +34,7 @@ def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | No
 def read_split(
     source: Source, chosen: Tensor, size: int, resize: int | None = None, interpolation="bilinear", name: str = "test"
 ) -> Images:
-    """Read the chosen images of a raw split, and no others; `name` is for the line of progress.
-
-    Raises UserError if an image is damaged.
-    """
+    """Read the chosen images of a raw split, and no others; `name` is for progress. A damaged one raises UserError."""
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     rows = progress(chosen.tolist(), f"reading {name} images", "image") if len(chosen) else []
     for row, i in enumerate(rows):
@@ -110,8 +107,7 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
     `validation` is held out of the training images. It chooses epochs, so test images never do. Splits may be empty.
     `out` also gets the captions, the class names, and the size and resizing of the images (`images.json`).
 
-    Raises:
-        UserError: the data are damaged, there are fewer images than asked for, or there is no training split.
+    Raises UserError if the data are damaged, or if there are fewer images than asked for.
     """
     test = open_source(params, "test")
     wanted = len(test) if params.evaluate is None else params.evaluate
@@ -125,8 +121,6 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
     }
     sizes = {"size": params.image_size, "resize": params.resize, "interpolation": params.interpolation}
     splits = {name: read_split(source, rows, **sizes, name=name) for name, (source, rows) in drawn.items()}
-    for sentence in sorted({train.left_out, test.left_out} - {""}):
-        print(sentence)
     for name, split in splits.items():
         split.save(out / f"{name}.safetensors")
     captions = [train.captions[i] for i in chosen] if train.captions else []

@@ -22,7 +22,10 @@ class Source:
         read: takes an index in 0..N-1 and returns an image of any size and mode: PIL, or uint8 (H,W,3).
         captions: N sentences, or None if the data set has no captions.
         ids: int64 (N,), which name each image for good. None: the index in the data set is the id.
-        left_out: a sentence that counts the files that were not taken; "" if there are none.
+
+    Raises:
+        UserError: two names are equal but for capitals, which CLIP's tokenizers drop; a name is empty; or a label lies
+            beyond the names.
     """
 
     labels: torch.Tensor
@@ -30,7 +33,22 @@ class Source:
     read: Callable[[int], Image.Image | np.ndarray]
     captions: list[str] | None = None
     ids: torch.Tensor | None = None
-    left_out: str = ""
+
+    def __post_init__(self):
+        folded = [name.casefold() for name in self.classes]
+        for name in folded:
+            if folded.count(name) > 1:
+                raise UserError(
+                    f"the data set has two classes called {name!r}, which CLIP cannot tell apart; give them other names"
+                )
+        if not all(folded):
+            raise UserError("the data set has a class without a name; give every class a name")
+        low, high = (int(self.labels.min()), int(self.labels.max())) if len(self) else (0, 0)
+        if low < 0 or high >= len(folded):
+            raise UserError(
+                f"the data set has labels from {low} to {high}; with {len(folded)} classes they must lie in "
+                f"0..{len(folded) - 1}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,8 +65,11 @@ def read_image(path: str | Path) -> Image.Image:
         raise UserError(f"{path} is not a regular file; replace or remove it")
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes())))
-        if image.mode.startswith("I"):
-            image = _eight_bits(image)
+        if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip everything above 255
+            levels = np.asarray(image).astype(np.int64)
+            if levels.min() < 0 or levels.max() > 65535:
+                raise ValueError("its grey levels are not within 0..65535")
+            image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -58,11 +79,3 @@ def read_image(path: str | Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split("<")[0].strip() or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}); replace or remove it") from None
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey levels of 16 bits to 8 bits; Pillow's own conversion would clip everything above 255."""
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise ValueError("its grey levels are not within 0..65535")
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))

@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from multishield.errors import UserError
@@ -35,9 +34,9 @@ def test_transparent_pixels_are_white_whatever_colour_they_hide(tmp_path):
     rgba = np.dstack([PIXELS, np.full((4, 4), 255, np.uint8)])
     rgba[0, 0] = (200, 10, 10, 0)
     Image.fromarray(rgba).save(tmp_path / "a.png")
-    found = pixels(tmp_path / "a.png")
-    assert found[0, 0].tolist() == [255, 255, 255]
-    assert np.array_equal(found[1:], PIXELS[1:])
+    composed = pixels(tmp_path / "a.png")
+    assert composed[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(composed[1:], PIXELS[1:])
 
 
 @pytest.mark.parametrize("suffix", ["tif", "gif", "jfif", "avif", "webp", "bmp"])
@@ -47,7 +46,7 @@ def test_formats(tmp_path, suffix):
     assert np.abs(pixels(tmp_path / f"a.{suffix}").mean((0, 1)) - (200, 100, 50)).max() < 8
 
 
-def test_what_is_no_image_is_one_sentence(tmp_path, monkeypatch):
+def test_a_file_that_is_no_image_is_one_sentence(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UserError, match="not a regular file"):
         read_image(tmp_path / "pipe.png")
@@ -74,14 +73,12 @@ def test_classes_and_images_are_in_natural_order(tmp_path):
     assert sorted(["b10", "b9", "a", "b"], key=natural) == ["a", "b", "b9", "b10"]
 
 
-def test_what_is_not_taken_is_counted(tmp_path):
+def test_entries_that_are_no_images_are_counted(tmp_path, capsys):
     make(tmp_path, ["test/a/1.png", "test/b/1.png", "test/b/deeper/2.png"])
     (tmp_path / "test" / "a" / "notes.txt").write_text("")
     os.mkfifo(tmp_path / "test" / "a" / "pipe.png")
-    source = open_folder(tmp_path, "test")
-    assert len(source) == 2
-    assert source.left_out.endswith("2 files that are no images (.png, .txt) and 1 folders within class folders")
-    assert open_folder(tmp_path, "test").labels.dtype == torch.long
+    assert len(open_folder(tmp_path, "test")) == 2
+    assert capsys.readouterr().out.endswith("test: 3 entries are no image files (.png, .txt, deeper)\n")
 
 
 def test_a_folder_name_that_is_no_text(tmp_path):

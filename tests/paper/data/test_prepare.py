@@ -1,29 +1,21 @@
 """Data sets: the rendered one byte for byte, folders, subsets, and what is wrong with them."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from multishield import tensors
 from multishield.errors import UserError
 from paper.data import folders, prepare, shapes
-from paper.params import Dataset
+from paper.params.sections import Dataset
 
 
 def options(root, **changes):
-    values = {
-        "name": "folder",
-        "root": str(root),
-        "image_size": 32,
-        "train": None,
-        "validation": 2,
-        "evaluate": 4,
-        "order": "stratified",
-    }
-    return Dataset(**(values | changes))
+    values = {"image_size": 32, "train": None, "validation": 2, "evaluate": 4, "order": "stratified"}
+    return Dataset(name="folder", root=str(root), **(values | changes))
 
 
 @pytest.fixture
@@ -75,8 +67,9 @@ def test_prepare_splits_do_not_overlap(folder, tmp_path):
     assert not set(splits["train"].ids.tolist()) & set(splits["validation"].ids.tolist())
     assert splits["validation"].labels.bincount().tolist() == [1, 1]
     assert splits["evaluation"].labels.bincount().tolist() == [2, 2]
-    again = prepare.prepare(options(folder), 0, tmp_path / "again")
+    again = prepare.prepare(options(folder, evaluate=None), 0, tmp_path / "again")
     assert torch.equal(again["train"].ids, splits["train"].ids)
+    assert len(again["evaluation"]) == 8, "null takes all"
 
 
 def test_draw():
@@ -100,48 +93,29 @@ def test_fewer_images_than_classes_are_of_classes_from_all_over():
     assert chosen[:5].tolist() == [50, 65, 82, 137, 213]
 
 
-def damaged(folder, how):
+def truncate(folder):
     file = folder / "test" / "red" / "001.png"
-    if how == "truncated":
-        Image.effect_noise((64, 64), 90).convert("RGB").save(file)
-        file.write_bytes(file.read_bytes()[:200])
-    elif how == "html":
-        file.write_text("<html>404</html>")
-    elif how == "empty class":
-        for path in (folder / "test" / "red").iterdir():
-            path.unlink()
-    elif how == "other classes":
-        (folder / "test" / "red").rename(folder / "test" / "green")
-    elif how == "no test":
-        (folder / "test").rename(folder / "tset")
-
-
-def test_more_images_than_memory_holds_lie_in_a_file_that_goes(folder, tmp_path, monkeypatch):
-    few = prepare.prepare(options(folder, evaluate=None), 0, tmp_path / "few")
-    assert len(few["evaluation"]) == 8, "null takes all"
-    monkeypatch.setattr(tensors, "IN_MEMORY", 3 * 32 * 32)
-    monkeypatch.setattr(tensors.paths, "state", lambda: tmp_path / "state")
-    many = prepare.prepare(options(folder, evaluate=None), 0, tmp_path / "many")
-    for name, split in few.items():
-        assert torch.equal(split.images, many[name].images)
-        assert (tmp_path / "few" / f"{name}.safetensors").read_bytes() == (
-            tmp_path / "many" / f"{name}.safetensors"
-        ).read_bytes()
-    assert not list((tmp_path / "state").iterdir())
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[:200])
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("damage", "words"),
     [
-        ("truncated", r"001\.png cannot be read as an image .*replace or remove"),
-        ("html", r"001\.png cannot be read as an image"),
-        ("empty class", "red holds no image"),
-        ("other classes", r"only in train \['red'\], only in test \['green'\]"),
-        ("no test", r"test does not exist; dataset\.root must"),
+        (truncate, r"001\.png cannot be read as an image .*replace or remove"),
+        (lambda f: (f / "test" / "red" / "001.png").write_text("<html>"), r"001\.png cannot be read as an image"),
+        (lambda f: [p.unlink() for p in (f / "test" / "red").iterdir()], "red holds no image"),
+        (
+            lambda f: (f / "test" / "red").rename(f / "test" / "green"),
+            r"only in train \['red'\], only in test \['green'\]",
+        ),
+        (lambda f: shutil.rmtree(f / "test" / "red"), "holds 1 class folders; at least 2 are needed"),
+        (lambda f: (f / "test").rename(f / "tset"), r"test does not exist; dataset\.root must"),
+        (lambda f: (f / "train").rename(f / "tain"), "folder has no training split .*set both to 0"),
     ],
 )
-def test_damaged_folders_leave_nothing_half_written(folder, tmp_path, how, words):
-    damaged(folder, how)
+def test_damaged_folders_leave_nothing_half_written(folder, tmp_path, damage, words):
+    damage(folder)
     with pytest.raises(UserError, match=words):
         prepare.prepare(options(folder, evaluate=8), 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -154,9 +128,11 @@ def test_more_images_than_there_are(folder, tmp_path, key):
 
 
 def test_damaged_shapes(rendered, tmp_path):
-    with pytest.raises(UserError, match="missing or damaged"):
-        folders.open_shapes(tmp_path, "train")
+    images, labels, captions = shapes.load(rendered, "test")
+    assert (len(images), len(labels), len(captions)) == (2000, 2000, 2000)
+    with pytest.raises(UserError, match=r"missing or damaged .*python -m paper data"):
+        shapes.load(tmp_path, "train")
     for path in rendered.glob("test_*"):
         (tmp_path / path.name).write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(UserError, match="missing or damaged"):
-        folders.open_shapes(tmp_path, "test")
+    with pytest.raises(UserError, match="other bytes than those that are rendered"):
+        shapes.load(tmp_path, "test")
