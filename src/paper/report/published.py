@@ -14,47 +14,41 @@ from paper.params import Params
 from paper.params.values import AA_STANDARD
 
 COLUMNS = ("classifier", "entry", "figure", "published", "measured", "N", "verdict", "notes")
-BOTH = ("cifar10", "imagenet")
-# Claim of the paper's abstract and key results -> its data sets. The paper gives no figure per classifier.
-CLAIMS = {
-    "Against an unaware attacker a non-robust classifier rises from 0 % to over 90 % with the shield.": BOTH,
-    "The shield gains about 32 points on average on CIFAR-10, and 65 points on ImageNet.": BOTH,
-    "Up to 50 % robust accuracy remain under the adaptive attack on CIFAR-10.": ("cifar10",),
-    "Clean accuracy falls only a little.": BOTH,
-}
+CLAIMS = (  # of the paper's abstract and key results
+    "Against an unaware attacker a non-robust classifier rises from 0 % to over 90 % with the shield.",
+    "The shield gains about 32 points on average on CIFAR-10, and 65 points on ImageNet.",
+    "Up to 50 % robust accuracy remain under the adaptive attack on CIFAR-10.",
+    "Clean accuracy falls only a little.",
+)
 
 
 def claims(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Each claim beside each classifier's figures: claim, classifier, measured (in per cent), verdict.
+    """A row per claim and classifier: claim, classifier, measured (in per cent), verdict.
 
     Args:
         metrics: see `records.metrics`. dataset: `dataset.name` of params.yaml; a claim is judged only on its own data.
     """
     groups = metrics.set_index(["scenario", "metric"]).groupby("classifier", sort=False)
     best = max(rows.value["worst_case", "robust_accuracy"] for _, rows in groups)
-    answers = {name: _answers(rows, best) for name, rows in groups}
-    table = []
-    for number, (claim, about) in enumerate(CLAIMS.items()):
-        for name, (measured, agrees) in ((name, answer[number]) for name, answer in answers.items()):
-            verdict = {True: "agrees", False: "differs", None: "not judged"}[agrees if dataset in about else None]
-            table.append({"claim": claim, "classifier": name, "measured": measured, "verdict": verdict})
-    return pd.DataFrame(table)
+    answers = {name: _answers(rows, best, dataset) for name, rows in groups}
+    rows = [(claim, name, *answers[name][number]) for number, claim in enumerate(CLAIMS) for name in answers]
+    return pd.DataFrame(rows, columns=["claim", "classifier", "measured", "verdict"])
 
 
-def _answers(metrics: pd.DataFrame, best: float) -> list[tuple[str, bool | None]]:
-    """One classifier's figures for each claim, and whether they agree with it (None: they decide nothing).
-
-    The first claim is about classifiers that are not robust; "up to" is about the one with the best worst case.
-    """
+def _answers(metrics: pd.DataFrame, best: float, dataset: str) -> list[tuple[str, str]]:
+    """One classifier's figures for each claim, and the verdict; only the best worst case decides about "up to"."""
     robust, clean = (metrics.xs(metric, level="metric") for metric in ("robust_accuracy", "clean_accuracy"))
     alone, unaware, worst = (robust.loc[scenario] for scenario in ("no_shield", "unaware", "worst_case"))
-    rises = bool(unaware.high > 0.9) if alone.value < 0.05 else None
-    remains = bool(worst.high >= 0.5) if worst.value == best else None
+    rises = remains = "not judged"
+    if dataset in ("cifar10", "imagenet") and alone.value < 0.05:
+        rises = "agrees" if unaware.high > 0.9 else "differs"
+    if dataset == "cifar10" and worst.value == best:
+        remains = "agrees" if worst.high >= 0.5 else "differs"
     return [
         (f"{cell(alone)} without, {cell(unaware)} with the shield", rises),
-        (f"{100 * (unaware.value - alone.value):+.1f} points, attacker unaware", None),
+        (f"{100 * (unaware.value - alone.value):+.1f} points, attacker unaware", "not judged"),
         (f"{cell(robust.loc['paper'])} under the paper's attack, {cell(worst)} under all", remains),
-        (f"{cell(clean.loc['no_shield'])} without, {cell(clean.loc['worst_case'])} with the shield", None),
+        (f"{cell(clean.loc['no_shield'])} without, {cell(clean.loc['worst_case'])} with the shield", "not judged"),
     ]
 
 
@@ -95,23 +89,20 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
     """A row per published figure of this run's classifiers: `COLUMNS`, in per cent; no row where none is published.
 
     The verdict is "agrees" or "differs" (the published value lies outside the measured interval), or "no comparison"
-    where the notes name a difference of setting.
-
-    Args:
-        metrics: see `records.metrics`.
+    where the notes name a difference of setting. Metrics: see `records.metrics`.
     """
     alone = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"])
     rows = []
     for name, entry in entries(params).items():
-        images, attack = differences(entry, params)
+        (images, attack), doubts = differences(entry, params), _doubts(entry, params)
         clean = ("clean accuracy", entry.clean, alone.loc[name, "clean_accuracy"], images)
         robust = ("AutoAttack accuracy", entry.autoattack, alone.loc[name, "robust_accuracy"], images + attack)
-        for figure, published, measured, different in (clean, robust):
+        for figure, published, measured, notes in (clean, robust):
             if published is not None:
                 inside = 100 * measured.low <= published <= 100 * measured.high
-                verdict = "no comparison" if different else "agrees" if inside else "differs"
-                cells = (figure, f"{published:.2f}", cell(measured), int(measured.n), verdict)
-                rows.append((name, entry.name, *cells, "; ".join(different + _doubts(entry, params))))
+                verdict = "no comparison" if notes else "agrees" if inside else "differs"
+                cells = (f"{published:.2f}", cell(measured), int(measured.n), verdict, "; ".join(notes + doubts))
+                rows.append((name, entry.name, figure, *cells))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -119,6 +110,5 @@ def _doubts(entry: Entry, params: Params) -> list[str]:
     """Possible differences of the images whose effect nobody knows."""
     if own_images(params.dataset.name):
         return [f"images of one's own, taken to be test images of {entry.dataset}"]
-    if params.dataset.name in model_zoo.UNBALANCED and params.dataset.order == "stratified":
-        return ["equally many images of each class, though the classes differ in size"]
-    return []
+    unbalanced = params.dataset.name in model_zoo.UNBALANCED and params.dataset.order == "stratified"
+    return ["equally many images of each class, though the classes differ in size"] * unbalanced

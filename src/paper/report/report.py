@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from paper import paths
 from paper.naming import STUDIES
 from paper.params import Params
 from paper.report import tables
+from paper.report.figures import ACCURACIES
 from paper.stages import comparison, studies
 
 
@@ -78,25 +79,59 @@ def write_published(table: pd.DataFrame) -> None:
         records.save(table, _file("tables", "published.csv"))
 
 
-def write_equal_rejection(params: Params) -> pd.DataFrame:
-    """The defences at equal clean rejection of all classifiers (`comparison.table`); written with their records."""
-    return _tabulated("comparison", params.classifiers, comparison.table, tables.comparison)
-
-
-def write_studies() -> pd.DataFrame:
-    """All studies (`studies.table`); written with their records."""
-    return _tabulated("studies", STUDIES, studies.table, tables.studies)
-
-
-def _tabulated(stage: str, items: list[str], table_of: Callable, shown: Callable) -> pd.DataFrame:
-    """Join the records of a stage; write them and their table, as CSV and as `shown` to readers, unless it is empty."""
+def write_table(stage: str, params: Params) -> pd.DataFrame:
+    """Write the records of the stage "comparison" or "studies", and their table if it has rows; returns the table."""
+    items = STUDIES if stage == "studies" else params.classifiers
     rows = records.load(*(paths.artifacts(stage, item, "records.csv") for item in items))
     records.save(rows, _file(f"{stage}.csv"))
-    table = table_of(rows)
+    table = {"comparison": comparison, "studies": studies}[stage].table(rows)
     if len(table):
         records.save(table, _file("tables", f"{stage}.csv"))
-        write_text(_file("tables", f"{stage}.md"), records.to_markdown(shown(table)))
+        write_text(_file("tables", f"{stage}.md"), records.to_markdown(getattr(tables, stage)(table)))
     return table
+
+
+def write_curves(compared: pd.DataFrame, varied: pd.DataFrame, histories: dict[str, pd.DataFrame]) -> None:
+    """Write the curves for `dvc plots show`: a row per point, in per cent, with a `panel` and a `curve`.
+
+    Args:
+        compared: of `comparison.table`. varied: of `studies.table`. histories: training histories by name.
+    """
+    plots = {"rejection": _rejection(compared), "training": _training(histories)}
+    plots |= {"eps": _study(varied, "eps", unit=255), "tolerance": _study(varied, "tolerance")}
+    for name, points in plots.items():
+        text = points.to_csv(index=False, float_format="%.3f", lineterminator="\n")
+        write_text(_file("plots", f"{name}.csv"), text)
+
+
+def _rejection(compared: pd.DataFrame) -> pd.DataFrame:
+    if not len(compared):
+        return pd.DataFrame(columns=["panel", "curve"])
+    rows = compared.sort_values(["classifier", "defence", "rejection"], kind="stable")
+    rows = rows.rename(columns={"robust": "ratio", "robust_low": "low", "robust_high": "high"})
+    return _points(rows, "defence", "clean rejection", 100 * rows.rejection)
+
+
+def _study(varied: pd.DataFrame, study: str, unit: int = 1) -> pd.DataFrame:
+    """Robust accuracy by the values of a study, which are multiples of 1/unit."""
+    rows = varied[(varied.study == study) & (varied.metric == "robust_accuracy")]
+    return _points(rows, "of", study, [float(unit * Fraction(value)) for value in rows.value])
+
+
+def _points(rows: pd.DataFrame, curve: str, name: str, x) -> pd.DataFrame:
+    """Points (x, robust accuracy) with their intervals; `curve` is the column that names the curve."""
+    shares = {"robust accuracy": 100 * rows.ratio, "low": 100 * rows.low, "high": 100 * rows.high}
+    return pd.DataFrame({"panel": rows.classifier, "curve": rows[curve], name: x, **shares, "n": rows.n})
+
+
+def _training(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    points = [
+        (name, ACCURACIES[column], epoch, 100 * accuracy)
+        for name, history in histories.items()
+        for column in history.columns.intersection(list(ACCURACIES))
+        for epoch, accuracy in zip(history.epoch, history[column], strict=True)
+    ]
+    return pd.DataFrame(points, columns=["panel", "curve", "epoch", "accuracy"])
 
 
 class Picture:

@@ -15,28 +15,29 @@ def _share(metrics: pd.DataFrame, scenario: str, metric: str = "robust_accuracy"
 
 def baseline(name: str, metrics: pd.DataFrame) -> str:
     """The result of scenario 1."""
-    n, clean = metrics.n.iloc[0], _share(metrics, "no_shield", "clean_accuracy")
-    return f"**{name}** classifies {clean} of {n} images correctly, and {_share(metrics, 'no_shield')} under AutoAttack."
+    clean, robust = _share(metrics, "no_shield", "clean_accuracy"), _share(metrics, "no_shield")
+    return f"**{name}** classifies {clean} of {metrics.n.iloc[0]} images correctly, and {robust} under AutoAttack."
 
 
-def unaware(name: str, metrics: pd.DataFrame) -> str:
+def unaware(metrics: pd.DataFrame) -> str:
     """The result of scenario 2."""
+    robust, rejection = _share(metrics, "unaware"), _share(metrics, "unaware", "clean_rejection")
+    return f"The shield stops an unaware attacker on {robust} of the images, and rejects {rejection} of the clean ones."
+
+
+def adaptive(metrics: pd.DataFrame) -> str:
+    """The result of scenario 3."""
+    paper, joint, worst = (_share(metrics, scenario) for scenario in ("paper", "joint", "worst_case"))
     return (
-        f"AutoAttack attacked **{name}** on {metrics.n.iloc[0]} images. The shield accepts no wrong class on "
-        f"{_share(metrics, 'unaware')} of them, and rejects {_share(metrics, 'unaware', 'clean_rejection')} of the "
-        "clean images."
+        f"Against attackers who know the shield {paper} are robust under the paper's attack, {joint} under the joint "
+        f"attack, and **{worst}** under all attacks together."
     )
 
 
-def adaptive(name: str, metrics: pd.DataFrame, passes: pd.DataFrame) -> str:
-    """The result of scenario 3; passes are `Evaluation.passes`."""
-    forwards = passes.set_index("scenario").forwards
-    return (
-        f"**{name}** with the shield is robust on {_share(metrics, 'paper')} of {metrics.n.iloc[0]} images against the "
-        f"paper's attack ({forwards['paper']:.0f} forward passes per image), on {_share(metrics, 'joint')} against the "
-        f"joint attack ({forwards['joint']:.0f} forward passes per image), and on {_share(metrics, 'worst_case')} "
-        "against all attacks together."
-    )
+def finding(metrics: pd.DataFrame) -> str:
+    """The results of the three scenarios for each classifier."""
+    groups = metrics.groupby("classifier", sort=False)
+    return "\n".join(f"- {baseline(name, rows)} {unaware(rows)} {adaptive(rows)}" for name, rows in groups)
 
 
 def introduction(params: Params) -> str:
@@ -52,17 +53,6 @@ def introduction(params: Params) -> str:
     return f'{text}\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else text
 
 
-def finding(metrics: pd.DataFrame) -> str:
-    """The robust accuracies of each classifier."""
-    return "\n".join(
-        f"- **{name}**, {rows.n.iloc[0]} images: without the shield {_share(rows, 'no_shield')} are robust under "
-        f"AutoAttack. With the shield {_share(rows, 'unaware')} are robust against an unaware attacker, "
-        f"{_share(rows, 'paper')} against the paper's adaptive attack, and **{_share(rows, 'worst_case')}** against "
-        "all attacks together."
-        for name, rows in metrics.groupby("classifier", sort=False)
-    )
-
-
 def verdict(table: pd.DataFrame) -> str:
     """The worth of CLIP for each classifier, from `comparison.table`: defences at the shield's own clean rejection."""
     if not len(table):
@@ -74,11 +64,12 @@ def verdict(table: pd.DataFrame) -> str:
     for name, rows in table[table.own].groupby("classifier", sort=False):
         rows = rows.set_index("defence").sort_values(["robust", "clean"])
         shield, threshold, best = rows.loc["Multi-Shield"], rows.loc[comparison.REFERENCE], rows.iloc[-1]
+        most = f"The best defence is {best.name}: {_with_costs(best)}."
         lines.append(
             f"- **{name}**, {shield.n} images: Multi-Shield gives {_with_costs(shield)}. A threshold on the "
             f"classifier's logit margin needs no CLIP. It gives {_with_costs(threshold)}. Only the shield is robust on "
             f"{shield.gained} images, only the threshold on {shield.lost} (McNemar's p: {p_value(shield.p)}). "
-            + (f"The best defence is {best.name}: {_with_costs(best)}." if best.robust else "No defence is better.")
+            + (most if best.robust else "No defence is robust on any image.")
         )
     return "\n".join(lines)
 

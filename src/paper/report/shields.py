@@ -1,8 +1,5 @@
 """The trained shields: example images with their scores, and the cost of a decision."""
 
-from dataclasses import dataclass
-
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,46 +14,30 @@ from paper import paths
 from paper.stages.base import Attacking
 
 
-@dataclass(frozen=True)
-class Example:
-    """An image, clean and attacked.
-
-    Attributes:
-        images: title, with the decision, to pixels (H,W,3) in [0,1].
-        scores: the same titles to a frame of K rows with the columns "classifier" (softmax of z) and "CLIP" (softmax
-            of s c, with CLIP's own scale s).
-        label: the true class.
-    """
-
-    images: dict[str, np.ndarray]
-    scores: dict[str, pd.DataFrame]
-    label: int
-
-
-def examples(s: Attacking, name: str, records: pd.DataFrame) -> list[Example]:
+def examples(s: Attacking, name: str, records: pd.DataFrame) -> list[tuple[dict, dict, int]]:
     """Examples of a classifier: the image clean, attacked by an unaware attacker, and attacked by one who knows.
 
     Args:
         s: the stage, whose params say how many. records: of all classifiers and scenarios.
+
+    Returns:
+        Per image: pixels (H,W,3) in [0,1] by title; the probabilities of "classifier" and "CLIP" (with its own scale),
+        frames of K rows, by title; and the true class.
     """
-    shield = s.shield_of(name)
+    shield, decisions, examples = s.shield_of(name), [*(f"accepted: {c}" for c in s.classes), "rejected"], []
     scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
-    attacked = {
-        "AutoAttack": s.unaware_of(name),
-        "adaptive": StoredImages(paths.artifacts("adaptive", name, "worst_case")),
-    }
-    decisions, examples = [*(f"accepted: {c}" for c in s.classes), "rejected"], []
+    worst_case = StoredImages(paths.artifacts("adaptive", name, "worst_case"))
     for i in pick_examples(records[records.classifier == name], s.params.report.examples):
         images, scores, one = {}, {}, slice(i, i + 1)
-        pixels = {"clean": s.data[one].pixels} | {attack: stored[one].images for attack, stored in attacked.items()}
-        for attack, image in pixels.items():
+        shown = {"clean": s.data[one].pixels, "AutoAttack": s.unaware_of(name)[one].images}
+        for attack, image in (shown | {"adaptive": worst_case[one].images}).items():
             decided = decide(shield, image)
-            logits, cosines = decided.scores
             title = f"{attack}\n{decisions[int(decided.decision)]}"
             images[title] = image[0].permute(1, 2, 0).numpy()
+            logits, cosines = decided.scores
             columns = {"classifier": logits, "CLIP": scale * cosines}
             scores[title] = pd.DataFrame({model: t[0].softmax(0).numpy() for model, t in columns.items()})
-        examples.append(Example(images, scores, int(s.data.labels[i])))
+        examples.append((images, scores, int(s.data.labels[i])))
     return examples
 
 
@@ -84,18 +65,14 @@ def overhead(shields: dict[str, MultiShield], image: Tensor) -> pd.DataFrame:
         operations per image" (a multiply-add counts as two), and for shields "times the classifier's" operations.
     """
     clip = counted(next(iter(shields.values())).alignment, image)
-    rows = [_cost("CLIP's image tower", clip)]
+    counts = {"CLIP's image tower": (clip, "")}
     for name, shield in shields.items():
         alone = counted(shield.classifier, image)
-        times = f"{(alone + clip)[1] / alone[1]:.1f}"
-        rows += [_cost(name, alone), _cost(f"{name} with the shield", alone + clip, times)]
-    return pd.DataFrame(rows)
-
-
-def _cost(model: str, counts: Tensor, times: str = "") -> dict[str, str]:
-    parameters, operations = (counts / 1e6).tolist()
-    words = {"million parameters": f"{parameters:.2f}", "million operations per image": f"{operations:.1f}"}
-    return {"model": model, **words, "times the classifier's": times}
+        counts[name] = (alone, "")
+        counts[f"{name} with the shield"] = (alone + clip, f"{(alone + clip)[1] / alone[1]:.1f}")
+    rows = [(model, f"{n[0] / 1e6:.2f}", f"{n[1] / 1e6:.1f}", times) for model, (n, times) in counts.items()]
+    columns = ["model", "million parameters", "million operations per image", "times the classifier's"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 @torch.no_grad()

@@ -70,11 +70,11 @@ def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
 
 def headline(metrics: pd.DataFrame) -> dict:
     """For `dvc metrics show`, per classifier: the shield on clean images, and robust accuracies; fractions."""
-    value = metrics.set_index(["classifier", "scenario", "metric"]).value.round(6).to_dict()
-    shown = {f"clean_{kind}": ("worst_case", f"clean_{kind}") for kind in ("accuracy", "rejection")}
-    scenarios = ("no_shield", "unaware", "paper", "worst_case")
-    shown |= {f"robust_{scenario}": (scenario, "robust_accuracy") for scenario in scenarios}
-    return {c: {name: value[c, *key] for name, key in shown.items()} for c in dict.fromkeys(metrics.classifier)}
+    return {
+        name: {f"clean_{kind}": by["worst_case"][f"clean_{kind}"] for kind in ("accuracy", "rejection")}
+        | {f"robust_{s}": by[s]["robust_accuracy"] for s in ("no_shield", "unaware", "paper", "worst_case")}
+        for name, by in nested(metrics).items()
+    }
 
 
 def nested(metrics: pd.DataFrame) -> dict:
