@@ -9,8 +9,8 @@ from multishield.errors import UserError
 
 # The outputs of a model for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]
-# CPU kernels sum some numbers of images in another order: the last bits of a result would depend on the size of the
-# batch. So batches are filled up with repeats. MKL's portable branch works in blocks of eight rows per thread.
+# CPU kernels sum some numbers of images in another order: the last bits of a result would depend on the batch. So
+# batches are filled up with repeats. MKL's portable branch works in blocks of eight rows per thread.
 FILL = 16
 # By how much a score may change when its image is scored again, as a share of the largest score: rounding, not chance.
 REPEATABLE = 1e-4
@@ -43,19 +43,15 @@ def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     columns = out if isinstance(out, tuple) else (out,)
     for number, scores in enumerate(columns):
         if not scores.isfinite().all():
+            names = getattr(getattr(model, "__self__", model), "components", ("the classifier",))
+            name = names[number] if number < len(names) else f"component {number + 1}"
             bad = int((~scores.isfinite()).reshape(len(scores), -1).any(1).nonzero()[0, 0])
             some = ", ".join(f"{score:.3g}" for score in scores[bad].flatten()[:3].tolist())
             raise UserError(
-                f"{_component_name(model, number)} gives image {bad} of a batch of {len(x)} the scores [{some}, ...], "
-                "which are not finite; look for damaged weights, a division by zero or an overflow in it"
+                f"{name} gives image {bad} of a batch of {len(x)} the scores [{some}, ...], which are not finite; look "
+                "for damaged weights, a division by zero or an overflow in it"
             )
     return tuple(t[: len(x)] for t in columns) if isinstance(out, tuple) else out[: len(x)]
-
-
-def _component_name(model: Callable, number: int) -> str:
-    """Name of the component that produced score `number`, for error messages."""
-    names = getattr(getattr(model, "__self__", model), "components", ("the classifier",))
-    return names[number] if number < len(names) else f"component {number + 1}"
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         raise UserError(f"images are {_described(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
     if images.dtype not in (torch.float32, torch.uint8):
         raise UserError(f"images are {images.dtype}; pixels are float32 in [0,1], or uint8 in 0..255")
-    if images.is_floating_point() and not images.isfinite().all():
+    if not images.isfinite().all():
         bad = int((~images.isfinite()).flatten(1).any(1).nonzero()[0, 0])
         raise UserError(f"image {bad} has a pixel that is not a finite number")
     if images.is_floating_point() and (images.min() < 0 or images.max() > 1):

@@ -101,8 +101,7 @@ class Attacker:
         attacked, columns = denied, []
         for alpha in reversed(ALPHAS):
             if 0 < alpha < 1:  # an image that is not rejected at a larger radius is not rejected at a smaller one
-                left = attacked.success.nonzero()[:, 0]
-                ball = replace(self.ball, eps=alpha * self.ball.eps)
+                left, ball = attacked.success.nonzero()[:, 0], replace(self.ball, eps=alpha * self.ball.eps)
                 weaker = replace(self, name=f"{self.name}, {alpha:g} eps", ball=ball)
                 attacked = replace(denied, broken_by=[""] * len(data))
                 if len(left):
@@ -114,7 +113,9 @@ class Attacker:
     def sanity_rows(self, defence: nn.Module, data: Images, starts: Sequence[AttackedImages]) -> pd.DataFrame:
         """Records of joint on the first images, for the sanity rules: at other radii, with half its steps, and at half
         the radius on each model that can stand alone (`Defence.standalone`)."""
-        few, eps, large = data[: self.budget.sanity.images], self.ball.eps, radius_of_grey(self.ball, data)
+        few, eps = data[: self.budget.sanity.images], self.ball.eps
+        # The radius at which any image can be made grey: an image that resists there is out of the attack's sight.
+        large = 0.5 if self.ball.norm == "Linf" else 0.5 * math.sqrt(few.images[0].numel())
         starts = [start[: len(few)] for start in starts]
         # An image that an attack has not broken at eps may break at a larger radius: there, all images get all tries.
         anywhere = [replace(start, broken_by=["elsewhere"] * len(few)) for start in starts]
@@ -157,11 +158,6 @@ def _attack(attack: Callable, defence: nn.Module, settings: dict, data: Images, 
 def _black_box(defence: nn.Module, x: Tensor, y: Tensor, **options) -> AttackedImages:
     loss = partial(evasion_margin, defence=defence)
     return square(defence.scores, x, y, success=evades(defence), loss=loss, **options)
-
-
-def radius_of_grey(ball: Ball, data: Images) -> float:
-    """The radius at which any image can be made grey: an image that resists there is out of the attack's sight."""
-    return 0.5 if ball.norm == "Linf" else 0.5 * math.sqrt(data[:1].images.numel())
 
 
 def margins_of(defence: nn.Module, data: Images) -> Tensor:

@@ -27,11 +27,10 @@ def checkpoints(steps: int) -> list[int]:
 class AutoSteps(Rule):
     """The steps of Auto-PGD: momentum, and a size that is halved where the loss does not rise enough.
 
-    `rho` is the share of steps that must raise the loss between two checkpoints, `momentum` the alpha of the paper.
     A targeted try succeeds at the loss `aim`; one without hope of it is given up (`HOPELESS`).
     """
 
-    rho, momentum = 0.75, 0.75
+    rho, momentum = 0.75, 0.75  # the share of steps that must raise the loss; the paper's alpha
 
     def __init__(self, ball: Ball, steps: int, aim: float | None = None):
         super().__init__(ball, steps)
@@ -48,16 +47,7 @@ class AutoSteps(Rule):
         return state | {"previous": x.clone(), "best_x": x.clone(), "best_gradient": torch.zeros_like(x)}
 
     def move(self, state: State, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
-        self._record(state, values[0], gradients[0])
-        x, gradient = self._judge(state, gradients[0])
-        z = self.ball.project(x + per_image(state["size"]) * self.ball.ascent(gradient), state["clean"])
-        alpha = per_image(torch.where(state["step"] > 0, self.momentum, 1.0))
-        moved = self.ball.project(x + alpha * (z - x) + (1 - alpha) * (x - state["previous"]), state["clean"])
-        state["previous"] = x
-        return moved
-
-    def _record(self, state: State, value: Tensor, gradient: Tensor) -> None:
-        """Record the loss and the gradient at x."""
+        value, gradient = values[0], gradients[0]
         state["began"] = torch.where(state["step"] == 0, value, state["began"])
         state["rises"] = state["rises"] + (value > state["last"])
         state["last"] = value
@@ -65,6 +55,12 @@ class AutoSteps(Rule):
         state["best"] = torch.where(better, value, state["best"])
         state["best_x"] = torch.where(per_image(better), state["x"], state["best_x"])
         state["best_gradient"] = torch.where(per_image(better), gradient, state["best_gradient"])
+        x, gradient = self._judge(state, gradient)
+        z = self.ball.project(x + per_image(state["size"]) * self.ball.ascent(gradient), state["clean"])
+        alpha = per_image(torch.where(state["step"] > 0, self.momentum, 1.0))
+        moved = self.ball.project(x + alpha * (z - x) + (1 - alpha) * (x - state["previous"]), state["clean"])
+        state["previous"] = x
+        return moved
 
     def _judge(self, state: State, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """At a checkpoint: halve the step and go back to the best point where there is too little progress."""

@@ -27,8 +27,8 @@ LONG, ROUNDS = 5, 3
 def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
     """The wrong classes to try: the first margin's likeliest, the second's, ..., the first one's second, ... (B,count).
 
-    Nobody knows beforehand which component is harder to convince, so each names its own candidates: a sum would need a
-    scale between them. The margins are those of clean images (B,M,K); at most K-1 classes are returned.
+    Each component names its own candidates: a sum would need a scale between them. The margins are those of clean
+    images (B,M,K); at most K-1 classes are returned.
     """
     components = margins.shape[1]
     wrong = margins.scatter(2, labels.view(-1, 1, 1).expand(-1, components, 1), -torch.inf)
@@ -91,8 +91,21 @@ def joint(
     lost = torch.stack([start.success for start in starts], 1) if starts else torch.ones(len(images), 1).bool()
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        ordered, here = targets_in_turn(defence.margins(scores), y, targets).cpu(), [t[index] for t in named]
-        return _plan(ordered, here, lost[index], restarts, long, rounds if starts else 0, steps)
+        """Two targets from each start, random tries, long ones, more random ones."""
+        random, hopeful = targets_in_turn(defence.margins(scores), y, targets).cpu(), lost[index].all(1, keepdim=True)
+        drawn, begin = random.repeat(1, restarts), [t[index] for t in named]
+        # Targets (B,V), the number of the start, and the length in units of `steps`.
+        tries = [(t.where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(begin)] + [(drawn[:, :1], -1, 1)]
+        alone = sum(t.shape[1] for t, _, _ in tries)
+        tries += [(drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
+        if long > 1:  # tries of the same length would be the same again
+            tries += [(t[:, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(begin)]
+        tries += [(random.where(hopeful, NO_TRY), -1, 1)] * (rounds if starts else 0)
+        target = torch.cat([t for t, _, _ in tries], 1)
+        start, length = (torch.cat([torch.full_like(t[0], t[i]) for t in tries], 1) for i in (1, 2))
+        group = torch.arange(target.shape[1]).clamp_max(alone).expand_as(target)
+        order = (target == NO_TRY).long().argsort(dim=1, stable=True)  # tries first
+        return Plan(*(t.gather(1, order) for t in (target, start, steps * length, group)))
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor, ...]:
         return tuple(logit_of(margin, target) for margin in defence.margins(scores).unbind(1))
@@ -100,23 +113,3 @@ def joint(
     options = {"success": evades(defence), "objective": objective, "rule": StepTowardsWeakestMargin(ball, steps)}
     options |= {"nearness": partial(evasion_margin, defence=defence) if nearest else None, "plan": plan}
     return ascend(defence.scores, images, labels, tag="joint", starts=begun, **options, **loop)
-
-
-def _plan(
-    ordered: Tensor, named: list[Tensor], lost: Tensor, restarts: int, long: int, rounds: int, steps: int
-) -> Plan:
-    """The `Plan` of some images: two targets from each start (B,2) in `named`, random tries to the targets `ordered`
-    (B,V), long ones, more random ones. `lost` says which components have been broken (B,starts)."""
-    drawn, hopeful = ordered.repeat(1, restarts), lost.all(1, keepdim=True)
-    # Targets, the number of the start, and the length in units of `steps`.
-    columns = [(t.where(lost[:, k, None], NO_TRY), k, 1) for k, t in enumerate(named)] + [(drawn[:, :1], -1, 1)]
-    alone = sum(t.shape[1] for t, _, _ in columns)
-    columns += [(drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
-    if long > 1:  # tries of the same length would be the same again
-        columns += [(t[:, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(named)]
-    columns += [(ordered.where(hopeful, NO_TRY), -1, 1)] * rounds
-    target = torch.cat([t for t, _, _ in columns], 1)
-    start, length = (torch.cat([torch.full_like(c[0], c[i]) for c in columns], 1) for i in (1, 2))
-    group = torch.arange(target.shape[1]).clamp_max(alone).expand_as(target)
-    order = (target == NO_TRY).long().argsort(dim=1, stable=True)  # tries first
-    return Plan(*(t.gather(1, order) for t in (target, start, steps * length, group)))

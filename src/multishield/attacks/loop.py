@@ -220,11 +220,10 @@ class Attack:
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move the others."""
         image, ended = self.slots["image"].cpu(), self.slots["step"] >= self.slots["steps"]
-        one = torch.ones_like(image)
-        self.passes[0].index_add_(0, image, one)
+        self.passes[0].index_add_(0, image, one := torch.ones_like(image))
+        self.steps_left.index_add_(0, image, -one)
         if self.rule.needs_gradient:
             self.passes[1].index_add_(0, image, (~ended).long().cpu())  # none for the last look at a try
-        self.steps_left.index_add_(0, image, -one)
         finished = image[:0]
         if (broken | ended).any():
             leaving, finished = self._leave(image, broken.cpu(), ended.cpu())
@@ -239,23 +238,22 @@ class Attack:
     def _leave(self, images: Tensor, broken: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the result of an image's first broken try, and queue the next tries of images that have resisted.
         Returns the slots that leave, and the images that are finished."""
-        variants, finished = self.slots["variant"].tolist(), []
+        finished = []
         for slot in broken.nonzero()[:, 0].tolist():
             image = int(images[slot])
             if not self.broken_by[image]:
                 self.result[image], self.broken_by[image] = self.slots["x"][slot].cpu(), self.tag
                 finished.append(image)
         leaving = ended | torch.isin(images, torch.tensor(finished, dtype=torch.long))
-        working = {*images[~leaving].tolist(), *finished}
-        for slot in leaving.nonzero()[:, 0].tolist():
-            if (image := int(images[slot])) not in working:
-                working.add(image)
-                over = self.tries.end(image, variants[slot])
-                if over < self.count[image]:
-                    self.queue.appendleft((image, over))
-                    self.steps_left[image] = self.from_try[image, over]  # a rule may have given up early
-                else:
-                    finished.append(image)
+        resisted = dict(zip(images.tolist(), self.slots["variant"].tolist(), strict=True))
+        for image in {*images[~leaving].tolist(), *finished}:
+            del resisted[image]
+        for image, variant in resisted.items():
+            if (over := self.tries.end(image, variant)) < self.count[image]:
+                self.queue.appendleft((image, over))
+                self.steps_left[image] = self.from_try[image, over]  # a rule may have given up early
+            else:
+                finished.append(image)
         self.steps_left[finished] = 0
         return leaving, torch.tensor(finished, dtype=torch.long)
 
