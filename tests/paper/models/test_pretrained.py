@@ -12,12 +12,11 @@ from killing import data, same_bytes_after_death
 from multishield.errors import UserError
 from multishield.forward import outputs
 from paper.models import pretrained
-from paper.models.classifier import Classifier, load_classifier, save_classifier
+from paper.models.classifier import load_classifier, save_classifier
 from paper.params.sections import ClassifierFactory, FineTuned, Timm, Torchvision
 from paper.training import classifier
 
 KEY = "training.net"
-NOTHING = data(0)
 
 
 def write(network: torch.nn.Module, path) -> str:
@@ -25,15 +24,12 @@ def write(network: torch.nn.Module, path) -> str:
     return str(path)
 
 
-def gradient(model: torch.nn.Module, side: int) -> torch.Tensor:
-    x = torch.rand(1, 3, side, side, requires_grad=True)
-    logits = model(x)
-    return torch.autograd.grad(logits[0, 0], x)[0]
-
-
-def round_trip(model, params, classes, root) -> Classifier:
+def check_round_trip(model, params, classes, root, side=32) -> None:
+    """The pixels have a gradient, and the classifier answers the same after the training stage's files are read."""
+    x = torch.rand(2, 3, side, side, requires_grad=True)
+    assert torch.autograd.grad(model(x)[0, 0], x)[0].abs().sum() > 0
     save_classifier(model, params, classes, root / "artifacts" / "training" / "net")
-    return load_classifier("net")
+    assert torch.equal(outputs(load_classifier("net"), x), outputs(model, x))
 
 
 LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "wide_resnet50_2")]
@@ -43,13 +39,19 @@ LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "wi
 def test_torchvision_from_a_file(project_root, name):
     file = write(torchvision.models.get_model(name, num_classes=5), project_root / "net.safetensors")
     params = Torchvision(source="torchvision", model=name, weights=file)
-    model, history = classifier.train_or_load("net", params, data(), NOTHING, 5, 0, None)
+    model, history = classifier.train_or_load("net", params, data(), data(0), 5, 0, None)
     assert history.epoch.tolist() == [0]
     assert history.clean_accuracy.isna().all()
     assert (model.size, model.mean.flatten()[0].item()) == (224, pytest.approx(0.485))
-    assert gradient(model, 64).abs().sum() > 0, "resizing is differentiable"
-    x = torch.rand(2, 3, 64, 64)
-    assert torch.equal(outputs(round_trip(model, params, 5, project_root), x), outputs(model, x))
+    check_round_trip(model, params, 5, project_root, side=64)
+
+
+def test_timm_from_a_file(project_root):
+    file = write(timm.create_model("test_resnet", num_classes=5), project_root / "net.safetensors")
+    params = Timm(source="timm", model="test_resnet", weights=file)
+    model, _ = classifier.train_or_load("net", params, data(), data(30, 1), 5, 0, None)
+    assert (model.size, model.mean.flatten().tolist()) == (160, [0.5] * 3)
+    check_round_trip(model, params, 5, project_root)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -59,16 +61,6 @@ def test_auxiliary_heads_are_left_out(project_root, name):
     plain = pretrained.build({"source": "torchvision", "model": name}, 5)
     assert {k for k in state if not k.lower().startswith("aux")} == plain.state_dict().keys()
     assert plain.eval()(torch.rand(1, 3, 96, 96)).shape == (1, 5)
-
-
-def test_timm_from_a_file(project_root):
-    file = write(timm.create_model("test_resnet", num_classes=5), project_root / "net.safetensors")
-    params = Timm(source="timm", model="test_resnet", weights=file)
-    model, _ = classifier.train_or_load("net", params, data(), data(30, 1), 5, 0, None)
-    assert (model.size, model.mean.flatten().tolist()) == (160, [0.5] * 3)
-    assert gradient(model, 32).abs().sum() > 0
-    x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(outputs(round_trip(model, params, 5, project_root), x), outputs(model, x))
 
 
 def finetuned(**changes) -> FineTuned:
@@ -87,8 +79,7 @@ def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root):
     )
     assert history[history.chosen].clean_accuracy.item() == history.clean_accuracy.max()
     assert not any(p.requires_grad for p in resumed.parameters())
-    x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(outputs(round_trip(resumed, params, 3, project_root), x), outputs(resumed, x))
+    check_round_trip(resumed, params, 3, project_root)
 
 
 def test_fine_tuning_starts_from_the_weights_but_for_the_head(project_root):
@@ -133,66 +124,50 @@ def test_a_factory_builds_a_classifier(project_root, monkeypatch):
     params = ClassifierFactory(source="factory", factory="nets_of_mine:shapes")
     model, history = classifier.train_or_load("net", params, data(), data(30, 1), 3, 0, None)
     assert 0 <= history.clean_accuracy.item() <= 1
-    assert gradient(model, 32).abs().sum() > 0
-    x = torch.rand(2, 3, 32, 32)
-    model.network[1].weight.add_(1)  # as if it had been loaded: what counts afterwards is the file
-    assert torch.equal(outputs(round_trip(model, params, 3, project_root), x), outputs(model, x))
+    model.network[1].weight.add_(1)  # as if the function had loaded weights: those of the file count afterwards
+    check_round_trip(model, params, 3, project_root)
     for name, words in (("short", r"returns \(6, 3072\) for 6 images"), ("nothing", "returned NoneType")):
         params = ClassifierFactory(source="factory", factory=f"nets_of_mine:{name}")
         with pytest.raises(UserError, match=words):
-            classifier.train_or_load("net", params, data(), NOTHING, 3, 0, None)
+            classifier.train_or_load("net", params, data(), data(0), 3, 0, None)
 
 
-MISTAKES = [
-    (Torchvision(source="torchvision", model="resnet19", weights="DEFAULT"), "did you mean resnet18"),
-    (Torchvision(source="torchvision", model="resnet18", weights="BEST"), "one of IMAGENET1K_V1, DEFAULT"),
-    (Torchvision(source="torchvision", model="resnet18", weights="DEFAULT"), "tells 1000 classes apart.*has 3"),
-    (Torchvision(source="torchvision", model="resnet18", weights="no.safetensors"), "does not exist"),
-    (Timm(source="timm", model="resnet18.a1_in2k"), "did you mean resnet18"),
-    (Timm(source="timm", model="resnet18.a1_in1k"), "tells 1000 classes apart"),
-    (Timm(source="timm", model="resnet18.a1_in1k", weights="no.safetensors"), "does not exist"),
-]
+def published(model="resnet18", weights="DEFAULT") -> Torchvision:
+    return Torchvision(source="torchvision", model=model, weights=weights)
 
 
-@pytest.mark.parametrize(("params", "words"), MISTAKES)
-def test_a_mistake_is_one_sentence(project_root, params, words):
-    with pytest.raises(UserError, match=words) as caught:
-        pretrained.load(params, 3, KEY)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_failed_download_says_what_to_do_without_a_network(project_root, monkeypatch):
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
-    monkeypatch.setattr(timm, "create_model", offline)
-    for params in (
-        Torchvision(source="torchvision", model="resnet18", weights="DEFAULT"),
-        Timm(source="timm", model="resnet18.a1_in1k"),
-    ):
-        with pytest.raises(UserError, match=r"no network.*without a network.*safetensors"):
-            pretrained.load(params, 1000, KEY)
+def timm_model(model="resnet18.a1_in1k", weights=None) -> Timm:
+    return Timm(source="timm", model=model, weights=weights)
 
 
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        (Torchvision(source="torchvision", model="resnet19", weights="DEFAULT"), "did you mean resnet1"),
+        (published("resnet19"), "which torchvision does not know; did you mean resnet1"),
+        (published(weights="BEST"), "training.net.weights is 'BEST'; .* one of IMAGENET1K_V1, DEFAULT"),
+        (published(weights="no.safetensors"), "no.safetensors"),
         (finetuned(weights="IMAGENET1K_V9"), "training.net.weights is 'IMAGENET1K_V9'"),
-        (Timm(source="timm", model="resnet18.a1_in2k"), "which timm does not know"),
-        (Timm(source="timm", model="resnet18.a1_in1k", weights="no.safetensors"), "weights is 'no.safetensors', which"),
+        (timm_model("resnet18.a1_in2k"), "which timm does not know; did you mean resnet18"),
+        (timm_model(weights="no.safetensors"), "no.safetensors"),
         (ClassifierFactory(source="factory", factory="absent:net"), "absent cannot be imported"),
     ],
 )
-def test_names_are_checked_before_the_first_stage(project_root, params, words):
-    with pytest.raises(UserError, match=words):
-        pretrained.check(params, KEY)
-    pretrained.check(finetuned(), KEY)
-    pretrained.check(Timm(source="timm", model="resnet18.a1_in1k"), KEY)
+def test_a_wrong_name_is_one_sentence_before_the_first_stage_and_after(project_root, params, words):
+    for call in (lambda: pretrained.check(params, KEY), lambda: pretrained.load(params, 3, KEY)):
+        with pytest.raises(UserError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("train", "validation", "key"), [(0, 12, "dataset.train"), (12, 0, "dataset.validation")])
-def test_training_needs_images(project_root, train, validation, key):
-    with pytest.raises(UserError, match=f"{key} is 0; training needs images"):
-        classifier.train_or_load("net", finetuned(), data(train), data(validation), 3, 0, None)
+@pytest.mark.parametrize("params", [published(), timm_model()])
+def test_weights_for_other_classes_or_without_a_network_are_one_sentence(project_root, monkeypatch, params):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    pretrained.check(params, KEY)
+    with pytest.raises(UserError, match=r"tells 1000 classes apart.*has 3"):
+        pretrained.load(params, 3, KEY)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"no network.*without a network.*safetensors"):
+        pretrained.load(params, 1000, KEY)

@@ -19,12 +19,8 @@ ADDED = {"robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks"}
 
 
 def pins() -> list[str]:
-    lines = {
-        name: set((ROOT / name).read_text().splitlines())
-        for name in ("requirements.lock", "requirements-robustbench.lock")
-    }
-    extra = lines["requirements-robustbench.lock"] - lines["requirements.lock"]
-    added = [line for line in extra if line and not line.startswith("#")]
+    base, extra = (set((ROOT / f"requirements{name}.lock").read_text().splitlines()) for name in ("", "-robustbench"))
+    added = [line for line in extra - base if line and not line.startswith("#")]
     assert {Requirement(line).name for line in added} == ADDED, "nothing that is installed already is replaced"
     return added
 

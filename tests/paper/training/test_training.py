@@ -72,7 +72,7 @@ def test_every_method_trains_and_chooses_its_best_epoch(project_root, method):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 2])
+@pytest.mark.parametrize("epochs", [0, 2])
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, epochs):
     def train(resume):
         return classifier.train_or_load("net", options(), data(), data(30, 1), 3, 0, resume)
