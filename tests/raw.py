@@ -109,17 +109,15 @@ def stl10(folder: Path, count: int = 20) -> Path:
 
 
 def food101(folder: Path) -> Path:
-    """food-101.tar.gz: meta/*.json, *.txt, and images; two training images and one test image of each class."""
+    """food-101.tar.gz: meta/*.json and images; two training images and one test image of each class."""
     base = folder / "food-101"
     (base / "meta").mkdir(parents=True)
     for split, numbers in (("train", (0, 1)), ("test", (2,))):
         listed = {c: [f"{c}/{1000 * k + i}" for i in numbers] for k, c in enumerate(FOOD101)}
         (base / "meta" / f"{split}.json").write_text(json.dumps(listed))
-        (base / "meta" / f"{split}.txt").write_text("\n".join(p for paths in listed.values() for p in paths))
-        for k, paths in enumerate(listed.values()):
-            for i, path in zip(numbers, paths, strict=True):
-                save(base / "images" / f"{path}.jpg", k, i)
-    (base / "meta" / "classes.txt").write_text("\n".join(FOOD101))
+        for k, names in enumerate(listed.values()):
+            for i, name in zip(numbers, names, strict=True):
+                save(base / "images" / f"{name}.jpg", k, i)
     return pack(folder / "food-101.tar.gz", folder, "food-101")
 
 
@@ -165,18 +163,6 @@ def pathmnist(folder: Path) -> Path:
         arrays[f"{split}_labels"] = (np.arange(count, dtype=np.uint8) % 9)[:, None]
     np.savez_compressed(folder / "pathmnist.npz", **arrays)
     return folder / "pathmnist.npz"
-
-
-# From a folder to the data set's archives in it.
-MAKERS = {
-    "cifar10": lambda folder: [cifar10(folder, *[(pixels(1, shape=(10, 32, 32, 3)), range(10))] * 2)],
-    "stl10": lambda folder: [stl10(folder)],
-    "caltech101": lambda folder: [caltech101(folder)],
-    "food101": lambda folder: [food101(folder)],
-    "pets": lambda folder: list(pets(folder)),
-    "eurosat": lambda folder: [eurosat(folder)],
-    "pathmnist": lambda folder: [pathmnist(folder)],
-}
 
 
 def accept_any_md5(monkeypatch) -> None:

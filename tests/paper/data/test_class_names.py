@@ -12,11 +12,6 @@ from paper.data import class_names, datasets, shapes
 from paper.data.source import Source
 
 
-def pathmnist():
-    info = pytest.importorskip("medmnist").INFO["pathmnist"]["label"]
-    return class_names.without_underscores(info[str(k)] for k in range(len(info)))
-
-
 def shared(names):
     """The names that a data set without splits of its own gets."""
     return datasets._share("test", range(len(names)), names, None).classes
@@ -32,7 +27,6 @@ NAMES = {
     "food101": (101, lambda: class_names.without_underscores(sorted(raw.FOOD101))),
     "pets": (37, lambda: [name.title() for name in class_names.without_underscores(raw.PETS)]),
     "eurosat": (10, lambda: shared(raw.EUROSAT)),
-    "pathmnist": (9, pathmnist),
 }
 
 

@@ -30,8 +30,10 @@ def unpacked(monkeypatch, tmp_path):
     raw.accept_any_md5(monkeypatch)
 
     def both(name, *archives):
-        if name != "pathmnist":
-            downloads.unpack(archives, tmp_path / name / downloads.DOWNLOADS[name][0])
+        tree, known = downloads.DOWNLOADS[name]
+        assert [archive.name for archive in archives] == list(known)
+        if archives[0].name != tree:
+            downloads.unpack(archives, tmp_path / name / tree)
         return [datasets.open_source(options(name, tmp_path / name), split) for split in ("train", "test")]
 
     return both
@@ -97,8 +99,7 @@ def test_eurosat(unpacked, tmp_path):
 
 def test_pathmnist(unpacked, tmp_path):
     pytest.importorskip("medmnist")
-    raw.pathmnist(tmp_path / "pathmnist")
-    train, test = unpacked("pathmnist")
+    train, test = unpacked("pathmnist", raw.pathmnist(tmp_path / "pathmnist"))
     assert (len(train), len(test), len(test.classes)) == (27, 9, 9)
     assert (array(train.read(18 + 4)) == raw.pixels(1, shape=(9, 28, 28, 3))[4]).all()
     assert train.labels.tolist() == [*(i % 9 for i in range(18)), *range(9)]
@@ -125,7 +126,8 @@ def test_imagenet_labels_count_all_1000_classes(imagenet):
     assert len(test.classes) == 1000
     assert test.labels.tolist() == [0] * 4 + [489] * 4 + [999] * 4
     assert [test.classes[i] for i in (0, 489, 999)] == ["tench", "chain-link fence", "toilet paper"]
-    assert datasets.open_source(options("imagenet", imagenet), "train") is None
+    raw.save(imagenet / "train" / "n03000134" / "n03000134_7.JPEG", 1)
+    assert datasets.open_source(options("imagenet", imagenet), "train").labels.tolist() == [489]
 
 
 def test_imagenet_without_training_images(imagenet, tmp_path):
@@ -139,12 +141,6 @@ def test_imagenet_without_training_images(imagenet, tmp_path):
     assert {s.images.shape[1:] for s in splits.values()} == {(3, 24, 24)}
     assert splits["evaluation"].labels.unique().tolist() == [0, 489, 999]
     assert len(Images.load(out / "train.safetensors")) == 0
-
-
-def test_imagenet_training_folders_are_used_where_they_are(imagenet):
-    raw.save(imagenet / "train" / "n03000134" / "n03000134_7.JPEG", 1)
-    train = datasets.open_source(options("imagenet", imagenet), "train")
-    assert train.labels.tolist() == [489]
 
 
 @pytest.mark.parametrize(
@@ -265,10 +261,9 @@ def test_a_training_split_of_no_image_is_one(monkeypatch, tmp_path):
         return Source(torch.arange(count) % 2, ["red", "blue"], lambda i: np.zeros((8, 8, 3), np.uint8))
 
     monkeypatch.setattr(prepare, "open_source", opened)
-    with pytest.raises(UserError, match="train is 3, but there are only 0 training images"):
-        prepare.prepare(options("folder", tmp_path, train=3, evaluate=2), 0, tmp_path / "out")
-    with pytest.raises(UserError, match="validation is 2, but there are only 0 training images"):
-        prepare.prepare(options("folder", tmp_path, train=0, validation=2, evaluate=2), 0, tmp_path / "out")
+    for key, others in (("train", {}), ("validation", {"train": 0})):
+        with pytest.raises(UserError, match=f"{key} is 3, but there are only 0 training images"):
+            prepare.prepare(options("folder", tmp_path, **others, **{key: 3}), 0, tmp_path / "out")
 
 
 @pytest.mark.imagenet
