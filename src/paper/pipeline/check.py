@@ -9,11 +9,11 @@ from paper import paths
 from paper.data.datasets import check_root
 from paper.data.folders import class_folders
 from paper.models import model_zoo, pretrained
-from paper.naming import STAGES, runs
+from paper.naming import runs
 from paper.params import Params
 from paper.params.values import AA_STANDARD, check_attacks
 from paper.pipeline.notebooks import read_source
-from paper.pipeline.stale import fingerprint_of, fingerprint_of_pages
+from paper.pipeline.stale import fingerprint_of
 
 
 def check() -> Params:
@@ -41,5 +41,4 @@ def check() -> Params:
     for stage, item in runs(params.classifiers):
         name = f"{stage}_{item}" if item else stage
         write_json(paths.artifacts("check", f"{name}.json"), fingerprint_of(stage, item, read_source(stage), params))
-    write_json(paths.artifacts("check", "publish.json"), fingerprint_of_pages(map(read_source, STAGES)))
     return params

@@ -1,77 +1,63 @@
 """What makes a stage stale: the modules that its notebook imports, and everything that these import.
 
-A module counts by its code, without comments and docstrings. `stage("adaptive", ...)` imports the module
-`paper.stages.adaptive`, so it is one of them. Drawing (`paper.report`) is left out, but for the report. Beside the
-modules count the versions of the packages that they import, the notebook's code, the user's own modules, and the
-parameters with their defaults. The result is a readable file: the difference of two of them names what has changed.
+A module counts by its code, without comments and docstrings. Drawing (`paper.report`) counts for the report alone.
+DVC compares the values of parameters itself; their defaults are code of the modules.
 """
 
 import ast
 import hashlib
-from collections.abc import Iterable
+import re
 from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
-import nbformat
+from nbformat import NotebookNode
 
+import multishield
 from paper import paths
 from paper.params import Params
 from paper.pipeline.notebooks import code_cells
 
 SOURCE = Path(__file__).parents[2]
-# A module that decides the bytes of every stage, before its notebook begins.
-ALWAYS = ("paper.pipeline.arithmetic",)
-DRAWING = "paper.report"
+OWN_MODULE = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')
 
 
-def fingerprint_of(stage: str, item: str | None, notebook: nbformat.NotebookNode, params: Params) -> dict:
-    """Everything beside data and parameters that a run of a stage, for a classifier or a study, depends on.
-
-    The values of parameters are DVC's (dvc.yaml names them); their defaults are code of `paper.params.sections`.
+def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params: Params) -> dict:
+    """Everything that a run of a stage depends on, beside its data and the parameters that dvc.yaml names.
 
     Returns:
-        "modules": hash by module. "notebook": hash of its code. "own": hashes of the user's modules that params.yaml
-        names as "module:function". "packages": versions.
+        A readable dictionary: the difference of two of them names what has changed. "modules" and "own" (the user's
+        modules) hold a hash by module, "packages" a version by package.
     """
     code = "\n".join(cell.source for cell in code_cells(notebook))
-    modules = _closure({*_imports(code), f"paper.stages.{stage}", *ALWAYS}, drawing=stage == "report")
-    values = params.model_dump(mode="json")
+    # `stage("adaptive", ...)` in a notebook imports `paper.stages.adaptive`; the arithmetic is chosen before it.
+    roots = {*_imports(code), f"paper.stages.{stage}", "paper.pipeline.arithmetic"}
+    modules = {module: _text(SOURCE, module) for module in _closure(roots, drawing=stage == "report")}
     classifiers = [item] if item in params.training else params.classifiers
-    values["training"] = {name: values["training"][name] for name in classifiers}
-    own = {text.partition(":")[0] for text in _texts(values) if ":" in text}
+    used = params.model_copy(update={"training": {name: params.training[name] for name in classifiers}})
+    own = {module: _text(paths.root(), module) for module in sorted(set(OWN_MODULE.findall(used.model_dump_json())))}
+    imported = frozenset().union(*map(_imports, (code, *modules.values(), *own.values())))
     return {
-        "modules": {module: code_hash(_text(SOURCE, module)) for module in modules},
+        "arithmetic": params.arithmetic,
+        "modules": {module: code_hash(text) for module, text in modules.items()},
         "notebook": code_hash(code),
-        "own": {module: code_hash(text) for module in sorted(own) if (text := _text(paths.root(), module))},
-        "packages": _versions([code, *(_text(SOURCE, module) for module in modules)]),
-    }
-
-
-def fingerprint_of_pages(notebooks: Iterable[nbformat.NotebookNode]) -> dict:
-    """Everything that the pages of reports/ depend on, beside the results: their code, their template, their words."""
-    modules = _closure({"paper.pipeline.publish"}, drawing=True)
-    words = [nbformat.writes(notebook) for notebook in notebooks]
-    words += [path.read_text(encoding="utf-8") for path in sorted((SOURCE / "paper" / "report").glob("*.j2"))]
-    return {
-        "modules": {module: code_hash(_text(SOURCE, module)) for module in modules},
-        "words": [hashlib.sha256(text.encode()).hexdigest()[:12] for text in words],
+        "own": {module: code_hash(text) for module, text in own.items()},
+        "packages": {name: version(name) for name in _distributions(imported)},
     }
 
 
 @cache
 def code_hash(code: str) -> str:
-    """The hash of a module's code without comments, docstrings and layout, the same under every Python."""
+    """The hash of Python code without comments, docstrings and layout; Pythons 3.11 to 3.13 give the same."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
     return hashlib.sha256(_plain(tree).encode()).hexdigest()[:12]
 
 
 def _plain(node) -> str:
-    """A syntax tree as text. `ast.dump` differs between Pythons: later ones know more fields, which are empty."""
+    """A syntax tree as text. `ast.dump` would name the empty fields, too, and each Python knows other ones."""
     if isinstance(node, ast.AST):
         fields = [f"{name}={_plain(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
         return f"{type(node).__name__}({', '.join(fields)})"
@@ -80,65 +66,40 @@ def _plain(node) -> str:
 
 @cache
 def _text(folder: Path, module: str) -> str:
-    """The code of a module, or of a package's `__init__`, below a folder; "" where there is none."""
-    place = folder.joinpath(*module.split("."))
-    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    """The code of a module, or of a package's `__init__`, in a folder; "" where there is none."""
+    file = folder.joinpath(*module.split("."))
+    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _closure(roots: set[str], drawing: bool) -> list[str]:
     """The modules of this project that some modules import, themselves included, sorted."""
-    found, waiting = set(), list(roots)
-    while waiting:
-        module = waiting.pop()
-        if module not in found and _text(SOURCE, module) and (drawing or not module.startswith(DRAWING)):
-            found.add(module)
-            waiting += _imports(_text(SOURCE, module))
-    return sorted(found)
+    reached, waiting = set(), roots
+    while waiting := {n for n in waiting - reached if drawing or not n.startswith("paper.report")}:
+        reached |= waiting
+        waiting = {name for module in waiting for name in _imports(_text(SOURCE, module))}
+    return sorted(module for module in reached if _text(SOURCE, module))
 
 
 @cache
 def _imports(code: str) -> frozenset[str]:
-    """The modules of this project that a piece of code imports anywhere: a name in a module counts as the module."""
-    modules = set()
+    """Every dotted name that code imports, in functions too, with the packages around it.
+
+    `from a import b` gives a.b, because b may be a module; names in the contents of `multishield` give their modules.
+    """
+    names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-            if node.module == "multishield":  # names of the package's table of contents
-                modules |= {f"multishield.{_contents()[a.name]}" for a in node.names if a.name in _contents()}
-    return frozenset(module for module in modules if module.partition(".")[0] in ("multishield", "paper"))
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            home = multishield._MODULE_OF if node.module == "multishield" else {}
+            names |= {f"{node.module}.{home.get(alias.name, alias.name)}" for alias in node.names}
+    return frozenset(".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2))
 
 
-@cache
-def _contents() -> dict[str, str]:
-    """The table of contents of `multishield`: name to module."""
-    tree = ast.parse(_text(SOURCE, "multishield"))
-    (table,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "_CONTENTS")
-    return ast.literal_eval(table)
+def _distributions(names: frozenset[str]) -> list[str]:
+    """The installed packages of these imports. This one is left out, and so is Ray: workers change no number."""
+    return sorted({d for name in names for d in _by_import().get(name, ())} - {"multishield", "ray"})
 
 
-def _versions(codes: list[str]) -> dict[str, str]:
-    """The versions of the packages that some modules import; workers (Ray) change no result."""
-    packages = {name for code in codes for name in _packages(code)} - {"multishield", "paper", "ray"}
-    names = {d for package in packages for d in _distributions().get(package, ())}
-    return {name: version(name) for name in sorted(names)}
-
-
-@cache
-def _packages(code: str) -> frozenset[str]:
-    nodes = list(ast.walk(ast.parse(code)))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-    return frozenset(name.partition(".")[0] for name in names)
-
-
-_distributions = cache(packages_distributions)
-
-
-def _texts(value) -> list[str]:
-    """Every text in nested parameters."""
-    if isinstance(value, dict | list):
-        return [text for v in (value.values() if isinstance(value, dict) else value) for text in _texts(v)]
-    return [value] if isinstance(value, str) else []
+_by_import = cache(packages_distributions)
