@@ -1,7 +1,7 @@
 """Stage 9: tables, figures and metrics from the records."""
 
-from paper.stages.base import Base
+from paper.stages.base import Attacking
 
 
-class Stage(Base):
-    """See `Base`."""
+class Stage(Attacking):
+    """See `Attacking`; there is no item."""
