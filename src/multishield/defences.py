@@ -21,8 +21,8 @@ class Defence(nn.Module):
     `scores`: pixels to a tuple of tensors (B,...), with gradients to the pixels.
     `margins`: these scores to (B,M,K), M conditions of each of the K classes.
 
-    It may set `components`, the names of its margins in messages and attacks, and write `standalone`, its models that
-    can classify alone by name, in the order of the components.
+    It may set `components`, the names of its margins, and write `standalone`: its models that can classify alone, by
+    name, in the order of the components.
     """
 
     def scores(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -40,63 +40,6 @@ class Defence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outputs(self.scores(x))
-
-
-class Undefended(Defence):
-    """The classifier alone, which never rejects: pixels to logits (B,K)."""
-
-    def __init__(self, classifier: nn.Module):
-        super().__init__()
-        self.classifier = classifier.eval()
-
-    def scores(self, x: Tensor) -> tuple[Tensor]:
-        return (self.classifier(x),)
-
-    def margins(self, scores: tuple[Tensor]) -> Tensor:
-        return margin_over_others(scores[0]).unsqueeze(1)
-
-    def standalone(self) -> dict[str, nn.Module]:
-        return {"classifier": self.classifier}
-
-
-class ConfidenceThreshold(Undefended):
-    """A classifier that rejects images on which it is not confident.
-
-    The threshold is that of the logit margin (>= 0), or `of` the maximum softmax "probability", in 0..1 (Hendrycks &
-    Gimpel 2017). Raises ValueError if `of` is another text, or the threshold is negative or not finite.
-    """
-
-    def __init__(self, classifier: nn.Module, threshold: float, of: str = "margin"):
-        super().__init__(classifier)
-        if of not in ("margin", "probability") or not 0 <= threshold < float("inf"):
-            raise ValueError(f"of is {of!r}, threshold {threshold}; accepted are 'margin' or 'probability', and >= 0")
-        self.threshold, self.of = threshold, of
-
-    def margins(self, scores: tuple[Tensor]) -> Tensor:
-        if self.of == "margin":
-            return super().margins(scores) - self.threshold
-        sure = F.log_softmax(scores[0], 1) - math.log(max(self.threshold, 1e-30))
-        return torch.stack([margin_over_others(scores[0]), sure], 1)
-
-
-class RejectClass(Defence):
-    """A network with K+1 outputs, the last of them trained to mean "reject"; or any module of that form."""
-
-    components = ("the network",)
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network.eval()
-
-    def scores(self, x: Tensor) -> tuple[Tensor]:
-        return (self.network(x),)
-
-    def margins(self, scores: tuple[Tensor]) -> Tensor:
-        return margin_over_others(scores[0])[:, :-1].unsqueeze(1)
-
-    def outputs(self, scores: tuple[Tensor]) -> Tensor:
-        """The network's own outputs."""
-        return scores[0]
 
 
 class Unanimity(Defence):
@@ -117,6 +60,53 @@ class Unanimity(Defence):
 
     def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([margin_over_others(s) - r for s, r in zip(scores, self.required, strict=True)], 1)
+
+
+class Undefended(Unanimity):
+    """The classifier alone, which never rejects: pixels to logits (B,K)."""
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__([classifier])
+
+    def standalone(self) -> dict[str, nn.Module]:
+        return {"classifier": self.models[0]}
+
+
+class ConfidenceThreshold(Undefended):
+    """A classifier that rejects images on which it is not confident.
+
+    The threshold is that of the logit margin (>= 0), or `of` the maximum softmax "probability", in 0..1 (Hendrycks &
+    Gimpel 2017). Raises ValueError if `of` is another text, or the threshold is negative or not finite.
+    """
+
+    def __init__(self, classifier: nn.Module, threshold: float, of: str = "margin"):
+        super().__init__(classifier)
+        if of not in ("margin", "probability") or not 0 <= threshold < float("inf"):
+            raise ValueError(f"of is {of!r}, threshold {threshold}; accepted are 'margin' or 'probability', and >= 0")
+        self.threshold, self.of = threshold, of
+
+    def margins(self, scores: tuple[Tensor]) -> Tensor:
+        margins = super().margins(scores)
+        if self.of == "margin":
+            return margins - self.threshold
+        sure = F.log_softmax(scores[0], 1) - math.log(max(self.threshold, 1e-30))
+        return torch.cat([margins, sure.unsqueeze(1)], 1)
+
+
+class RejectClass(Unanimity):
+    """A network with K+1 outputs, the last of them trained to mean "reject"; or any module of that form."""
+
+    components = ("the network",)
+
+    def __init__(self, network: nn.Module):
+        super().__init__([network])
+
+    def margins(self, scores: tuple[Tensor]) -> Tensor:
+        return super().margins(scores)[..., :-1]
+
+    def outputs(self, scores: tuple[Tensor]) -> Tensor:
+        """The network's own outputs."""
+        return scores[0]
 
 
 class FeatureSqueezing(Unanimity):

@@ -112,10 +112,9 @@ def evaluate(
         eps, norm: the attacker's radius in units of [0,1] pixels, "Linf" or "L2".
         seed: of every random choice; the result of an image depends on the seed, the image and its id alone.
         attacks: some of `ATTACKS`. The worst case is over all that are run, but for "denial", which wants rejection.
-        budget: steps and targets; by default `Budget()`, chosen for strength.
+        budget: steps and targets, by default `Budget()`. device: to compute on, by default the model's own.
         save_to: a folder for the results and the attacked images, <attack>/<number of a first image>.safetensors. A
             killed call with the same arguments continues there. Memory then holds one chunk of images.
-        device: to compute on; the model's own unless given.
         name: of the model, in records and progress lines. ids: names of the images (N,), by default 0..N-1.
         known: the same images after attacks on the components of the defence alone, in the order of its margins, in
             memory or as `StoredImages`. A component without them (None, or missing) is attacked here.

@@ -49,7 +49,7 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
     x = data[:4].pixels.to(device_of(defence)).requires_grad_()
     try:
         if isinstance(defence, RejectClass):
-            _check_outputs(defence.network(x))
+            _check_outputs(defence.models[0](x))
         margins = _checked_margins(defence, forward(defence.scores, x), data.labels)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"the model fails on images {tuple(x.shape)}: {reason_of(error)}") from None

@@ -47,18 +47,14 @@ class Preprocess(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.resize(x, resized(x.shape[-2:], self.size, self.resize_mode))
-        return (center_crop_or_pad(x, self.size, self.fill) - self.mean) / self.std
-
-    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Images (B,3,H,W) at another size; with `saturate` one axis after the other, cut off after each, as in PIL."""
+        size = resized(x.shape[-2:], self.size, self.resize_mode)
+        # With `saturate` one axis after the other is resized, and cut off, as in PIL.
         for step in [(x.shape[-2], size[1]), size] if self.saturate else [size]:
             if tuple(x.shape[-2:]) != tuple(step):
                 x = F.interpolate(x, list(step), mode=self.interpolation, antialias=self.antialias)
-            if self.saturate:
-                # The margin of half a level saves the gradients of white and black areas from rounding errors.
+            if self.saturate:  # half a level saves the gradients of white and black areas from rounding errors
                 x = x.clamp(-0.5 / 255, 1 + 0.5 / 255)
-        return x
+        return (center_crop_or_pad(x, self.size, self.fill) - self.mean) / self.std
 
 
 def resized(have: tuple[int, int], want: tuple[int, int], mode: str) -> tuple[int, int]:

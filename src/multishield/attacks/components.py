@@ -1,38 +1,24 @@
 """Attacks on one margin of a defence alone, which show where `joint` should begin, and on its readiness to accept."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from multishield.attacks.apgd import AutoSteps, likeliest
 from multishield.attacks.loop import ascend
-from multishield.attacks.losses import best_other, ce, evasion_margin, logit_of
+from multishield.attacks.losses import best_other, ce, logit_of
 from multishield.attacks.plan import Plan
 from multishield.attacks.threat_model import Ball
 from multishield.images import AttackedImages
 
 
 def one_margin(
-    defence: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    component: int,
-    tag: str,
-    ball: Ball,
-    targets: int = 9,
-    steps: int = 100,
-    nearest: bool = False,
-    **loop,
+    defence: nn.Module, images: Tensor, labels: Tensor, *, component: int, ball: Ball, targets=9, steps=100, **loop
 ) -> AttackedImages:
-    """APGD on one margin, as if the defence had no other, until a wrong class has it >= 0.
+    """APGD, `steps` per try, on the margin of that number, as if the defence had no other, until a wrong class has it.
 
-    Args:
-        defence, nearest: see `joint`. component: the number of one of its M margins. tag: the name of the attack.
-        targets: wrong classes to try (at most K-1), after two untargeted tries: the best of them, and cross-entropy.
-            Most of them are hopeless, and given up after a fifth of their steps (`apgd.HOPELESS`).
-        steps: per try. For the other arguments see `multishield.attacks`.
+    Two tries are untargeted: for the best wrong class, and on the cross-entropy. Then come `targets` wrong classes (at
+    most K-1). Most of them are hopeless, and given up after a fifth of their steps. A `tag` names the attack. For the
+    other arguments see `joint`.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
@@ -47,14 +33,11 @@ def one_margin(
     def success(scores, y: Tensor) -> Tensor:
         return best_other(defence.margins(scores)[:, component], y) >= 0
 
-    options = {"tag": tag, "success": success, "objective": objective, "plan": plan}
-    options |= {"nearness": partial(evasion_margin, defence=defence) if nearest else None}
-    return ascend(defence.scores, images, labels, rule=AutoSteps(ball, steps, aim=0.0), **options, **loop)
+    options = {"success": success, "objective": objective, "plan": plan, "rule": AutoSteps(ball, steps, aim=0.0)}
+    return ascend(defence.scores, images, labels, **options, **loop)
 
 
-def denial(
-    defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 60, **loop
-) -> AttackedImages:
+def denial(defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=60, **loop) -> AttackedImages:
     """Denial of service: APGD, `steps` per try, until the defence rejects, whatever the class would have been.
 
     The first try lowers the smallest margin of any accepted class, the later ones each margin of the label alone. For

@@ -7,13 +7,12 @@ the budget goes to the images that those have broken.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from multishield.attacks.loop import Rule, State, ascend
-from multishield.attacks.losses import evasion_margin, logit_of
+from multishield.attacks.losses import logit_of
 from multishield.attacks.plan import NO_TRY, Plan
 from multishield.attacks.threat_model import Ball, evades, per_image
 from multishield.forward import scores_of
@@ -71,7 +70,6 @@ def joint(
     restarts: int = 1,
     long: int = LONG,
     rounds: int = ROUNDS,
-    nearest: bool = False,
     **loop,
 ) -> AttackedImages:
     """Drive all margins to one target after the other, until the defence accepts any wrong class.
@@ -82,9 +80,9 @@ def joint(
             one random try; an image that all have broken gets all tries, and at the end long and more random ones.
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
         steps: steps per try. restarts: random starts per target. long, rounds: see `joint.LONG`.
-        nearest: return an image that resisted at its point nearest to evasion: a looser threshold may accept it.
 
-    For the other arguments see `multishield.attacks`.
+    For the other arguments see `multishield.attacks`. With `nearest=True`, an image that resisted is returned at its
+    point nearest to evasion: a looser threshold may accept it.
     """
     begun = [ball.project(start.images, images) for start in starts]  # they may be of a larger radius
     named = [targets_in_turn(defence.margins(scores_of(defence, x)), labels, 2) for x in begun]
@@ -111,5 +109,4 @@ def joint(
         return tuple(logit_of(margin, target) for margin in defence.margins(scores).unbind(1))
 
     options = {"success": evades(defence), "objective": objective, "rule": StepTowardsWeakestMargin(ball, steps)}
-    options |= {"nearness": partial(evasion_margin, defence=defence) if nearest else None, "plan": plan}
-    return ascend(defence.scores, images, labels, tag="joint", starts=begun, **options, **loop)
+    return ascend(defence.scores, images, labels, tag="joint", plan=plan, starts=begun, **options, **loop)

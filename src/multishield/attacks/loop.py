@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from multishield.attacks.losses import evasion_margin
 from multishield.attacks.plan import NO_TRY, Plan
 from multishield.attacks.random_streams import keys
 from multishield.attacks.threat_model import Ball, Success, fooled
@@ -96,8 +97,7 @@ class Attack:
         success: decides on the model's outputs, also whether a clean image is wrong already.
         plan: outputs, labels and indices of clean images to their tries; by default one untargeted try each.
         starts: images (N,C,H,W) that tries may begin at. batch_size: slots, without influence on results.
-        nearness: outputs and labels to how near evasion is, (B,). With it, an image that resisted is returned at its
-            nearest point; without it, the clean image is.
+        nearest: return an image that resisted a defence at its point nearest to evasion, not the clean image.
     """
 
     model: Callable[[Tensor], Outputs]
@@ -114,14 +114,14 @@ class Attack:
     starts: Sequence[Tensor] = ()
     batch_size: int | None = None
     watch: Watch | None = None
-    nearness: Callable[[Outputs, Tensor], Tensor] | None = None
+    nearest: bool = False
 
     def run(self) -> AttackedImages:
         """Work until no try is left."""
         self.device = device_of(getattr(self.model, "__self__", self.model))
         self.batch_size = self.batch_size or BATCH_SIZE[self.device.type]
         self.result, self.broken_by = self.images.clone(), [""] * len(self.images)
-        self.nearest = torch.full((len(self.images),), -torch.inf)
+        self.margin = torch.full((len(self.images),), -torch.inf)  # at the nearest points
         self.passes = torch.tensor([[1], [0]]).repeat(1, len(self.images))  # one forward each, on the clean image
         self._begin(self._decide_on_clean())
         while self.queue or self.slots:
@@ -211,10 +211,10 @@ class Attack:
             return self.objective(out, s["label"], s["target"], s["variant"])
 
         values, gradients = with_gradients(x, out, losses) if needs_gradient else (losses(out), ())
-        if self.nearness:
-            for slot, near in enumerate(self.nearness(out, s["label"]).tolist()):
-                if near > self.nearest[image := int(s["image"][slot])]:
-                    self.nearest[image], self.result[image] = near, s["x"][slot].detach().cpu()
+        if self.nearest:
+            for slot, margin in enumerate(evasion_margin(out, s["label"], self.model.__self__).tolist()):
+                if margin > self.margin[image := int(s["image"][slot])]:
+                    self.margin[image], self.result[image] = margin, s["x"][slot].detach().cpu()
         return self.success(out, s["label"]), tuple(value.detach() for value in values), gradients
 
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
@@ -236,8 +236,7 @@ class Attack:
             self.slots["step"] = self.slots["step"] + 1
 
     def _leave(self, images: Tensor, broken: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the result of an image's first broken try, and queue the next tries of images that have resisted.
-        Returns the slots that leave, and the images that are finished."""
+        """Keep broken images, queue the next tries of others; returns the slots that leave, and the finished images."""
         finished = []
         for slot in broken.nonzero()[:, 0].tolist():
             image = int(images[slot])

@@ -24,9 +24,7 @@ def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return losses.dlr(outputs, labels) + losses.dlr(outputs, torch.full_like(labels, outputs.shape[1] - 1))
 
 
-def paper_attack(
-    shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 100, **loop
-) -> AttackedImages:
+def paper_attack(shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=100, **loop) -> AttackedImages:
     """Untargeted APGD on two losses of K+1 outputs (B,K+1): `ce_loss`, then `dlr_loss`, with `steps` each.
 
     For the other arguments see `multishield.attacks`.
