@@ -3,7 +3,6 @@
 from functools import cached_property
 
 import torch
-from torch import nn
 
 from multishield.attacks.threat_model import Ball
 from multishield.images import Images, StoredImages
@@ -11,6 +10,7 @@ from multishield.portfolio import Attacker
 from multishield.shield import MultiShield
 from paper import paths, workers
 from paper.data.splits import load_classes, load_split
+from paper.models.classifier import load_classifier
 from paper.naming import run_name
 from paper.params import Params
 
@@ -19,10 +19,9 @@ class Base:
     """A stage of the pipeline.
 
     Attributes:
-        params: of params.yaml. name: the stage. item: its classifier or study, or None.
-        folder: for its results. resume: for unfinished work, removed by the runner when the stage has ended well.
+        params: of params.yaml. name, item: the stage, and its classifier or study. folder: for its results.
+        resume: for unfinished work, removed by the runner when the stage has ended well. ball: the threat model.
         each: how pieces of work are computed, in this process or by workers.
-        ball: the threat model.
     """
 
     def __init__(self, name: str, item: str | None = None):
@@ -52,17 +51,11 @@ class Base:
 class Attacking(Base):
     """A stage that attacks a classifier; its item is the classifier's name."""
 
-    def classifier_of(self, name: str) -> nn.Module:
-        """A classifier of the training stage, frozen."""
-        from paper.models.classifier import load_classifier
-
-        return load_classifier(name)
-
     def shield_of(self, name: str) -> MultiShield:
         """The shield of a classifier and the alignment, frozen."""
         from paper.models.alignment import load_alignment  # open_clip is slow to import; scenario 1 does without
 
-        return MultiShield(self.classifier_of(name), load_alignment(), self.params.multishield.tolerance)
+        return MultiShield(load_classifier(name), load_alignment(), self.params.multishield.tolerance)
 
     def unaware_of(self, name: str) -> StoredImages:
         """AutoAttack's images of a classifier alone (scenario 1)."""

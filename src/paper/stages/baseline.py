@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from multishield import records
 from multishield.errors import UserError
-from multishield.images import AttackedImages, Images, StoredImages
+from multishield.images import AttackedImages, Images
 from multishield.progress import progress
 from multishield.resume import Checkpoint
+from paper.models.classifier import load_classifier
 from paper.params.values import AA_STANDARD
 from paper.stages.autoattack import autoattack
 from paper.stages.base import Attacking
@@ -22,23 +23,21 @@ class Stage(Attacking):
     @cached_property
     def classifier(self) -> nn.Module:
         """The classifier, frozen."""
-        return self.classifier_of(self.item)
+        return load_classifier(self.item)
 
-    def attack(self) -> StoredImages:
+    def attack(self) -> None:
         """AutoAttack on all images, in batches of fixed size: its random numbers, and so its results, depend on them.
 
-        Raises:
-            UserError: a batch does not fit into the memory of the device.
+        Raises UserError if a batch does not fit into the memory of the device.
         """
         size = self.params.baseline.batch_size
         for chunk in self.data.chunks(multiple=size):
             self.unaware.add(chunk.start, self._attack(self.data[chunk], size))
-        return self.unaware
 
     def _attack(self, data: Images, size: int) -> AttackedImages:
         """Attack the batches of a chunk; a killed call continues after the last complete one."""
-        attacks = self.params.baseline.attacks
-        attacks = AA_STANDARD if attacks == "standard" else tuple(attacks)
+        chosen = self.params.baseline.attacks
+        attacks = AA_STANDARD if chosen == "standard" else tuple(chosen)
         options = {"attacks": attacks, "ball": self.ball, "seed": self.params.seed}
         inputs = (self.classifier, data.images, data.labels, options, size)
         checkpoint = Checkpoint(self.resume, f"baseline {self.item}", *inputs)

@@ -1,13 +1,9 @@
 """Stage 7, defences at equal clean rejection: is CLIP worth more than a threshold on the classifier's own confidence?
 
-A defence that rejects more is more robust by the paper's metric. So robust accuracies are compared where as many clean
-images are rejected. A family of defences differs in one threshold, which is chosen on validation images for each wanted
-rejection; the rejection that it reaches on evaluation images is part of the result.
-
-One attack per family serves all of its thresholds: it aims at the strictest, and an image that resists is kept at its
-point nearest to evasion. Where one margin decides the attack is APGD, elsewhere `joint`. Most families accept nothing
-that the classifier alone does not accept: their attacks leave out the images on which no attack has broken the
-classifier. Then every stored image, of other families and earlier stages too, is shown to every defence.
+A family of defences differs in one threshold, which is chosen on validation images for each wanted rejection. One
+attack per family serves all of its thresholds: it aims at the strictest, and an image that resists is kept at its point
+nearest to evasion. Most families accept nothing that the classifier alone does not accept: their attacks leave out the
+images on which no attack has broken the classifier. Then every stored image is shown to every defence.
 """
 
 from collections.abc import Callable
@@ -76,12 +72,9 @@ class Family(NamedTuple):
 
 
 def families(shield: MultiShield, clean: dict[str, tuple[Tensor, ...]]) -> dict[str, Family]:
-    """Every family by its name, the reference first.
+    """Every family by its name, the reference first. Args: clean, `scores_by_name` of validation images.
 
-    Args:
-        shield: its classifier and CLIP are in all of them.
-        clean: `scores_by_name` of validation images. Logits and cosines have no unit in common: the margins of both
-            models are compared by their quantiles, or by their spread.
+    Logits and cosines have no unit in common: the margins of both models are compared by their quantiles, or spread.
     """
     classifier, clip = shield.classifier, shield.alignment
     k = clean["both"][0].argmax(1, keepdim=True)
@@ -109,7 +102,7 @@ def families(shield: MultiShield, clean: dict[str, tuple[Tensor, ...]]) -> dict[
 
 
 def scores_by_name(shield: MultiShield, pixels: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """The scores of images for all families; each model scores an image as few times as possible."""
+    """The scores of images for all families."""
     logits, cosines = scores_of(shield, pixels)
     return {
         "classifier": (logits,),
@@ -193,8 +186,7 @@ def _rows(
 ) -> pd.DataFrame:
     """Records of one defence: the decisions on the clean image, and on the first image that is accepted as wrong.
 
-    Args:
-        scores: of each source's images. images: of each source, "clean" first. own: of the attack on this family.
+    Args: scores and images of each source, "clean" first; own, of the attack on this family.
     """
     outputs = {source: defence.outputs(s) for source, s in scores.items()}
     classes, clean = outputs["clean"].shape[1] - 1, outputs["clean"].argmax(1)
