@@ -36,18 +36,17 @@ class Source:
 
     def __post_init__(self):
         folded = [name.casefold() for name in self.classes]
-        for name in folded:
-            if folded.count(name) > 1:
-                raise UserError(
-                    f"the data set has two classes called {name!r}, which CLIP cannot tell apart; give them other names"
-                )
+        twice = [name for name in folded if folded.count(name) > 1]
+        if twice:
+            raise UserError(
+                f"the data set has two classes called {twice[0]!r}, which CLIP cannot tell apart; give them other names"
+            )
         if not all(folded):
             raise UserError("the data set has a class without a name; give every class a name")
-        low, high = (int(self.labels.min()), int(self.labels.max())) if len(self) else (0, 0)
-        if low < 0 or high >= len(folded):
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(folded):
             raise UserError(
-                f"the data set has labels from {low} to {high}; with {len(folded)} classes they must lie in "
-                f"0..{len(folded) - 1}"
+                f"the data set has labels from {self.labels.min()} to {self.labels.max()}; with {len(folded)} classes "
+                f"they must lie in 0..{len(folded) - 1}"
             )
 
     def __len__(self) -> int:

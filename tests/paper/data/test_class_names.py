@@ -91,8 +91,13 @@ def test_tricky_names_of_data_sets_without_splits():
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [(["cat", "Cat"], "two classes called 'cat'"), (["cat", ""], "a class without a name")]
+    ("names", "words"),
+    [
+        (["cat", "Cat"], "two classes called 'cat'"),
+        (["cat", ""], "a class without a name"),
+        (["cat"], r"labels from 0 to 1; with 1 classes they must lie in 0\.\.0"),
+    ],
 )
-def test_names_that_clip_cannot_tell_apart(names, words):
+def test_names_and_labels_that_make_no_sense(names, words):
     with pytest.raises(UserError, match=words):
         Source(torch.tensor([0, 1]), names, None)

@@ -7,7 +7,8 @@ import shutil
 import socket
 import tarfile
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from torchvision import datasets
@@ -24,56 +25,38 @@ from paper.params.sections import Dataset
 BODY = raw.pixels(7, shape=(300_000,)).tobytes()
 
 
-class Handler(BaseHTTPRequestHandler):
-    """The first folder of the path says how the server misbehaves."""
-
-    def do_GET(self):
-        how, name = self.path.strip("/").split("/")
-        self.server.seen.append(how)
-        body = self.server.files.get(name, BODY)
-        if how == "missing":
-            return self.send_error(404)
-        if how == "silent":
-            return threading.Event().wait(1)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        return self.wfile.write({"wrong": body[::-1], "cut": body[:1000]}.get(how, body))
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch):
+def server(tmp_path, monkeypatch):
+    """The address of a server of the files in tmp_path/served."""
     for name in ("NO_PROXY", "no_proxy"):  # this machine is not behind a proxy
         monkeypatch.setenv(name, "127.0.0.1")
     before = socket.getdefaulttimeout()
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.files, running.seen = {}, []
-    running.url = f"http://127.0.0.1:{running.server_port}"
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield running
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
     socket.setdefaulttimeout(before)
-    running.shutdown()
-    running.server_close()
 
 
 @pytest.fixture
 def get(server, tmp_path):
-    """Fetch a.tar.gz from the test server, which misbehaves in the given ways, one address after the other."""
-    (tmp_path / "body").write_bytes(BODY)
-    urls = "{}/{}/a.tar.gz".format
-    digest = raw.md5(tmp_path / "body")
-    return lambda *ways: fetch(tmp_path / "archives" / "a.tar.gz", digest, *(urls(server.url, way) for way in ways))
+    """Fetch a.tar.gz from the given folders of the server; "silent" is a server that never answers."""
+    for folder, body in (("good", BODY), ("wrong", BODY[::-1])):
+        (tmp_path / "served" / folder).mkdir(parents=True)
+        (tmp_path / "served" / folder / "a.tar.gz").write_bytes(body)
+    digest = raw.md5(tmp_path / "served" / "good" / "a.tar.gz")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = {"silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        yield lambda *folders: fetch(
+            tmp_path / "archives" / "a.tar.gz", digest, *(f"{hosts.get(f, server)}/{f}/a.tar.gz" for f in folders)
+        )
 
 
-def test_a_download_arrives_and_is_not_made_again(get, server, tmp_path):
+def test_a_download_arrives_and_is_not_made_again(get, tmp_path):
     assert get("good").read_bytes() == BODY
     assert [p.name for p in (tmp_path / "archives").iterdir()] == ["a.tar.gz"]
-    server.seen.clear()
-    assert get("good").read_bytes() == BODY
-    assert not server.seen
+    assert get("missing").read_bytes() == BODY
 
 
 def test_a_wrong_local_archive_is_named_and_stays(get, tmp_path):
@@ -87,9 +70,8 @@ def test_a_wrong_local_archive_is_named_and_stays(get, tmp_path):
     ("how", "words"),
     [
         ("wrong", "the file that came is incomplete or another one"),
-        ("cut", "the file that came is incomplete or another one"),
         ("missing", "HTTP Error 404"),
-        ("silent", "timed out|closed connection"),
+        ("silent", "timed out"),
     ],
 )
 def test_the_reason_of_an_address_is_said_and_the_next_one_is_tried(get, tmp_path, how, words):
@@ -161,16 +143,15 @@ def serve(name, made, monkeypatch, *folders):
 def test_the_data_come_from_a_mirror_and_are_unpacked_once(name, make, tree, server, tmp_path, monkeypatch):
     if name == "pathmnist":
         pytest.importorskip("medmnist")
-    made, root = make(tmp_path / "made"), tmp_path / "datasets" / name
-    serve(name, made, monkeypatch, f"{server.url}/missing", f"{server.url}/good")
-    server.files = {p.name: p.read_bytes() for p in made}
+    made, root = make(tmp_path / "served" / "good"), tmp_path / "datasets" / name
+    serve(name, made, monkeypatch, f"{server}/missing", f"{server}/good")
     downloads.materialise(options(name, root))
     assert len(open_source(options(name, root), "test")) > 0
     assert [p.name for p in root.iterdir()] == [tree], "nothing but the data set: DVC hashes all of it"
+    shutil.rmtree(tmp_path / "served")
     before = (root / tree).stat().st_mtime_ns
-    server.seen.clear()
     downloads.materialise(options(name, root))
-    assert ((root / tree).stat().st_mtime_ns, server.seen) == (before, [])
+    assert (root / tree).stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("folder", ["eurosat", "archives"])

@@ -1,4 +1,4 @@
-"""Data sets: the rendered one byte for byte, folders, subsets, and what is wrong with them."""
+"""Data sets: the rendered one byte for byte, folders, subsets, and mistakes in them."""
 
 import hashlib
 import shutil
