@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from paper.data import shapes
 from paper.naming import STAGES, parameter, runs
 from paper.params import DEFAULTS, Params
-from paper.pipeline.notebooks import code_cells, read_source
+from paper.pipeline.notebooks import code_cells, read_notebook, source_path
 
 ROOT = Path(__file__).parent.parent
 
@@ -151,7 +151,7 @@ def run_notebooks(project: Path, until: str = "report") -> None:
             if STAGES.index(stage) > STAGES.index(until):
                 continue
             scope: dict = {}
-            for cell in code_cells(read_source(stage)):
+            for cell in code_cells(read_notebook(source_path(stage))):
                 exec(compile(cell.source, f"{stage}.ipynb", "exec"), scope)
                 if "parameters" in cell.metadata.get("tags", []):
                     scope[parameter(stage)] = item

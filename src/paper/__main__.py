@@ -1,87 +1,35 @@
-"""The command `python -m paper`: what `make` and dvc.yaml call. Each command imports the modules that it needs."""
+"""The command `python -m paper`, which `make` and dvc.yaml call. Each command imports only the modules it needs."""
 
 import argparse
 import sys
-import time
+from importlib import import_module
 from pathlib import Path
 
 from multishield.errors import UserError, in_words
-from paper import paths
+from paper.params import Params
+from paper.pipeline import arithmetic
 
-
-def check(options) -> None:
-    """Check params.yaml and the files that it names, as the first stage does."""
-    from paper.pipeline.check import check
-
-    check()
-
-
-def data(options) -> None:
-    """Render the demo's images into data/, and download the images that params.yaml names."""
-    from paper.data import downloads, shapes
-    from paper.params import Params
-
-    shapes.materialise(paths.root() / "data" / "shapes")
-    downloads.materialise(Params.load().dataset)
-
-
-def profile(options) -> None:
-    """Make a preset of profiles/ the active params.yaml."""
-    from paper.pipeline.profiles import use_profile
-
-    use_profile(options.name)
-
-
-def results(options) -> None:
-    """Print the result table and the path of the report, and compare the table with the committed one."""
-    from paper.pipeline import results
-
-    results.show()
-
-
-def cost(options) -> None:
-    """Print wall time and peak memory of each stage's last run here."""
-    import pandas as pd
-
-    log = paths.state("stages.csv")
-    if not log.exists():
-        raise UserError("no stage has run here yet; run `make reproduce`")
-    try:
-        rows = pd.read_csv(log, keep_default_na=False)
-        print(rows.groupby(["stage", "classifier"], sort=False).last().to_string())
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{log} is damaged ({error}); remove it, every stage that runs writes to it again") from None
-
-
-def predict(options) -> None:
-    """Print a class or "rejected" for images, with the scores of both models."""
-    from paper.params import Params
-    from paper.pipeline import arithmetic
-
-    arithmetic.choose(Params.load().arithmetic)
-    from paper.pipeline import predict
-
-    predictions = predict.predict(options.images, options.classifier)
-    print(predict.as_json(predictions) if options.json else predict.as_text(predictions))
-
-
-def run(options) -> None:
-    """Run a stage as dvc.yaml does: its notebook, or the check, or publish."""
-    from paper.pipeline.run import log_cost, run_stage
-
-    started = time.monotonic()
-    run_stage(options.stage, options.item)
-    log_cost(options.stage, options.item, time.monotonic() - started)
+# Command: its module in paper.pipeline, its function, its help.
+COMMANDS = {
+    "check": ("check", "check", "check params.yaml and the files that it names, as the first stage does"),
+    "data": (
+        "check",
+        "make_data",
+        "render the demo's images into data/, and download the images that params.yaml names",
+    ),
+    "profile": ("profiles", "use_profile", "make a preset of profiles/ the active params.yaml"),
+    "results": ("results", "show", "print the result table and the report's path; compare it with the committed table"),
+    "cost": ("run", "show_cost", "print wall time and peak memory of each stage's last run here"),
+    "predict": ("predict", "show", 'print a class or "rejected" for each image, with the scores of both models'),
+    "run": ("run", "run_stage", "run one stage, as dvc.yaml does"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands and their arguments; the help of a command is its docstring."""
-    parser = argparse.ArgumentParser(prog="python -m paper", description="Commands of the reproduction.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    by_name = {}
-    for command in (check, data, profile, results, cost, predict, run):
-        by_name[command.__name__] = commands.add_parser(command.__name__, help=command.__doc__)
-        by_name[command.__name__].set_defaults(call=command)
+    """The commands and their arguments."""
+    parser = argparse.ArgumentParser(prog="python -m paper", description="The commands of the reproduction.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    by_name = {name: commands.add_parser(name, help=text) for name, (_, _, text) in COMMANDS.items()}
     by_name["profile"].add_argument("name")
     by_name["predict"].add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     by_name["predict"].add_argument("--classifier", help="one of `classifiers` in params.yaml; by default the first")
@@ -91,14 +39,16 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Returns the exit code: 0, or 1 with one sentence on standard error."""
-    for stream in (sys.stdout, sys.stderr):  # class names in any script, whatever the locale
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
-    options = parser().parse_args(arguments)
+def main() -> int:
+    """Run the command of this process. Returns the exit code: 1 with one sentence on standard error after a mistake."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # class names in any script, whatever the locale
+    options = vars(parser().parse_args())
+    module, function, _ = COMMANDS[command := options.pop("command")]
     try:
-        options.call(options)
+        if command == "predict":  # its module imports torch
+            arithmetic.choose(Params.load().arithmetic)
+        getattr(import_module(f"paper.pipeline.{module}"), function)(**options)
     except (UserError, OSError) as error:
         print(f"error: {in_words(error)}", file=sys.stderr)
         return 1

@@ -1,7 +1,4 @@
-"""The one check: params.yaml is valid, what it names exists; and what each stage depends on is written down.
-
-Nothing is built, loaded or downloaded.
-"""
+"""The check before the first stage: params.yaml is valid, and the files that it names exist. It loads no model."""
 
 from multishield.errors import UserError
 from multishield.files import write_json
@@ -12,11 +9,19 @@ from paper.models import model_zoo, pretrained
 from paper.naming import runs
 from paper.params import Params
 from paper.params.values import AA_STANDARD, check_attacks
-from paper.pipeline.notebooks import read_source
+from paper.pipeline.notebooks import read_notebook, source_path
 from paper.pipeline.stale import fingerprint_of
 
 
-def check() -> Params:
+def make_data() -> None:
+    """Render the demo's images into data/, which data.dvc pins, and download the images that params.yaml names."""
+    from paper.data import downloads, shapes  # torchvision is slow to import
+
+    shapes.materialise(paths.root() / "data" / "shapes")
+    downloads.materialise(Params.load().dataset)
+
+
+def check() -> None:
     """Refuse before the first stage what would fail after hours, and write artifacts/check/.
 
     Raises:
@@ -40,5 +45,5 @@ def check() -> Params:
         pretrained.check(params.training[name], f"training.{name}")
     for stage, item in runs(params.classifiers):
         name = f"{stage}_{item}" if item else stage
-        write_json(paths.artifacts("check", f"{name}.json"), fingerprint_of(stage, item, read_source(stage), params))
-    return params
+        fingerprint = fingerprint_of(stage, item, read_notebook(source_path(stage)), params)
+        write_json(paths.artifacts("check", f"{name}.json"), fingerprint)

@@ -13,7 +13,7 @@ from multishield.files import write_atomically, write_text
 from paper import paths
 from paper.naming import run_name, runs
 from paper.params import Params
-from paper.pipeline.notebooks import read_notebook, read_source, with_source_text, write_notebook
+from paper.pipeline.notebooks import read_notebook, source_path, with_source_text, write_notebook
 from paper.report.pages import Page, title_of, write_page
 
 INDEX = "index.html"
@@ -33,7 +33,7 @@ def publish() -> Path:
     for stage, item in runs(params.classifiers):
         name = run_name(stage, item)
         executed = read_notebook(paths.artifacts("notebooks", f"{name}.ipynb"))
-        notebook = with_source_text(executed, read_source(stage))
+        notebook = with_source_text(executed, read_notebook(source_path(stage)))
         title, is_index = title_of(notebook) + (f": {item}" if item else ""), stage == "report"
         pages.append(Page(name, title, None if is_index else name))
         written.add(write_notebook(notebook, paths.reports(f"{name}.ipynb")))

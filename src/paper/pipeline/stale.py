@@ -36,13 +36,15 @@ def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params:
     classifiers = [item] if item in params.training else params.classifiers
     used = params.model_copy(update={"training": {name: params.training[name] for name in classifiers}})
     own = {module: _text(paths.root(), module) for module in sorted(set(OWN_MODULE.findall(used.model_dump_json())))}
-    imported = frozenset().union(*map(_imports, (code, *modules.values(), *own.values())))
+    imported = set().union(*map(_imports, (code, *modules.values(), *own.values())))
+    # This project is in `modules`. Ray is left out: workers change no number.
+    packages = {d for name in imported for d in _distributions_of().get(name, ())} - {"multishield", "ray"}
     return {
         "arithmetic": params.arithmetic,
         "modules": {module: code_hash(text) for module, text in modules.items()},
         "notebook": code_hash(code),
         "own": {module: code_hash(text) for module, text in own.items()},
-        "packages": {name: version(name) for name in _distributions(imported)},
+        "packages": {package: version(package) for package in sorted(packages)},
     }
 
 
@@ -97,9 +99,4 @@ def _imports(code: str) -> frozenset[str]:
     return frozenset(".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2))
 
 
-def _distributions(names: frozenset[str]) -> list[str]:
-    """The installed packages of these imports. This one is left out, and so is Ray: workers change no number."""
-    return sorted({d for name in names for d in _by_import().get(name, ())} - {"multishield", "ray"})
-
-
-_by_import = cache(packages_distributions)
+_distributions_of = cache(packages_distributions)
