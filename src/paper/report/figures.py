@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from multishield.records import SCENARIOS, TITLES, rejected
 
-GREEN, ORANGE, RED, BLUE, AMBER = "#3b7f5c", "#d9a441", "#b5403a", "#2a6fb0", "#d9822b"
+GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
+BLUE, AMBER = "#2a6fb0", "#d9822b"
 OUTCOMES = {"accepted, correct": GREEN, "rejected": ORANGE, "accepted, wrong": RED}
 # Column of a training history -> its curve.
 ACCURACIES = {"clean_accuracy": "clean", "pgd_accuracy": "PGD", "zero_shot_accuracy": "zero-shot"}
@@ -114,10 +115,8 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
     groups = {f"{name} (N = {rows.n.iloc[0]})": rows for name, rows in table.groupby("classifier", sort=False)}
     figure, panels = _panels(groups, (4.8, 4.2), (-0.02, 1.02), "clean rejection", "robust accuracy, worst case")
     for axis, rows in panels:
-        defences = rows.groupby("defence", sort=False)
-        for (defence, curve), colour, marker in zip(
-            defences, sns.color_palette("colorblind"), "osD^vP*Xh", strict=False
-        ):
+        looks = zip(sns.color_palette("colorblind"), "osD^vP*Xh", strict=False)
+        for (defence, curve), (colour, marker) in zip(rows.groupby("defence", sort=False), looks, strict=False):
             curve = curve.sort_values("rejection")
             look = {"color": colour, "marker": marker, "linewidth": 1.4, "label": defence}
             _points(axis, curve.rejection, curve.robust, curve.robust_low, curve.robust_high, **look)
@@ -223,7 +222,7 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
     """An image clean and attacked, above the scores of both models.
 
     Args:
-        images, scores, label: see `shields.Example`. Of more than 12 classes the true one and those of the highest
+        images, scores, label: see `shields.examples`. Of more than 12 classes the true one and those of the highest
             scores are shown.
     """
     highest = pd.concat(list(scores.values()), axis=1).max(axis=1)

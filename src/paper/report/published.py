@@ -64,11 +64,11 @@ def entries(params: Params) -> dict[str, Entry]:
     return {name: entry for name, entry in entries.items() if entry}
 
 
-def differences(entry: Entry, params: Params) -> tuple[list[str], list[str]]:
-    """The differences between this run's setting and the entry's: those of the images, and those of the attack."""
+def differences(entry: Entry, params: Params) -> tuple[list[str], list[str], list[str]]:
+    """The differences from the entry's setting: of the images, of the attack, and those whose effect nobody knows."""
     data, threat, attacks = params.dataset, params.threat_model, params.baseline.attacks
     size, resize, interpolation = entry.preprocessing
-    images, attack = [], []
+    images, attack, doubts = [], [], []
     if not own_images(data.name) and data.name != entry.dataset:
         images.append(f"data set {data.name} instead of {entry.dataset}")
     if data.image_size != size:
@@ -82,7 +82,11 @@ def differences(entry: Entry, params: Params) -> tuple[list[str], list[str]]:
         attack.append(f"threat model {ours} instead of {published}")
     if attacks != "standard" and set(attacks) != set(AA_STANDARD):
         attack.append(f"{', '.join(attacks)} instead of standard AutoAttack")
-    return images, attack
+    if own_images(data.name):
+        doubts.append(f"images of one's own, taken to be test images of {entry.dataset}")
+    elif data.name in model_zoo.UNBALANCED and data.order == "stratified":
+        doubts.append("equally many images of each class, though the classes differ in size")
+    return images, attack, doubts
 
 
 def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +98,7 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
     alone = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"])
     rows = []
     for name, entry in entries(params).items():
-        (images, attack), doubts = differences(entry, params), _doubts(entry, params)
+        images, attack, doubts = differences(entry, params)
         clean = ("clean accuracy", entry.clean, alone.loc[name, "clean_accuracy"], images)
         robust = ("AutoAttack accuracy", entry.autoattack, alone.loc[name, "robust_accuracy"], images + attack)
         for figure, published, measured, notes in (clean, robust):
@@ -104,11 +108,3 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
                 cells = (f"{published:.2f}", cell(measured), int(measured.n), verdict, "; ".join(notes + doubts))
                 rows.append((name, entry.name, figure, *cells))
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _doubts(entry: Entry, params: Params) -> list[str]:
-    """Possible differences of the images whose effect nobody knows."""
-    if own_images(params.dataset.name):
-        return [f"images of one's own, taken to be test images of {entry.dataset}"]
-    unbalanced = params.dataset.name in model_zoo.UNBALANCED and params.dataset.order == "stratified"
-    return ["equally many images of each class, though the classes differ in size"] * unbalanced

@@ -44,13 +44,12 @@ def introduction(params: Params) -> str:
     """The shield, the threat model, and a note if the run is a demonstration."""
     threat = params.threat_model
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
-    text = (
-        f"A classifier is paired with CLIP. If CLIP prefers another class by more than the tolerance "
+    demonstration = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
+    return (
+        "A classifier is paired with CLIP. If CLIP prefers another class by more than the tolerance "
         f"{params.multishield.tolerance:g}, the shield rejects the image. Threat model: {threat.norm}, radius "
         f"{radius}. Ratios are per cent of all N images, with 95 % Wilson intervals."
-    )
-    note = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
-    return f'{text}\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else text
+    ) + (f'\n\n<p class="note">{demonstration}</p>' if params.dataset.name == "shapes" else "")
 
 
 def verdict(table: pd.DataFrame) -> str:

@@ -10,17 +10,16 @@ from paper.naming import run_name
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
     """The defences at equal clean rejection (`stages.comparison.table`) in per cent, with 95 % Wilson intervals."""
-    shares = {"rejection": "clean_rejection", "clean": "clean_accuracy"}
-    shares |= {"robust": "robust_accuracy", "correct": "correct_under_attack"}
-    rows = []
-    for row in table.to_dict("records"):
-        wanted = f"{100 * row['wanted']:.1f}" + (" (the shield's own)" if row["own"] else "")
-        cells = {"classifier": row["classifier"], "defence": row["defence"], "wanted rejection": wanted}
-        for share, metric in shares.items():
-            ratio = {"value": row[share], "low": row[f"{share}_low"], "high": row[f"{share}_high"]}
-            cells[METRICS[metric][0]] = cell(pd.Series(ratio))
-        rows.append(cells | {"gained": row["gained"], "lost": row["lost"], "p": p_value(row["p"]), "N": row["n"]})
-    return pd.DataFrame(rows)
+    if not len(table):
+        return table
+    shown = table[["classifier", "defence"]].copy()
+    own = table.own.map({True: " (the shield's own)", False: ""})
+    shown["wanted rejection"] = [f"{100 * wanted:.1f}" for wanted in table.wanted] + own
+    shares = {"rejection": "clean_rejection", "clean": "clean_accuracy", "robust": "robust_accuracy"}
+    for share, metric in (shares | {"correct": "correct_under_attack"}).items():
+        ratios = table[[share, f"{share}_low", f"{share}_high"]].set_axis(["value", "low", "high"], axis=1)
+        shown[METRICS[metric][0]] = [cell(ratio) for ratio in ratios.itertuples()]
+    return shown.assign(gained=table.gained, lost=table.lost, p=table.p.map(p_value), N=table.n)
 
 
 def studies(table: pd.DataFrame) -> pd.DataFrame:
@@ -30,9 +29,8 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
     for key, group in table.groupby(keys, sort=False):
         ratios = group.drop(columns="value").rename(columns={"ratio": "value"}).set_index("metric")
         row = dict(zip(keys, key, strict=True)) | {METRICS[name][0]: cell(ratios.loc[name]) for name in metrics}
-        similarity = group.similarity.iloc[0]
-        row["prompt similarity"] = "" if pd.isna(similarity) else f"{similarity:.3f}"
-        rows.append(row | {"N": int(group.n.iloc[0])})
+        similarity, n = group.similarity.iloc[0], int(group.n.iloc[0])
+        rows.append(row | {"prompt similarity": "" if pd.isna(similarity) else f"{similarity:.3f}", "N": n})
     return pd.DataFrame(rows)
 
 
@@ -56,7 +54,6 @@ def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
         stage: of the notebook; None for `records.results`, whose scenarios come from three stages.
     """
     stages = {TITLES["no_shield"]: "baseline", TITLES["unaware"]: "multishield"}
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in frame.columns)
     lines = []
     for row in frame.itertuples(index=False):
         item, second, *numbers = (html.escape(str(value)) for value in row)
@@ -64,7 +61,7 @@ def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
         cells = [item, second, *(f'<a href="{page}">{text}</a>' if text else "" for text in numbers)]
         kind = ' class="worst"' if second == TITLES["worst_case"] else ""
         lines.append(f"<tr{kind}>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
-    rows = "\n".join(lines)
+    head, rows = "".join(f"<th>{html.escape(name)}</th>" for name in frame.columns), "\n".join(lines)
     return f'<table class="dataframe linked">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
 
 

@@ -1,0 +1,143 @@
+"""The report's files, tables and sentences say what the records say."""
+
+import json
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from ruamel.yaml import YAML
+
+from conftest import ROOT
+from multishield import records
+from paper.report import report, sentences, tables
+
+LABELS, CLEAN = [0, 1, 2, 0], [0, 1, 3, 0]
+ATTACKED = {"no_shield": [1, 2, 0, 1], "unaware": [3, 3, 3, 0], "paper": [3, 3, 3, 1], "joint": [1, 3, 3, 1]}
+ATTACKED |= {"worst_case": [1, 2, 3, 1], "denial": [3, 3, 3, 3]}
+
+
+@pytest.fixture
+def all_records() -> pd.DataFrame:
+    """Four images of three classes in every scenario; decision 3 rejects."""
+    base = dict.fromkeys(records.COLUMNS, 0) | {"classifier": "net", "attack": "joint", "classes": 3}
+    rows = [
+        base
+        | {"scenario": s, "image": i, "label": LABELS[i], "clean_decision": CLEAN[i], "attacked_decision": decision}
+        for s, decisions in ATTACKED.items()
+        for i, decision in enumerate(decisions)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_results_are_written_for_readers_for_latex_and_for_dvc(project_root, all_records):
+    metrics = report.write_results(all_records)
+    folder = project_root / "artifacts" / "report"
+    assert len(records.load(folder / "records.csv")) == len(all_records)
+    for cell in map(str, records.results(metrics).iloc[0]):
+        assert cell in (folder / "tables" / "results.md").read_text()
+        assert cell in (folder / "tables" / "results.tex").read_text()
+    headline = json.loads((folder / "headline.json").read_text())
+    robust = {"robust_no_shield": 0.0, "robust_unaware": 1.0, "robust_paper": 0.75, "robust_worst_case": 0.25}
+    assert headline == {"net": {"clean_accuracy": 0.75, "clean_rejection": 0.25} | robust}
+
+
+def test_every_number_of_a_linked_table_leads_to_its_page():
+    scenarios = ["no shield", "unaware attacker", "worst case"]
+    frame = pd.DataFrame({"classifier": ["<a>", "b", "b"], "scenario": scenarios, "robust": ["1.0", "", "2.0"]})
+    text = tables.linked(frame)
+    assert "<td>&lt;a&gt;</td>" in text
+    assert '<td><a href="04_baseline_&lt;a&gt;.html">1.0</a></td>' in text
+    assert "<tr><td>b</td><td>unaware attacker</td><td></td></tr>" in text
+    assert '<tr class="worst"><td>b</td><td>worst case</td><td><a href="06_adaptive_b.html">2.0</a></td></tr>' in text
+    assert "07_comparison_b.html" in tables.linked(frame, "comparison")
+
+
+def test_the_sentences_of_the_notebooks_make_the_finding(all_records):
+    finding = sentences.finding(records.metrics(all_records))
+    assert finding.startswith(
+        "- **net** classifies 75.0 % of 4 images correctly, and 0.0 % under AutoAttack. The shield"
+    )
+    assert "an unaware attacker on 100.0 % of the images, and rejects 25.0 % of the clean ones." in finding
+    assert finding.endswith(
+        "75.0 % are robust under the paper's attack, 50.0 % under the joint attack, and **25.0 %** under all attacks "
+        "together."
+    )
+
+
+def compared() -> pd.DataFrame:
+    ratios = {"rejection_low": 0.0, "rejection_high": 0.4, "clean": 0.8, "clean_low": 0.7, "clean_high": 0.9}
+    ratios |= {"correct": 0.4, "correct_low": 0.3, "correct_high": 0.5, "gained": 1, "lost": 9, "n": 50}
+    rows = [
+        ratios
+        | {"classifier": name, "wanted": wanted, "own": wanted == 0.2, "rejection": wanted + 0.01}
+        | {"defence": defence, "robust": robust, "robust_low": robust - 0.1, "robust_high": robust + 0.1, "p": p}
+        for name in ("standard", "robust")
+        for wanted in (0.05, 0.2)
+        for defence, robust, p in (("logit margin", 0.6, float("nan")), ("Multi-Shield", 0.4, 0.021484))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_comparison_as_a_table_and_in_sentences():
+    table = tables.comparison(compared())
+    assert table.p.tolist() == ["", "0.021"] * 4
+    assert table["wanted rejection"].tolist()[1:3] == ["5.0", "20.0 (the shield's own)"]
+    assert table["robust accuracy"].tolist()[:2] == ["60.0 [50.0, 70.0]", "40.0 [30.0, 50.0]"]
+    first, second = sentences.verdict(compared()).splitlines()
+    assert first.startswith("- **standard**, 50 images: Multi-Shield gives 40.0 % robust accuracy, with 80.0 % clean")
+    costs = "60.0 % robust accuracy, with 80.0 % clean accuracy and 21.0 % clean rejection"
+    assert f"It gives {costs}. Only the shield is robust on 1 images, only the threshold on 9" in second
+    assert second.endswith(f"(McNemar's p: 0.021). The best defence is logit margin: {costs}.")
+    assert sentences.verdict(compared().assign(robust=0.0)).endswith("No defence is robust on any image.")
+    assert "no threshold was chosen" in sentences.verdict(compared()[:0])
+
+
+VARIED = pd.DataFrame(
+    [
+        ("eps", "robust_accuracy", "8/255", 0.25, 0.2, 0.3),
+        ("eps", "robust_accuracy", "0.5", 0.0, 0.0, 0.1),
+        ("eps", "clean_accuracy", "8/255", 0.9, 0.8, 1.0),
+        ("tolerance", "robust_accuracy", "0.001", 0.3, 0.2, 0.4),
+    ],
+    columns=["study", "metric", "value", "ratio", "low", "high"],
+).assign(classifier="robust", of="shield", n=32)
+HISTORY = pd.DataFrame(
+    {"epoch": [1, 2], "loss": [2.0, 1.0], "clean_accuracy": [0.5, 0.75], "pgd_accuracy": [0.25, 0.5]}
+)
+
+
+def test_curves_are_points_in_per_cent_in_the_columns_that_dvc_looks_for(project_root):
+    report.write_curves(compared()[::-1], VARIED, {"robust": HISTORY})
+    folder = project_root / "artifacts" / "report" / "plots"
+    written = {file.stem: pd.read_csv(file) for file in folder.iterdir()}
+    rejection = written["rejection"].set_index(["panel", "curve"]).loc[("robust", "Multi-Shield")]
+    assert rejection[["clean rejection", "robust accuracy"]].values.tolist() == [[6, 40], [21, 40]], "along the curve"
+    assert written["eps"][["eps", "robust accuracy"]].values.tolist() == [[8, 25], [127.5, 0]]
+    assert written["tolerance"][["tolerance", "robust accuracy", "low"]].values.tolist() == [[0.001, 30, 20]]
+    points = [
+        ["robust", "clean", 1, 50],
+        ["robust", "clean", 2, 75],
+        ["robust", "PGD", 1, 25],
+        ["robust", "PGD", 2, 50],
+    ]
+    assert written["training"].values.tolist() == points
+    for entry in (entry for entry in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] if isinstance(entry, dict)):
+        ((_, plot),) = entry.items()
+        ((file, y),) = plot["y"].items()
+        columns = written.pop(file.removeprefix("reports/plots/").removesuffix(".csv")).columns
+        assert {plot["x"], y, "panel", "curve"} <= set(columns)
+        assert plot["template"] == "curves"
+    assert not written, "dvc.yaml names every file"
+    assert json.loads((ROOT / ".dvc" / "plots" / "curves.json").read_text())["facet"]["field"] == "panel"
+    report.write_curves(pd.DataFrame(), VARIED, {})  # without a comparison and a history
+    assert (folder / "rejection.csv").read_text() == "panel,curve\n"
+    assert (folder / "training.csv").read_text() == "panel,curve,epoch,accuracy\n"
+
+
+def test_a_picture_is_a_file_and_an_output_without_addresses(project_root):
+    picture = report.Picture(plt.figure(), "gaps", 'of\n "clean" images')
+    assert repr(picture) == "<Picture figures/gaps.png>"
+    data, metadata = picture._repr_mimebundle_()
+    assert metadata["image/png"] == {"alt": "of &quot;clean&quot; images", "file": "figures/gaps.png"}
+    assert (project_root / "artifacts" / "report" / "figures" / "gaps.png").read_bytes()[:4] == b"\x89PNG"
+    assert data["image/png"].startswith("iVBOR")
