@@ -52,16 +52,12 @@ def _answers(metrics: pd.DataFrame, best: float, dataset: str) -> list[tuple[str
     ]
 
 
-def entries(params: Params) -> dict[str, Entry]:
-    """The entries of the model zoo's classifiers, and of those that the paper fine-tunes, by classifier."""
-    entries = {}
-    for name in params.classifiers:
-        made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
-        if made_by["source"] == "model_zoo":
-            entries[name] = model_zoo.find(f"training.{name}.name", made_by["name"])
-        if made_by["source"] == "finetune":
-            entries[name] = model_zoo.FINETUNED.get((made_by["model"], params.dataset.name))
-    return {name: entry for name, entry in entries.items() if entry}
+def _entry(name: str, params: Params) -> Entry | None:
+    """The model zoo's entry of a classifier, or the paper's of a network that it fine-tunes; None if there is none."""
+    made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
+    if made_by["source"] == "model_zoo":
+        return model_zoo.find(f"training.{name}.name", made_by["name"])
+    return model_zoo.FINETUNED.get((made_by["model"], params.dataset.name)) if made_by["source"] == "finetune" else None
 
 
 def differences(entry: Entry, params: Params) -> tuple[list[str], list[str], list[str]]:
@@ -97,7 +93,8 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
     """
     alone = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"])
     rows = []
-    for name, entry in entries(params).items():
+    entries = {name: _entry(name, params) for name in params.classifiers}
+    for name, entry in ((name, entry) for name, entry in entries.items() if entry):
         images, attack, doubts = differences(entry, params)
         clean = ("clean accuracy", entry.clean, alone.loc[name, "clean_accuracy"], images)
         robust = ("AutoAttack accuracy", entry.autoattack, alone.loc[name, "robust_accuracy"], images + attack)

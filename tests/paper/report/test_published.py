@@ -31,7 +31,5 @@ def test_claims_are_judged_on_the_papers_data_alone(unaware, worst, dataset, ver
 
 
 def test_up_to_is_decided_by_the_best_classifier_alone():
-    both = pd.concat([metrics("weak", 0.95, 0.1), metrics("best", 0.95, 0.49)])
-    table = published.claims(both, "cifar10")
-    assert table.classifier.tolist() == ["weak", "best"] * 4
-    assert table.verdict[4:6].tolist() == ["not judged", "agrees"]
+    table = published.claims(pd.concat([metrics("weak", 0.95, 0.1), metrics("best", 0.95, 0.49)]), "cifar10")
+    assert table.verdict[table.claim.str.startswith("Up to")].tolist() == ["not judged", "agrees"]
