@@ -32,6 +32,8 @@ ONE_THREAD |= {"OMP_DYNAMIC": "false", "MKL_DYNAMIC": "false"}
 # Ray tells nobody that it is used, writes no crash where a kernel is told to end, and does not wait for its own events.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 QUIET |= {"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1", "RAY_task_events_report_interval_ms": "0"}
+# Its word about a worker that died would stand in an executed notebook, although the piece is computed again.
+QUIET |= {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _config() -> dict[str, str]:
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         name, colon, value = (text.strip() for text in line.partition("#")[0].partition(":"))
         if name and (not colon or name not in ("workers", "gpus")):
-            fix = closest(name, ("workers", "gpus"), "a line is `workers: VALUE` or `gpus: VALUE`")
+            listing = "a line is `workers: VALUE` or `gpus: VALUE`"
+            fix = closest(name, ("workers", "gpus"), listing) if colon else listing
             raise UserError(f"{file} has the line {line.strip()!r}; {fix}")
         lines |= {name: value} if name else {}
     return lines
@@ -158,8 +161,9 @@ def _started(workers: Workers):
         ) from None
     if ray.is_initialized():
         return ray
+    options = _options(workers)
     try:
-        ray.init(**_options(workers))
+        ray.init(**options)
     except Exception as error:  # noqa: BLE001 - where a node does not start in time, Ray raises no other kind
         reason = " ".join(str(error).split())
         if not workers.address:
