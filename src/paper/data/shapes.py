@@ -1,7 +1,6 @@
-"""The demo data set: ten shapes, rendered with a seed, each with a caption.
+"""The demo data set: ten shapes, rendered with a seed in seconds, each with a caption.
 
-It stands in for CIFAR-10, and any machine renders it in seconds. Images are 32x32 RGB: one shape on a textured
-background, with varied colour, size, rotation, position, clutter and noise. It says nothing about real images.
+It stands in for CIFAR-10, and says nothing about real images. Images are 32x32 RGB: one shape on a textured background.
 """
 
 import hashlib
@@ -29,10 +28,7 @@ SPLITS = {
 
 
 def load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Load a split that `materialise` wrote: images, labels and captions, as `render_split` returns them.
-
-    Raises UserError if files are missing, or have other bytes than any machine renders.
-    """
+    """Load a split that `materialise` wrote, as `render_split` returns it. Raises UserError for other bytes."""
     try:
         images, labels, captions = ((folder / name.format(split)).read_bytes() for name in FILES)
         if hashlib.sha256(images + labels + captions).hexdigest() != SPLITS[split][1]:
@@ -46,7 +42,7 @@ def load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def _half_planes(u: np.ndarray, v: np.ndarray, corners: int, turn: float, inradius: float) -> np.ndarray:
-    """Which points lie in each of `corners` half-planes, whose intersection is a regular polygon."""
+    """The points in each of the half-planes whose intersection is a regular polygon."""
     angles = 2 * np.pi * np.arange(corners) / corners + turn
     return np.stack([u * np.cos(a) + v * np.sin(a) <= inradius for a in angles])
 
@@ -96,11 +92,9 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Draw one image of the class `CLASSES[label]`.
+    """Draw one image of the class `CLASSES[label]`: uint8 (SIZE,SIZE,3), and its caption.
 
-    Returns:
-        The image, uint8 (SIZE, SIZE, 3), and its caption: the shape and, with probability one half, its size. The
-        caption names no colours: they are so easy to tell apart that a small CLIP would learn nothing else.
+    The caption names the shape and, with probability one half, its size; from colours a CLIP would learn nothing else.
     """
     shape, background = _two_colours(rng)
     radius = rng.uniform(9, 14)
@@ -120,26 +114,24 @@ def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
 def render_split(split: str, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Draw `count` images of a split, the classes in turn. Image i depends on (split, i) alone.
 
-    Returns:
-        Images, uint8 (count, SIZE, SIZE, 3); labels, int64 (count,); captions.
+    Returns images, uint8 (count,SIZE,SIZE,3); labels, int64 (count,); captions.
     """
-    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
-    captions = []
-    for i in progress(range(count), f"rendering shapes, {split}", "image"):
-        images[i], caption = render(i % len(CLASSES), np.random.default_rng([list(SPLITS).index(split), i]))
-        captions.append(caption)
-    return images, np.arange(count) % len(CLASSES), captions
+    rows, number = progress(range(count), f"rendering shapes, {split}", "image"), list(SPLITS).index(split)
+    drawn = [render(i % len(CLASSES), np.random.default_rng([number, i])) for i in rows]
+    images, captions = zip(*drawn, strict=True)
+    return np.stack(images), np.arange(count) % len(CLASSES), list(captions)
 
 
 def materialise(folder: Path) -> None:
     """Write the data set into `folder`, three files per split. A split that is complete is checked and left alone."""
     for split, (count, _) in SPLITS.items():
-        if (folder / FILES[2].format(split)).exists():  # captions are written last
-            load(folder, split)  # before DVC would pin damaged files
+        images, labels, captions = (folder / name.format(split) for name in FILES)
+        if captions.exists():  # it is written last
+            load(folder, split)  # DVC would pin damaged files
             continue
-        *arrays, captions = render_split(split, count)
-        for name, array in zip(FILES, arrays, strict=False):
+        *arrays, sentences = render_split(split, count)
+        for file, array in zip((images, labels), arrays, strict=True):
             buffer = io.BytesIO()
             np.save(buffer, array)
-            write_atomically(folder / name.format(split), lambda p, b=buffer: p.write_bytes(b.getvalue()))
-        write_json(folder / FILES[2].format(split), captions)
+            write_atomically(file, lambda p, b=buffer: p.write_bytes(b.getvalue()))
+        write_json(captions, sentences)

@@ -1,4 +1,4 @@
-"""A raw data set: its labels are known at once, its images are read one by one, so only drawn images are ever read."""
+"""A raw data set: its labels are known at once, and its images are read one by one, so only drawn ones are read."""
 
 import io
 from collections.abc import Callable
@@ -16,28 +16,18 @@ from multishield.errors import UserError
 class Source:
     """One raw split, "train" or "test".
 
-    Attributes:
-        labels: int64 (N,), in 0..K-1.
-        classes: K distinct names, as words of a prompt.
-        read: takes an index in 0..N-1 and returns an image of any size and mode: PIL, or uint8 (H,W,3).
-        captions: N sentences, or None if the data set has no captions.
-        ids: int64 (N,), which name each image for good. None: the index in the data set is the id.
-
-    Raises:
-        UserError: two names are equal but for capitals, which CLIP's tokenizers drop; a name is empty; or a label lies
-            beyond the names.
+    Raises UserError if two names differ in capitals alone, a name is empty, or a label has no name.
     """
 
-    labels: torch.Tensor
-    classes: list[str]
-    read: Callable[[int], Image.Image | np.ndarray]
-    captions: list[str] | None = None
-    ids: torch.Tensor | None = None
+    labels: torch.Tensor  # int64 (N,), in 0..K-1
+    classes: list[str]  # K distinct names, as words of a prompt
+    read: Callable[[int], Image.Image | np.ndarray]  # index to an image of any size and mode: PIL, or uint8 (H,W,3)
+    captions: list[str] | None = None  # N sentences, or None
+    ids: torch.Tensor | None = None  # int64 (N,), which name an image for good; None: its index is its id
 
     def __post_init__(self):
         folded = [name.casefold() for name in self.classes]
-        twice = [name for name in folded if folded.count(name) > 1]
-        if twice:
+        if twice := [name for name in folded if folded.count(name) > 1]:  # CLIP's tokenizers drop capitals
             raise UserError(
                 f"the data set has two classes called {twice[0]!r}, which CLIP cannot tell apart; give them other names"
             )
@@ -54,10 +44,9 @@ class Source:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read one image file as RGB, as a viewer shows it.
+    """Read one image file as RGB, as a viewer shows it: turned by its EXIF data, transparent pixels white.
 
-    The image is turned as its EXIF data say. 16 bits are scaled to 8, transparent pixels become white, and of several
-    frames the first is read. Raises UserError if the file is missing, is no regular file, or is no image.
+    16 bits are scaled to 8, and the first of several frames is read. Raises UserError if it is no image file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():

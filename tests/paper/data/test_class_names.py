@@ -8,14 +8,8 @@ from timm.data import ImageNetInfo
 
 import raw
 from multishield.errors import UserError
-from paper.data import class_names, datasets, shapes
+from paper.data import class_names, shapes
 from paper.data.source import Source
-
-
-def shared(names):
-    """The names that a data set without splits of its own gets."""
-    return datasets._share("test", range(len(names)), names, None).classes
-
 
 # As the loaders make them from the names in the real data sets; test_datasets.py has the loaders themselves.
 NAMES = {
@@ -23,10 +17,10 @@ NAMES = {
     "cifar10": (10, lambda: raw.CIFAR10),
     "imagenet": (1000, lambda: list(class_names.imagenet().values())),
     "stl10": (10, lambda: raw.STL10),
-    "caltech101": (101, lambda: shared(raw.CALTECH101)),
+    "caltech101": (101, lambda: class_names.in_words(raw.CALTECH101)),
     "food101": (101, lambda: class_names.without_underscores(sorted(raw.FOOD101))),
     "pets": (37, lambda: [name.title() for name in class_names.without_underscores(raw.PETS)]),
-    "eurosat": (10, lambda: shared(raw.EUROSAT)),
+    "eurosat": (10, lambda: class_names.in_words(raw.EUROSAT)),
 }
 
 
@@ -83,11 +77,11 @@ def test_tricky_names_of_imagenet(wnid, name, definition):
     assert definition in ImageNetInfo().label_name_to_description(wnid, detailed=True)
 
 
-def test_tricky_names_of_data_sets_without_splits():
-    names = shared(["Faces", "Faces_easy", "Leopards", "car_side", "water_lilly", "grand_piano"])
+def test_tricky_names_of_caltech101_and_eurosat():
+    names = class_names.in_words(["Faces", "Faces_easy", "Leopards", "car_side", "water_lilly", "grand_piano"])
     assert names == ["off-center face", "centered face", "leopard", "side of a car", "water lily", "grand piano"]
-    assert shared(raw.EUROSAT)[:3] == ["annual crop", "forest", "herbaceous vegetation"]
-    assert shared(raw.EUROSAT)[-1] == "sea or lake"
+    assert class_names.in_words(raw.EUROSAT)[:3] == ["annual crop", "forest", "herbaceous vegetation"]
+    assert class_names.in_words(raw.EUROSAT)[-1] == "sea or lake"
 
 
 @pytest.mark.parametrize(
