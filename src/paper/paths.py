@@ -7,9 +7,9 @@ from multishield.errors import UserError
 
 
 def root() -> Path:
-    """The project's root: the nearest folder upwards that holds `params.yaml` and `dvc.yaml`; else a UserError.
+    """The project's root: the nearest folder upwards that holds `params.yaml` and `dvc.yaml`.
 
-    Jupyter starts in `notebooks/`, papermill and DVC in the root: all of them find the same root.
+    Jupyter starts in `notebooks/`, papermill and DVC in the root. Raises UserError outside a project.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):

@@ -3,20 +3,16 @@
 import re
 
 UNKNOWN = "{key} is not a known key; remove it or correct its spelling (src/paper/params/defaults.yaml has every key)"
-MISSING = "{key} is missing; add it (src/paper/params/defaults.yaml has every key with a comment)"
+MISSING = "is missing; add it (src/paper/params/defaults.yaml has every key with a comment)"
 SENTENCES = {
     "extra_forbidden": UNKNOWN,
     "unexpected_keyword_argument": UNKNOWN,
-    "missing": MISSING,
-    "union_tag_not_found": MISSING.replace("{key}", "{key}.source"),
+    "missing": f"{{key}} {MISSING}",
+    "union_tag_not_found": f"{{key}}.source {MISSING}",
     "union_tag_invalid": "{key}.source is {tag!r}; accepted are {expected_tags}",
 }
-SECTION = "it should be a section of keys"
-WANTED = {
-    "model_type": SECTION,
-    "model_attributes_type": SECTION,
-    "dict_type": SECTION,
-    "dataclass_type": SECTION,
+SECTIONS = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
+WANTED = dict.fromkeys(SECTIONS, "it should be a section of keys") | {
     "list_type": "it should be a list, such as [a, b]",
     "int_type": "it should be a whole number",
     "int_from_float": "it should be a whole number",
@@ -42,15 +38,11 @@ def _key(loc: tuple) -> str:
 
 def _sentence(key: str, errors: list[dict]) -> str:
     """The sentence about a key; if its value may be of several kinds, pydantic has an error for each."""
-    error = errors[0]
+    error, messages = errors[0], [e["msg"].removeprefix("Value error, ") for e in errors]
     if error["type"] in SENTENCES:
         return SENTENCES[error["type"]].format(key=key, **error.get("ctx", {}))
     if not key:
-        return error["msg"].removeprefix("Value error, ")
-    wanted = " or ".join(dict.fromkeys(_wanted(e) for e in errors)).replace(" or it should be", " or")
-    return f"{key} is {error.get('input')!r}, but {wanted}"
-
-
-def _wanted(error: dict) -> str:
-    message = WANTED.get(error["type"], error["msg"].removeprefix("Value error, "))
-    return re.sub("^(Input|List|Dictionary) should", "it should", message)
+        return messages[0]
+    messages = [WANTED.get(e["type"], message) for e, message in zip(errors, messages, strict=True)]
+    messages = dict.fromkeys(re.sub("^(Input|List|Dictionary) should", "it should", message) for message in messages)
+    return f"{key} is {error.get('input')!r}, but {' or '.join(messages).replace(' or it should be', ' or')}"

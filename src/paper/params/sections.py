@@ -19,29 +19,25 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Eps = Annotated[float, BeforeValidator(parse_eps)]
-Tolerance = Annotated[float, Field(ge=0, lt=2, allow_inf_nan=False)]
+Tolerance = Annotated[float, Field(ge=0, lt=2)]
 # Beyond these bounds float32 overflows within a few steps.
-Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
 # Pixels are in [0,1]: a mean or deviation on a scale of 0 to 255 would make every image black.
-Mean = Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
-Std = Annotated[list[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+Mean = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+Std = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
 
 
-class Section(BaseModel, extra="forbid", strict=True, frozen=True):
+class Section(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_nan=False):
     """A section of params.yaml: strict types, no unknown keys."""
 
 
 class ThreatModel(Section):
-    """The ball of every attack of the evaluation, see `multishield.attacks.threat_model.Ball`."""
-
     norm: Literal["Linf", "L2"]
     eps: Eps
 
 
 class Dataset(Section):
-    """`name` is one of `DATASETS` or an extension's function; `resize` is the shorter side before the crop."""
-
     name: DatasetName
     root: Text
     image_size: Annotated[int, Field(ge=8, le=1024)]
@@ -54,8 +50,6 @@ class Dataset(Section):
 
 
 class Fit(Section):
-    """The length and the step sizes of a training."""
-
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Rate
@@ -97,7 +91,7 @@ class FromZoo(Section):
 
 
 class Torchvision(Section):
-    """A torchvision model by name, with a tag of its weights ("IMAGENET1K_V1", "DEFAULT") or a safetensors file."""
+    """A torchvision model. The weights are a tag ("IMAGENET1K_V1", "DEFAULT") or a safetensors file."""
 
     source: Literal["torchvision"]
     model: Text
@@ -105,7 +99,7 @@ class Torchvision(Section):
 
 
 class Timm(Section):
-    """A timm model by name ("resnet18.a1_in1k"), with its own weights or those of a safetensors file."""
+    """A timm model ("resnet18.a1_in1k"), with its own weights or those of a safetensors file."""
 
     source: Literal["timm"]
     model: Text
@@ -113,10 +107,7 @@ class Timm(Section):
 
 
 class FineTuned(Fit):
-    """A torchvision model of which all layers are trained on the data set.
-
-    `weights` is a tag of torchvision, a safetensors file, or null for random ones.
-    """
+    """A torchvision model whose layers are all trained on the data set. Null weights are random ones."""
 
     source: Literal["finetune"]
     model: Text
@@ -163,11 +154,7 @@ class ClipTrained(Clip, Fit):
 
 
 class ClipOpen(Clip):
-    """A model of open_clip, by name and pretrained tag (or the path of a weights file).
-
-    `image_tower` replaces its image tower: a file, or "hf-hub:owner/name" in the layout of Hugging Face's transformers
-    or of open_clip.
-    """
+    """A model of open_clip. `pretrained` is a tag or a file; `image_tower` a file or "hf-hub:owner/name"."""
 
     source: Literal["open_clip"]
     model: str
@@ -185,7 +172,7 @@ class ClipFile(Clip):
 
 
 class ClipFactory(Clip, ClassifierFactory):
-    """A CLIP that an extension builds: "module:function", returning a `paper.models.clip.Clip`."""
+    """A CLIP that an extension builds: "module:function" returns a `paper.models.clip.Clip`."""
 
 
 Clips = ClipTrained | ClipOpen | ClipFile | ClipFactory
@@ -201,21 +188,19 @@ class Shield(Section):
 
 
 class Comparison(Section, strict=False):
-    """Defences at equal clean rejection, each attacked at its strictest, see `paper.stages.comparison`."""
+    """Defences at equal clean rejection, each attacked at its strictest."""
 
     rejection: Annotated[list[Annotated[float, Field(ge=0, lt=1, strict=True)]], Field(min_length=1)]
     attack: Components
 
 
 class PromptSet(Section):
-    """The prompts of one study: templates with {}, or "openai"; and the names of the classes in them."""
-
     templates: Literal["openai"] | Prompts
     names: Literal["own", "numbers", "shifted"] = "own"
 
 
 class Studies(Section):
-    """The values of each study, see `paper.stages.studies`, on the first `images` of the evaluation images."""
+    """The values of each study, on the first `images` of the evaluation images."""
 
     images: Count
     prompts: Annotated[dict[Text, PromptSet], Field(min_length=1)]

@@ -21,11 +21,7 @@ ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "res
 
 
 def parse_eps(value) -> float:
-    """Read a perturbation size given as "8/255" or as a number, in units of the [0,1] pixel range.
-
-    Raises:
-        ValueError: the value is not a number strictly between 0 and 1; a common slip is 8 for 8/255.
-    """
+    """Read a radius given as "8/255" or as a number. Raises ValueError if it is not strictly between 0 and 1."""
     above, slash, below = str(value).partition("/")
     try:
         eps = float(above) / float(below) if slash else float(above)  # Fraction("1e-99999999") would take for ever
@@ -58,12 +54,9 @@ def check_attacks(attacks: tuple[str, ...], classes: int) -> None:
 
 
 def load_factory(key: str, name: str) -> Callable:
-    """Import the function that `name` ("module:function") names; modules in the project's root can be imported.
+    """Import the function "module:function" that a key of params.yaml names; its module may lie in the project's root.
 
-    `key` is the key of params.yaml that holds the name, for the message.
-
-    Raises:
-        UserError: the module does not exist, cannot be imported, or has no such function.
+    Raises UserError, which names the key, if the module cannot be imported or has no such function.
     """
     module, _, function = name.partition(":")
     root = str(paths.root())

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 
 from multishield.errors import UserError
 from multishield.files import write_text
@@ -22,19 +21,14 @@ _YAML.representer.add_representer(type(None), lambda to, _: to.represent_scalar(
 
 
 def use_profile(name: str) -> None:
-    """Make `profiles/<name>.yaml` the active `params.yaml`.
+    """Make `profiles/<name>.yaml` the active `params.yaml`; raises as `profile_text` does.
 
     A params.yaml that no profile made is saved as `params.backup.yaml`, with a number if that name is taken.
-
-    Raises:
-        UserError: see `profile_text`.
     """
-    text = profile_text(name)
-    # A copy of the text that a profile wrote last tells the user's edits from it.
-    target, last = paths.root() / "params.yaml", paths.state("profile.yaml")
+    text, target, last = profile_text(name), paths.root() / "params.yaml", paths.state("profile.yaml")
     old = target.read_text(encoding="utf-8")
-    made = (text, profile_text("demo"), last.read_text(encoding="utf-8") if last.is_file() else text)
-    if old not in made:
+    # A copy of the text that a profile wrote last tells the user's edits from it.
+    if old not in (text, profile_text("demo"), last.read_text(encoding="utf-8") if last.is_file() else text):
         print(f"your params.yaml is saved as {_save(old).name}")
     if old != text:
         write_text(target, text)
@@ -44,8 +38,7 @@ def use_profile(name: str) -> None:
 def profile_text(name: str) -> str:
     """The complete params.yaml of a profile: the commented defaults, with the keys of the profile laid over them.
 
-    Raises:
-        UserError: the profile is unknown or not valid, or an environment variable that it needs is not set.
+    Raises UserError if the profile is unknown or not valid, or if an environment variable that it needs is not set.
     """
     values = _merged(name)
     _fill(values, name)
@@ -66,7 +59,7 @@ def _text(name: str) -> str:
     return names[name].read_text(encoding="utf-8")
 
 
-def _merged(name: str) -> CommentedMap:
+def _merged(name: str) -> dict:
     """The values of a profile, laid over those of its `base`, or else over the defaults."""
     changes = parse_yaml(_text(name), f"profiles/{name}.yaml", _YAML) or {}
     if not isinstance(changes, dict):
@@ -86,16 +79,11 @@ def _lay_over(values: dict, changes: dict) -> None:
             values[key] = value
 
 
-def _fill(values: dict | list, name: str) -> None:
-    """Replace variables by the paths that the environment holds, or by their fallbacks, in place; a key per line.
-
-    Raises:
-        UserError: a variable without a fallback is not set.
-    """
-    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+def _fill(values: dict, name: str) -> None:
+    """Replace variables by the paths that the environment holds, or by their fallbacks, in place; a key per line."""
+    for key, value in values.items():
         if isinstance(value, dict):
             value.fa.set_block_style()
-        if isinstance(value, dict | list):
             _fill(value, name)
         elif isinstance(value, str) and (match := _VARIABLE.search(value)):
             variable, fallback = match.groups()
