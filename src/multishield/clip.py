@@ -23,10 +23,8 @@ def open_clip_model(model: str, pretrained: str | None = None) -> Clip:
     """A model of open_clip by name; open_clip downloads published weights once.
 
     The model is a name of `open_clip.list_models()`, or "hf-hub:owner/name" with its own weights. `pretrained` is a tag
-    of published weights, or the path of a weights file; None for "hf-hub:". Such a file does not state its
-    preprocessing. Then it is the one that all published weights of the name share, or open_clip's default where they
-    differ (only ViT-L-14 and ViT-H-14).
-
+    of published weights, or a weights file; None for "hf-hub:". A file does not state its preprocessing: it is the one
+    that all published weights of the name share, or open_clip's default where they differ (ViT-L-14, ViT-H-14).
     Raises UserError if a name is unknown, the weights need another activation, or a download failed.
     """
     check_pretrained(model, pretrained)
@@ -39,8 +37,12 @@ def open_clip_model(model: str, pretrained: str | None = None) -> Clip:
             "network give the path of a downloaded weights file as pretrained (alignment.pretrained)"
         ) from None
     config = dict(open_clip.get_model_preprocess_cfg(network))
-    if pretrained and pretrained not in open_clip.list_pretrained_tags_by_model(model):
-        config |= _shared_preprocessing(model)
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained and pretrained not in tags:
+        keys = ("mean", "std", "interpolation", "resize_mode")
+        published = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
+        settings = [{key: one[key] for key in keys if one.get(key)} for one in published]
+        config |= settings[0] if settings and all(s == settings[0] for s in settings) else {}
     return Clip(network, _tokenizer(model), PreprocessCfg(**config), saturate=True)
 
 
@@ -72,14 +74,6 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
             f"pretrained (alignment.pretrained) is {pretrained!r}, but for {model} it must be the path of a weights "
             f"file or one of: {', '.join(tags) or 'no tag exists'}"
         )
-
-
-def _shared_preprocessing(model: str) -> dict:
-    """Mean, std, interpolation and resize mode, where all published weights of a model agree on them."""
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    published = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
-    settings = [{key: config[key] for key in keys if config.get(key)} for config in published]
-    return settings[0] if settings and all(s == settings[0] for s in settings) else {}
 
 
 def _tokenizer(model: str) -> Callable:

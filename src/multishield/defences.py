@@ -1,7 +1,6 @@
 """Defences that abstain, in one form: the scores of an image, and per class the margins of its acceptance.
 
-A class is accepted exactly where all of its margins are >= 0; where no class has that, the image is rejected. So one
-attack serves all of them (`attacks.joint`): it raises the smallest margin of one wrong class.
+A class is accepted exactly where all of its margins are >= 0; where no class has that, the image is rejected.
 """
 
 import math
@@ -18,21 +17,12 @@ from multishield.shield import margin_over_others
 class Defence(nn.Module):
     """Pixels in [0,1] (B,C,H,W) to K+1 outputs (B,K+1), column K being "reject". A subclass writes two methods.
 
-    `scores`: pixels to a tuple of tensors (B,...), with gradients to the pixels.
-    `margins`: these scores to (B,M,K), M conditions of each of the K classes.
+    `scores(x)`: pixels to a tuple of tensors (B,...), with gradients to the pixels.
+    `margins(scores)`: these scores to (B,M,K), M conditions of each of the K classes.
 
-    It may set `components`, the names of its margins, and write `standalone`: its models that can classify alone, by
+    It may set `components`, the names of its margins, and write `standalone()`: its models that can classify alone, by
     name, in the order of the components.
     """
-
-    def scores(self, x: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
-    def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
-        raise NotImplementedError
-
-    def standalone(self) -> dict[str, nn.Module]:
-        return {}
 
     def outputs(self, scores: tuple[Tensor, ...]) -> Tensor:
         """The smallest margin of each class, and 0 for "reject": the argmax is the decision, a margin of 0 accepts."""
@@ -67,9 +57,10 @@ class Undefended(Unanimity):
 
     def __init__(self, classifier: nn.Module):
         super().__init__([classifier])
+        self.classifier = classifier
 
     def standalone(self) -> dict[str, nn.Module]:
-        return {"classifier": self.models[0]}
+        return {"classifier": self.classifier}
 
 
 class ConfidenceThreshold(Undefended):
@@ -112,8 +103,8 @@ class RejectClass(Unanimity):
 class FeatureSqueezing(Unanimity):
     """A classifier that must give an image and a squeezed one the same class (after Xu et al. 2018).
 
-    `squeeze` takes pixels to pixels, by default to 4 bits. Where it has no useful gradient it should bring one of its
-    own, as `reduced_bits` does. `required` are the margins of both, see `Unanimity`.
+    `squeeze` takes pixels to pixels, by default to 4 bits, and should bring a gradient of its own where its gradient is
+    useless, as `reduced_bits` does. `required`: see `Unanimity`.
     """
 
     def __init__(self, classifier: nn.Module, squeeze: Callable | None = None, required: Sequence[float] | None = None):
@@ -127,9 +118,8 @@ class FeatureSqueezing(Unanimity):
 class ConsistentPrediction(Unanimity):
     """A classifier that must give an image and its least favourable neighbour the same class (Chen et al. 2023).
 
-    The neighbour is one signed step of length `radius` (Linf, in units of pixels) against the classifier's own
-    decision; Chen et al. take ten small ones. The gradient of the neighbour is the identity's: that of a sign is zero.
-    `required` are the margins of both, see `Unanimity`.
+    The neighbour is one signed step of length `radius` (Linf, in pixels) against the classifier's own decision; Chen et
+    al. take ten small ones. Its gradient is the identity's: that of a sign is zero. `required`: see `Unanimity`.
     """
 
     def __init__(self, classifier: nn.Module, radius: float = 0.0055, required: Sequence[float] | None = None):
@@ -173,15 +163,12 @@ def reduced_bits(x: Tensor, bits: int = 4) -> Tensor:
 def calibrate(
     build: Callable[[float], nn.Module], images: Tensor, rejection: float, low: float = 0.0, high: float = 1.0
 ) -> nn.Module:
-    """The defence whose clean rejection comes nearest to the wanted one from below.
+    """The defence whose clean rejection comes nearest to the wanted one, in [0,1), from below.
 
-    Args:
-        build: a threshold to a defence; a larger one rejects more. The scores may not depend on it.
-        images: clean validation images (N,C,H,W) in [0,1], never those of the evaluation.
-        rejection: the wanted share, 0 <= rejection < 1.
-        low, high: the search interval, low < high; it moves up where too little is rejected at `high`.
-
-    Raises ValueError if one of them is out of range, or more is rejected at `low` already.
+    `build` takes a threshold to a defence; a larger one rejects more, and the scores may not depend on it. The images
+    are clean validation images (N,C,H,W) in [0,1], never those of the evaluation. The search between `low` and `high`
+    moves up where too little is rejected at `high`. Raises ValueError if a number is out of range, or more is rejected
+    at `low` already.
     """
     return build(threshold_for(build, scores_of(build(low), images), rejection, low, high))
 

@@ -26,11 +26,10 @@ ATTACKS = ("components", "paper", "joint", "square", "denial")
 class Evaluation:
     """The result of an evaluation; `print` shows it, and in a notebook it is a table.
 
-    Attributes:
-        records: a row per scenario and image, see `multishield.records`. runs: those of the sanity rules' runs.
-        attacked: the images after each attack by its name; `attacked["worst_case"][:]` reads those of the worst case.
-        findings: the sanity rules: rule, holds, finding. curve: see `robustness_curve`; empty without "denial".
-        notes: sentences that a reader must know.
+    `records` has a row per scenario and image, see `multishield.records`, and `runs` those of the sanity rules' runs.
+    `attacked` are the images after each attack by its name: `attacked["worst_case"][:]` reads those of the worst case.
+    `findings` are the sanity rules (rule, holds, finding), `notes` sentences that a reader must know. For `curve` see
+    `robustness_curve`; it is empty without "denial".
     """
 
     records: pd.DataFrame
@@ -113,11 +112,11 @@ def evaluate(
         seed: of every random choice; the result of an image depends on the seed, the image and its id alone.
         attacks: some of `ATTACKS`. The worst case is over all that are run, but for "denial", which wants rejection.
         budget: steps and targets, by default `Budget()`. device: to compute on, by default the model's own.
-        save_to: a folder for the results and the attacked images, <attack>/<number of a first image>.safetensors. A
-            killed call with the same arguments continues there. Memory then holds one chunk of images.
+        save_to: a folder for the results and the attacked images. A killed call with the same arguments continues
+            there. Memory then holds one chunk of images.
         name: of the model, in records and progress lines. ids: names of the images (N,), by default 0..N-1.
-        known: the same images after attacks on the components of the defence alone, in the order of its margins, in
-            memory or as `StoredImages`. A component without them (None, or missing) is attacked here.
+        known: the same images after attacks on each component of the defence alone, in the order of its margins. A
+            component without them (None, or missing) is attacked here.
         resume: a folder for unfinished work that the caller removes; by default one in `save_to`, removed at the end.
         each: how pieces of an attack are computed, see `multishield.resume.Each`.
 
@@ -137,8 +136,7 @@ def evaluate(
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         defence, smooth, notes = inputs.usable_defence(model, data)
         attacker = Attacker(name, budget or Budget(), Ball(eps, norm), seed, unfinished, each)
-        attacks = attacks if smooth else ("square",)
-        result = _evaluated(attacker, defence, data, attacks, known, tuple(notes), folder)
+        result = _evaluated(attacker, defence, data, attacks if smooth else ("square",), known, tuple(notes), folder)
     if folder:
         result.save(folder)
         if not resume:

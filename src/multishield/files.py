@@ -85,10 +85,7 @@ def load_tensors(path: Path) -> dict:
     except PermissionError:
         raise UserError(f"{path} may not be read by this user; change its permissions") from None
     except SafetensorError as error:
-        remedy = how_to_fix(path, "")
-        if "artifacts" not in path.parts:
-            remedy = (
-                "pickled checkpoints (.pt, .pth) are not accepted because loading one can run any code: convert it "
-                "once with safetensors.torch.save_file(state_dict, path)"
-            )
-        raise UserError(f"{path} is no valid safetensors file ({error}); {remedy}") from None
+        raise UserError(
+            f"{path} is no valid safetensors file ({error}), and pickled checkpoints (.pt, .pth), which can run any "
+            f"code, are not accepted; {how_to_fix(path, 'a file of safetensors.torch.save_file(state_dict, path)')}"
+        ) from None

@@ -78,10 +78,9 @@ def accuracy(model: nn.Module, data, batch_size: int = 256) -> float:
 
 
 def check_repeatable(model: nn.Module, pixels: Tensor, name: str) -> None:
-    """Score a batch of images twice: in order, and reversed in batches of half the size.
+    """Score a batch of images (B,C,H,W) twice: in order, and reversed in batches of half the size.
 
-    The model takes pixels (B,C,H,W) to logits, or is a defence; `name` is its name in the message. Raises UserError if
-    a score changes by more than `REPEATABLE`: on such a model the failure of an attack would prove nothing.
+    Raises UserError if a score changes by more than `REPEATABLE`: on such a model a failed attack proves nothing.
     """
     once, again = scores_of(model, pixels), scores_of(model, pixels.flip(0), max(1, len(pixels) // 2))
     for first, second in zip(once, again, strict=True):

@@ -23,8 +23,7 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         raise UserError(f"image {bad} has a pixel that is not a finite number")
     if images.is_floating_point() and (images.min() < 0 or images.max() > 1):
         raise UserError(
-            f"pixels lie in [{images.min():.3g}, {images.max():.3g}]; they must lie in [0,1]: give images that are not "
-            "normalised, and put the normalisation into the model"
+            f"pixels lie in [{images.min():.3g}, {images.max():.3g}]; they must lie in [0,1]: normalise in the model"
         )
     whole = isinstance(labels, Tensor) and labels.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
     if not whole or labels.shape != (len(images),):
@@ -34,11 +33,7 @@ def check_images(images: Tensor, labels: Tensor) -> None:
 
 
 def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, list[str]]:
-    """A model as a defence in evaluation mode, whether it has gradients, and notes for the reader.
-
-    Raises UserError if the model is no module, fails, gives neither K+1 outputs nor margins, or answers by chance, and
-    if a label is none of its classes.
-    """
+    """A model as a defence in evaluation mode, whether it has gradients, and notes for the reader, or a UserError."""
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is {_described(model)}; a torch.nn.Module or a defence is accepted")
     # The flag of a defence itself means nothing: it has no layers but those of its models.

@@ -48,10 +48,9 @@ class Attacker:
     each: Each = map
 
     def run(self, attack: Callable, task: str, defence: nn.Module, data: Images, starts=(), **settings):
-        """One attack on all images, as `AttackedImages`; `task` is a name for the progress line.
+        """One attack on all images, as `AttackedImages`; the task is its name.
 
-        `attack` is a function (defence, images, labels, *, ids, ball, seed, watch, starts, settings). It gets `starts`,
-        earlier attacks on the same images, where there are some.
+        It is a function (defence, images, labels, *, ids, ball, seed, watch, settings), and gets `starts` where given.
         """
         inputs = [task, settings, defence, margins_of(defence, data), *vars(data).values(), asdict(self.ball)]
         inputs += [self.seed, *(t for start in starts for t in (start.images, start.success))]
@@ -59,15 +58,11 @@ class Attacker:
         work = partial(_attack, attack, defence, settings)
         return attack_resumably(task, work, data, list(starts), Checkpoint(self.resume, task, *inputs), self.each)
 
-    def components(
-        self, defence: nn.Module, data: Images, known: Sequence[AttackedImages | None] = ()
-    ) -> dict[str, AttackedImages]:
+    def components(self, defence: nn.Module, data: Images, known: Sequence = ()) -> dict[str, AttackedImages]:
         """APGD on each margin alone, by the names of `component_names`; known attacked images are taken as they are."""
-        attacked = {}
-        for number, name in enumerate(component_names(defence, margins_of(defence, data).shape[1])):
-            given = known[number] if number < len(known) else None
-            attacked[name] = given if given is not None else self.component(defence, data, number, name)
-        return attacked
+        names = component_names(defence, margins_of(defence, data).shape[1])
+        given = dict(zip(names, known, strict=False))
+        return {name: given.get(name) or self.component(defence, data, n, name) for n, name in enumerate(names)}
 
     def component(self, defence: nn.Module, data: Images, number: int, name: str) -> AttackedImages:
         """APGD on the margin of that number alone; `name` is the attack's."""
@@ -103,7 +98,7 @@ class Attacker:
             if 0 < alpha < 1:  # an image that is not rejected at a larger radius is not rejected at a smaller one
                 left, ball = attacked.success.nonzero()[:, 0], replace(self.ball, eps=alpha * self.ball.eps)
                 weaker = replace(self, name=f"{self.name}, {alpha:g} eps", ball=ball)
-                attacked = replace(denied, broken_by=[""] * len(data))
+                attacked = AttackedImages.untouched(data)
                 if len(left):
                     attacked = attacked.updated(left, weaker.denial(defence, data[left]))
             right = decide(defence, data.pixels).decision == data.labels if alpha == 0 else ~attacked.success
@@ -141,8 +136,7 @@ class Attacker:
 def robustness_curve(held: Tensor) -> pd.DataFrame:
     """The robustness curve of Chen et al. 2023 (arXiv 2305.01139): rejecting a hardly touched image is wrong, too.
 
-    Returns per alpha the share of images that are held (see `Attacker.held_at_each_alpha`): alpha, value, low, high
-    (95 % Wilson), n.
+    Per alpha the share of images that `Attacker.held_at_each_alpha` holds: alpha, value, low, high (95 % Wilson), n.
     """
     n = len(held)
     rows = [(alpha, hits / n, *wilson(hits, n), n) for alpha, hits in zip(ALPHAS, held.sum(0).tolist(), strict=True)]

@@ -1,7 +1,6 @@
-"""Per-image records: the results. Every table and figure is a function of these rows alone.
+"""Per-image records, one row per (classifier, scenario, image): every table and figure is a function of these alone.
 
-One row per (classifier, scenario, image). Decisions are class indices; `classes`, the number K, means "rejected".
-Without a shield there is no CLIP: its class is -1 and the gap is empty.
+Decisions are class indices; `classes`, the number K, means "rejected". Without CLIP its class is -1, the gap empty.
 """
 
 from collections.abc import Callable
@@ -66,8 +65,7 @@ def records_of(
 ) -> pd.DataFrame:
     """Records of one scenario from stored images, chunk by chunk: decisions, and the distance actually used.
 
-    The name is the classifier's, the scenario one of `SCENARIOS` or another text. The model is a classifier or a
-    defence, the ball that of the attack. Raises RuntimeError if an image left it, UserError as `decide` does.
+    The name is the classifier's; the model is a classifier or a defence. Raises RuntimeError if an image left the ball.
     """
     rows = [_rows(name, scenario, model, data[chunk], attacked[chunk], ball) for chunk in data.chunks()]
     return pd.concat(rows, ignore_index=True)
@@ -77,9 +75,9 @@ def _rows(name: str, scenario: str, model: nn.Module, data: Images, attacked: At
     distance = ball.checked_distance(attacked.images, data.pixels, f"{name}/{scenario}")
     clean, after = decide(model, data.pixels), decide(model, attacked.images)
     tensors = (data.ids, data.labels, clean.decision, after.decision, clean.clip, after.clip, clean.gap, after.gap)
-    image, label, *decisions = (t.numpy() for t in tensors)
-    passes = attacked.forwards.numpy(), attacked.backwards.numpy()
-    columns = (name, scenario, image, label, clean.classes, *decisions, distance.numpy(), attacked.broken_by, *passes)
+    tensors += (distance, attacked.forwards, attacked.backwards)
+    image, label, *decisions, forwards, backwards = (t.numpy() for t in tensors)
+    columns = (name, scenario, image, label, clean.classes, *decisions, attacked.broken_by, forwards, backwards)
     return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 

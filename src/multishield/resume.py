@@ -43,11 +43,10 @@ def fingerprint(*values) -> str:
 
 
 class Checkpoint:
-    """The finished results of one computation: values by name, each a file with a checksum.
+    """The finished results of one computation: values by name, each a file with a checksum; None keeps nothing.
 
     A value is anything that `torch.load(weights_only=True)` reads: tensors, numbers, texts, lists and dicts of them. A
-    damaged file counts as missing. The task is a readable name, and the inputs are all that the results depend on, see
-    `fingerprint`. Without a folder (None) nothing is kept.
+    damaged file counts as missing. The inputs are all that the results depend on, see `fingerprint`.
     """
 
     def __init__(self, folder: Path | None, task: str, *inputs):
@@ -79,11 +78,10 @@ class Checkpoint:
 def attack_resumably(
     task: str, attack: Callable, data: Images, starts: list[AttackedImages], checkpoint: Checkpoint, each: Each = map
 ) -> AttackedImages:
-    """Attack images; a killed call continues with the images that are left.
+    """Attack images; a killed call continues with the images that are left, and ends with the same bytes.
 
-    The result of an image depends on the image alone. So the whole has the same bytes, whoever computed which images,
-    and in which order. The attack gets `Images`, their starts (earlier attacks on them), and a `watch` (see
-    `attacks.loop.Watch`) or None. The task names the progress line. For `each` see `Each`.
+    The attack gets `Images`, their starts (earlier attacks on them), and a `watch` (see `attacks.loop.Watch`) or None.
+    The task names the progress line.
     """
     finished, here = _Finished(task, checkpoint, len(data)), each is map
     left = finished.left.nonzero()[:, 0]

@@ -1,7 +1,6 @@
 """Sanity rules: facts that must hold if the attacks of an evaluation are as strong as they claim to be.
 
-A violated rule is a result: it says not to trust the robust accuracy. docs/sanity.md explains each rule and its remedy
-(after Carlini et al. 2019 and Tramer et al. 2020).
+docs/sanity.md explains each rule and its remedy (after Carlini et al. 2019 and Tramer et al. 2020).
 """
 
 import numpy as np
@@ -33,8 +32,7 @@ def check(records: pd.DataFrame, runs: pd.DataFrame, similarity: np.ndarray | No
     """Evaluate every rule for every classifier; without its runs (no baseline, no prompts) a rule is left out.
 
     `records` are those of all scenarios, `runs` those of `Attacker.sanity_rows`, `similarity` the cosines of the
-    classes' text embeddings (K,K). Returns a row per classifier and rule: classifier, rule, holds (bool), finding (a
-    sentence with the counts).
+    classes' text embeddings (K,K). Returns a row per classifier and rule: classifier, rule, holds, finding.
     """
     rows = []
     for name, group in records.groupby("classifier", sort=False):
@@ -63,16 +61,18 @@ def _of_attacks(records: pd.DataFrame) -> Findings:
         strongest = max(alone, key=alone.get)
         words = f"all together broke {together} of {n}, the strongest alone ({strongest}) {alone[strongest]}"
         findings["worst case is worst"] = (together >= alone[strongest], words)
-    black_box = int(((records.scenario == "worst_case") & (records.attack == "square")).sum())
     if "joint" in images:
-        joint = len(images["joint"])
+        joint, black_box = (
+            len(images["joint"]),
+            int((records.attack[records.scenario == "worst_case"] == "square").sum()),
+        )
         words = f"the black-box attack broke {black_box} of {n} images that were left"
         findings["white box beats black box"] = (black_box == 0, words)
         words = f"joint broke {joint} of the {together} images that all together broke"
         findings["one attack is enough"] = (together - joint <= max(1, n // 200), words)
-    if "joint" in images and "paper" in images:
-        words = f"joint broke {joint} of {n} images, the paper's attack {len(images['paper'])}"
-        findings["stronger than the paper's"] = (joint >= len(images["paper"]), words)
+        if "paper" in images:
+            words = f"joint broke {joint} of {n} images, the paper's attack {len(images['paper'])}"
+            findings["stronger than the paper's"] = (joint >= len(images["paper"]), words)
     if "no_shield" in images:
         beyond = len(images["worst_case"] - images["no_shield"])
         robust = (n - len(images["no_shield"] | images["worst_case"])) / max(n, 1)
@@ -114,8 +114,7 @@ def _of_scores(records: pd.DataFrame) -> Findings:
     scores = [records.distance, gaps.gap_clean, gaps.gap_attacked]
     lost = sum(int((~np.isfinite(s)).sum()) for s in scores)
     alone = records[records.scenario == ("no_shield" if "no_shield" in set(records.scenario) else "worst_case")]
-    hits, n = int((alone.clean_decision == alone.label).sum()), len(alone)
-    chance = 1 / alone.classes.iloc[0]
+    hits, n, chance = int((alone.clean_decision == alone.label).sum()), len(alone), 1 / alone.classes.iloc[0]
     words = f"{hits} of {n} clean images are right, by chance {n * chance:.0f} would be"
     return {
         "finite": (lost == 0, f"{lost} of {sum(map(len, scores))} gaps and distances are not finite"),

@@ -18,10 +18,8 @@ def shield_output(logits: Tensor, cosines: Tensor, tolerance: float) -> Tensor:
     Raises ValueError if the cosines (B,K) differ in shape from the logits.
     """
     if logits.ndim != 2 or logits.shape != cosines.shape:
-        raise ValueError(
-            f"the classifier's scores have the shape {tuple(logits.shape)}, CLIP's {tuple(cosines.shape)}; both must "
-            "be (B,K): the same classes in the same order"
-        )
+        shapes = f"the classifier's scores have the shape {tuple(logits.shape)}, CLIP's {tuple(cosines.shape)}"
+        raise ValueError(f"{shapes}; both must be (B,K): the same classes in the same order")
     top = logits.max(1).values
     excess = alignment_gap(logits, cosines) - tolerance
     reject = top + excess
@@ -40,12 +38,9 @@ def margin_over_others(scores: Tensor) -> Tensor:
 class MultiShield(nn.Module):
     """One differentiable module from pixels in [0,1] (B,3,H,W) to K+1 outputs (B,K+1); column K is "reject".
 
-    Both models are put into evaluation mode. Raises ValueError if the tolerance is negative or not finite.
-
-    Args:
-        classifier: pixels to logits z (B,K). alignment: pixels to cosines c (B,K).
-        tolerance: tau >= 0; the classifier's class k is accepted if g = max_j c_j - c_k <= tau. 0 is the paper's text
-            (reject any disagreement), 0.001 the public reference code.
+    The classifier takes pixels to logits z (B,K), the alignment to cosines c (B,K); both are put into evaluation mode.
+    The class k is accepted if g = max_j c_j - c_k <= tau, the tolerance: 0 is the paper's text (reject any
+    disagreement), 0.001 the public reference code. Raises ValueError if it is negative or not finite.
     """
 
     components = ("the classifier", "CLIP")

@@ -14,13 +14,11 @@ from multishield.forward import device_of, freeze
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP with its tokenizer (texts to tokens (P,L)) and its preprocessing.
+    """A CLIP with its tokenizer (texts to tokens (P,L)) and its preprocessing, open_clip's `PreprocessCfg` or alike.
 
-    Attributes:
-        model: it has open_clip's `visual`, `encode_text(tokens, normalize=True)` and `logit_scale`.
-        preprocessing: open_clip's `PreprocessCfg`, or an object with its attributes.
-        antialias: True resizes as PIL and open_clip do; False resizes as torch does by default.
-        saturate: True cuts off the values beyond black and white that bicubic interpolation makes, as PIL does.
+    The model has open_clip's `visual`, `encode_text(tokens, normalize=True)` and `logit_scale`. Images are resized as
+    PIL does with `antialias`, else as torch does. `saturate` cuts off, as PIL, the values beyond black and white that
+    bicubic interpolation makes.
     """
 
     model: nn.Module

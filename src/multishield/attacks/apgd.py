@@ -84,14 +84,11 @@ class AutoSteps(Rule):
 def apgd(
     model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, loss="ce", steps=100, targets=9, **loop
 ) -> AttackedImages:
-    """Maximise a loss in the ball around each image. For the other arguments see `multishield.attacks`.
+    """Maximise a loss in the ball around each image, with so many gradient steps per target.
 
-    Args:
-        model: pixels to outputs (B,C). steps: gradient steps, per target.
-        loss: "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong classes, one after the other, at most C-1), or
-            a function of outputs and labels to values (B,).
-
-    Raises ValueError for an unknown loss, or for fewer outputs than it needs.
+    The model takes pixels to outputs (B,C). The loss is "ce", "dlr", "dlr-targeted" (the likeliest `targets` wrong
+    classes, one after the other, at most C-1), or a function of outputs and labels to values (B,). Raises ValueError
+    for an unknown loss, or for fewer outputs than it needs. For the other arguments see `multishield.attacks`.
     """
     named = {"ce": losses.ce, "dlr": losses.dlr, "dlr-targeted": losses.dlr_targeted}
     function = named.get(loss, loss)

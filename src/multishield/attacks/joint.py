@@ -18,8 +18,7 @@ from multishield.attacks.threat_model import Ball, evades, per_image
 from multishield.forward import scores_of
 from multishield.images import AttackedImages
 
-# For images that only all components together hold: the length of the long tries from each start, in units of the other
-# tries, and the rounds of tries from more random points.
+# For images that only all components together hold: the length of long tries, and the rounds of more random ones.
 LONG, ROUNDS = 5, 3
 
 
@@ -39,8 +38,8 @@ def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
 class StepTowardsWeakestMargin(Rule):
     """Signed steps of an accumulated direction, from eps/4 down to eps/40, each for the margin that needs it most.
 
-    That is the margin furthest from its boundary by its gradient: m / |grad m|, in the dual norm, is the distance that
-    a step in the steepest direction would have to go. Its unit is pixels, for cosines as for logits.
+    That is the margin furthest from its boundary: m / |grad m|, in the dual norm, is the distance in pixels that a step
+    in the steepest direction would have to go, for cosines as for logits.
     """
 
     decay = 0.75
@@ -81,8 +80,7 @@ def joint(
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
         steps: steps per try. restarts: random starts per target. long, rounds: see `joint.LONG`.
 
-    For the other arguments see `multishield.attacks`. With `nearest=True`, an image that resisted is returned at its
-    point nearest to evasion: a looser threshold may accept it.
+    For the other arguments see `multishield.attacks`. With `nearest=True` a looser threshold may accept the images.
     """
     begun = [ball.project(start.images, images) for start in starts]  # they may be of a larger radius
     named = [targets_in_turn(defence.margins(scores_of(defence, x)), labels, 2) for x in begun]

@@ -23,8 +23,8 @@ from multishield.images import AttackedImages
 State = dict[str, Tensor]
 # Outputs, labels, targets and variants of the slots to losses, each (B,), which the attack raises.
 Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
-# Called after every step with the indices of the images that it has finished (often none), their attacked images, and
-# the largest number of steps that are still to do.
+# Called after every step: the indices of the images that it has finished (often none), their attacked images, and the
+# largest number of steps that are still to do.
 Watch = Callable[[Tensor, AttackedImages, int], None]
 # Larger batches do not pay (benchmarks/README.md). Where memory does not suffice, the batch is halved.
 BATCH_SIZE = {"cpu": 128, "cuda": 1024}
@@ -85,9 +85,7 @@ def with_gradients(
 
 @dataclass(eq=False)
 class Attack:
-    """One attack on N images: the queue of tries, the slots in work, and the results so far.
-
-    A slot is a row of every tensor in `slots`; "image" and "variant" name the try.
+    """One attack on N images. A slot is a row of every tensor in `slots`; "image" and "variant" name its try.
 
     Attributes:
         model: pixels to outputs: a module, a bound method of one (a shield's `scores`), or any function.
@@ -96,7 +94,7 @@ class Attack:
         objective: the losses to be raised. rule: how to move. watch: see `Watch`.
         success: decides on the model's outputs, also whether a clean image is wrong already.
         plan: outputs, labels and indices of clean images to their tries; by default one untargeted try each.
-        starts: images (N,C,H,W) that tries may begin at. batch_size: slots, without influence on results.
+        starts: images (N,C,H,W) that tries may begin at. batch_size: slots; they do not change results.
         nearest: return an image that resisted a defence at its point nearest to evasion, not the clean image.
     """
 
@@ -137,9 +135,8 @@ class Attack:
         self.streams = torch.stack([keys(self.seed, f"{self.tag}/{v}", self.ids) for v in variants], 1)
         waiting = torch.tensor([not name for name in self.broken_by]) & (self.count > 0)
         self.queue = deque((image, 0) for image in waiting.nonzero()[:, 0].tolist())
-        steps = torch.where(tries.target != NO_TRY, tries.steps + 1, 0)
-        self.from_try = steps.flip(1).cumsum(1).flip(1)  # steps from a try on, at most
-        self.steps_left = torch.where(waiting, self.from_try[:, 0], 0)
+        # The largest number of passes of an image; 0 once it is finished.
+        self.bound = torch.where(tries.target != NO_TRY, tries.steps + 1, 0).sum(1) + 1
         self._report((~waiting).nonzero()[:, 0])
 
     def _within_memory(self, compute: Callable[[], object]):
@@ -182,9 +179,9 @@ class Attack:
         if not tries:
             return
         image, variant = (torch.tensor(column) for column in zip(*tries, strict=True))
-        new = {"image": image, "variant": variant, "label": self.labels[image], "step": torch.zeros_like(image)}
-        new |= {"target": self.tries.target[image, variant], "steps": self.tries.steps[image, variant]}
-        new |= {"clean": self.images[image], "stream": self.streams[image, variant]}
+        new = {"image": image, "variant": variant, "step": torch.zeros_like(image), "label": self.labels[image]}
+        of_try = {"target": self.tries.target, "steps": self.tries.steps, "stream": self.streams}
+        new |= {name: t[image, variant] for name, t in of_try.items()} | {"clean": self.images[image]}
         new = {name: t.to(self.device) for name, t in new.items()}
         new["x"] = self.rule.first(new["clean"], new["stream"])
         for number, images in enumerate(self.starts):
@@ -220,8 +217,7 @@ class Attack:
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move the others."""
         image, ended = self.slots["image"].cpu(), self.slots["step"] >= self.slots["steps"]
-        self.passes[0].index_add_(0, image, one := torch.ones_like(image))
-        self.steps_left.index_add_(0, image, -one)
+        self.passes[0].index_add_(0, image, torch.ones_like(image))
         if self.rule.needs_gradient:
             self.passes[1].index_add_(0, image, (~ended).long().cpu())  # none for the last look at a try
         finished = image[:0]
@@ -250,14 +246,13 @@ class Attack:
         for image, variant in resisted.items():
             if (over := self.tries.end(image, variant)) < self.count[image]:
                 self.queue.appendleft((image, over))
-                self.steps_left[image] = self.from_try[image, over]  # a rule may have given up early
             else:
                 finished.append(image)
-        self.steps_left[finished] = 0
         return leaving, torch.tensor(finished, dtype=torch.long)
 
     def _report(self, finished: Tensor) -> None:
         if self.watch:
+            self.bound[finished] = 0
             names = [self.broken_by[i] for i in finished.tolist()]
             attacked = AttackedImages(self.result[finished], names, *self.passes[:, finished])
-            self.watch(finished, attacked, int(self.steps_left.sum()))
+            self.watch(finished, attacked, int((self.bound - self.passes[0]).clamp_min(0).sum()))
