@@ -1,0 +1,234 @@
+"""Workers that Ray carries: the same bytes however many there are, and whatever dies. Needs the extra `cluster`."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from multishield.errors import UserError
+from paper import workers
+from paper.workers import Workers, over_ray
+
+ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `cluster` is not installed")
+
+# A shield of two small models, attacked in pieces of 16 images, and the batches of the baseline.
+EVALUATION = """
+import hashlib, os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from paper.pipeline import arithmetic
+arithmetic.choose("portable")
+import torch
+from multishield import Ball, Budget, Images, MultiShield, StoredImages, evaluate, resume
+from multishield.budget import Components, Joint, Sanity
+from paper import workers
+from paper.stages.baseline import Stage
+from small import Convolutions
+
+DRIVER, MISHAP, KILLED, resume.PIECE = os.getpid(), os.environ.get("MISHAP"), Path("killed").resolve(), 16
+
+class Marked(Convolutions):
+    def forward(self, x):
+        if MISHAP == "slow" and os.getpid() != DRIVER:
+            time.sleep(0.02)
+        if MISHAP == "killed" and os.getpid() != DRIVER and (x[:, 0, 0, 0] > 0.9).any() and not KILLED.exists():
+            KILLED.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+torch.manual_seed(0)
+shield, x = MultiShield(Marked(), Marked(), 0.001), torch.rand(60, 3, 8, 8) * 0.5
+y, x[37, 0, 0, 0] = shield.classifier(x).argmax(1), 0.95
+budget = Budget(joint=Joint(1, 6), components=Components(1, 6), sanity=Sanity(2))
+baseline = object.__new__(Stage)
+vars(baseline).update(params=SimpleNamespace(baseline=SimpleNamespace(attacks=["apgd-ce"], batch_size=25), seed=0))
+vars(baseline).update(classifier=shield.classifier, data=Images(x, y, torch.arange(60)), item="net", ball=Ball(0.02))
+
+def result(kept=None):
+    torch.manual_seed(int(time.time()))  # whoever draws from it shows
+    baseline.resume, baseline.each, baseline.unaware = kept, workers.each(), StoredImages()
+    options = {"budget": budget, "attacks": ["components", "joint"], "resume": kept, "each": baseline.each}
+    baseline.attack()
+    stored = evaluate(shield, x, y, 0.02, **options).attacked | {"baseline": baseline.unaware}
+    digest = hashlib.sha256()
+    for images in (one[:] for one in stored.values()):
+        digest.update(images.images.numpy().tobytes())
+        digest.update(str((images.broken_by, images.forwards, images.backwards)).encode())
+    return digest.hexdigest()
+"""
+ONCE = f"{EVALUATION}\nprint(result(Path('kept')))"
+ALONE = f"{EVALUATION}\nprint(result())"
+
+
+@pytest.fixture
+def script(project_root):
+    """Starts a script in a project, with MULTISHIELD_WORKERS and more of the environment."""
+
+    def run(code, workers="2", wait=True, **more):
+        more |= {"MULTISHIELD_WORKERS": workers, "PYTHONPATH": str(Path(__file__).parents[1])}
+        options = {"cwd": project_root, "env": os.environ | more, "text": True}
+        if not wait:
+            return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, **options)
+        done = subprocess.run([sys.executable, "-uc", code], capture_output=True, timeout=300, **options)
+        assert done.returncode in (0, -signal.SIGTERM), done.stderr
+        assert "SIGTERM" not in done.stderr, "a driver that is told to end leaves no trace of a crash"
+        return done.stdout
+
+    return run
+
+
+@ray
+def test_one_two_and_three_workers_give_the_same_bytes_and_a_killed_one_changes_nothing(script, project_root):
+    loop = """
+import ray
+for number in "123":
+    os.environ["MULTISHIELD_WORKERS"] = number
+    print(result(), flush=True)
+    ray.shutdown()
+"""
+    digests = script(EVALUATION + loop, MISHAP="killed").split()
+    assert len(digests) == 3, "and Ray's words about the killed worker are not among them"
+    assert len(set(digests)) == 1
+    assert (project_root / "killed").exists()
+
+
+@ray
+@pytest.mark.long
+def test_a_driver_that_is_killed_continues_where_it_was(script, project_root):
+    running, kept = script(ONCE, wait=False, MISHAP="slow"), project_root / "kept"
+    patience = time.monotonic() + 120
+    while not list(kept.rglob("0*")):
+        assert time.monotonic() < patience
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = {file: file.stat().st_mtime_ns for file in kept.rglob("0*")}
+    again = script(ONCE)
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "finished pieces are not done again"
+    assert again == script(ALONE, workers="1")
+
+
+@ray
+@pytest.mark.long
+def test_a_machine_that_leaves_in_the_middle_changes_nothing(script):
+    leaving = """
+import threading
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+other, kept = cluster.add_node(num_cpus=1), Path("kept")
+os.environ["MULTISHIELD_WORKERS"] = cluster.address
+
+def leave():
+    while not list(kept.rglob("0*")):
+        time.sleep(0.1)
+    cluster.remove_node(other, allow_graceful=False)
+    print("left", flush=True)
+
+threading.Thread(target=leave).start()
+print(result(kept))
+"""
+    expected = script(ALONE, workers="1").split()
+    assert sorted(script(EVALUATION + leaving, MISHAP="slow").split()) == sorted(["left", *expected])
+
+
+# One Ray for all of these, because each start costs seconds.
+PIECES = """
+import os, signal
+from functools import partial
+from pathlib import Path
+from multishield import UserError
+from paper.workers import Workers, over_ray
+
+def listening():
+    lines = [line.split() for kind in ("tcp", "tcp6") for line in Path("/proc/net", kind).read_text().splitlines()[1:]]
+    return {fields[1] for fields in lines if fields[3] == "0A"}
+
+def work(mishap, piece):
+    if piece == 3 and mishap:
+        raise mishap
+    return piece, os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+before = listening()
+pieces, pids, threads = zip(*over_ray(Workers(count=2), partial(work, None), range(20)))
+print(sorted(pieces) == list(range(20)), os.getpid() in pids, set(threads))
+print({address.split(":")[0] for address in listening() - before})
+for mishap in (UserError("lower it"), ValueError("no such image")):
+    try:
+        list(over_ray(Workers(count=2), partial(work, mishap), range(6)))
+    except UserError as error:
+        print(error)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@ray
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pieces_errors_and_ends(script):
+    done, addresses, *errors = script(PIECES).splitlines()
+    assert done == "True False {'1'}", "every piece once, elsewhere, by one thread"
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert set() < eval(addresses) <= loopback, "nothing listens to the network"
+    assert errors[0] == "lower it"
+    assert errors[1].startswith("a worker failed (ValueError: no such image); finished images are kept")
+    assert len(errors) == 2
+
+
+@ray
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host:6379"])
+def test_an_address_where_nobody_answers_is_one_sentence(address):
+    with pytest.raises(UserError, match=rf"^the Ray cluster at {address} cannot be reached .* or set workers: local$"):
+        list(over_ray(Workers(address, None), partial(print), [1]))
+
+
+def test_without_ray_a_sentence_says_how_to_install_it_and_one_worker_does_not_ask(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert workers.each() is map
+    config("workers: 2\n")
+    with pytest.raises(UserError, match=r"pip install --requirement requirements-cluster.lock$"):
+        list(workers.each()(partial(print), [1]))
+
+
+@pytest.fixture
+def config(project_root, monkeypatch):
+    """Writes `.multishield/config`."""
+    for name in ("WORKERS", "GPUS"):
+        monkeypatch.delenv(f"MULTISHIELD_{name}", raising=False)
+    (project_root / ".multishield").mkdir()
+    return (project_root / ".multishield" / "config").write_text
+
+
+def test_the_file_is_read_and_the_environment_goes_before_it(config, monkeypatch):
+    assert workers.setting() == Workers("", 1, None)
+    config("# my machine\nworkers: 4\ngpus: 0\n")
+    assert workers.setting() == Workers(count=4, gpus=0.0)
+    for value, expected in (("head:6379", Workers("head:6379", None, 0.0)), ("local", Workers(count=None, gpus=0.0))):
+        monkeypatch.setenv("MULTISHIELD_WORKERS", value)
+        assert workers.setting() == expected
+        assert workers.each() is not map
+    monkeypatch.setenv("MULTISHIELD_WORKERS", "1")
+    assert workers.each() is map
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("workers: 0", "workers is '0'; accepted are a number of processes from 1"),
+        ("workers: ray://head:10001", "accepted are a number"),
+        ("workers 2", "has the line 'workers 2'; a line is `workers: VALUE`"),
+        ("wrokers: 2", "did you mean workers"),
+        ("workers: 2\ngpus: -1", "gpus is '-1'; a number from 0"),
+    ],
+)
+def test_another_setting_is_one_sentence(config, lines, sentence):
+    config(lines)
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        workers.setting()
+    assert sentence in str(error.value)
