@@ -12,11 +12,7 @@ from paper.pipeline import arithmetic
 # Command: its module in paper.pipeline, its function, its help.
 COMMANDS = {
     "check": ("check", "check", "check params.yaml and the files that it names, as the first stage does"),
-    "data": (
-        "check",
-        "make_data",
-        "render the demo's images into data/, and download the images that params.yaml names",
-    ),
+    "data": ("check", "make_data", "render the demo's images into data/, and download those that params.yaml names"),
     "profile": ("profiles", "use_profile", "make a preset of profiles/ the active params.yaml"),
     "results": ("results", "show", "print the result table and the report's path; compare it with the committed table"),
     "cost": ("run", "show_cost", "print wall time and peak memory of each stage's last run here"),

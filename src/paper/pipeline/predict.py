@@ -15,11 +15,7 @@ from paper.params import Params
 
 
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
-    """The decision of a shield on each image, and its reasons.
-
-    Args:
-        shield: a `MultiShield` of K classes. pixels: (B,3,H,W) in [0,1].
-        classes: K names.
+    """The decision of a `MultiShield` of K named classes on each image (B,3,H,W) in [0,1], and its reasons.
 
     Returns:
         Per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
@@ -44,17 +40,10 @@ def _ranked(scores: Tensor, classes: list[str]) -> dict[str, float]:
 
 
 def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
-    """Decide on image files with the shield of this project's pipeline.
+    """Decide on image files with the shield of this project's pipeline; its first classifier is the default.
 
-    Args:
-        images: files, brought to the data set's size as `dataset` does it.
-        classifier: one of `classifiers` in params.yaml; by default the first.
-
-    Returns:
-        Per image what `explained` returns, and "image", the path as given.
-
-    Raises:
-        UserError: no such file, not an image, no such classifier, or the pipeline has not run yet.
+    Returns per image the dictionary of `explained`, and "image", the path as given. Raises UserError for a file that is
+    no image, for an unknown classifier, and before the pipeline has run.
     """
     known = Params.load().classifiers
     name = classifier or known[0]

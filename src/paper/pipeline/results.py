@@ -12,11 +12,7 @@ from paper.params import Params, parse_yaml
 
 
 def show() -> None:
-    """Print the result table, the path of the report, and a comparison with the committed table.
-
-    Raises:
-        UserError: there is no table yet.
-    """
+    """Print the result table, the report's path, and a comparison with the committed table."""
     table = paths.reports("tables", "results.md")
     if not table.exists():
         raise UserError("there is no result table yet; run `make reproduce`")
