@@ -17,10 +17,8 @@ class Stage(Base):
 
     def train_or_load(self) -> tuple[Clip, dict | None, pd.DataFrame]:
         """The CLIP, its configuration if it is trained here, and a row per epoch."""
-        train, seed = load_split("train"), self.params.seed
-        return train_or_load(
-            self.params.alignment, train, load_captions(), self.validation, self.classes, seed, self.resume
-        )
+        data = load_split("train"), load_captions(), self.validation, self.classes
+        return train_or_load(self.params.alignment, *data, self.params.seed, self.resume)
 
     def embed(self, clip: Clip) -> Tensor:
         """Text embeddings (K,D) of the class prompts, normalised per class."""

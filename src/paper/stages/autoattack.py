@@ -1,7 +1,7 @@
 """AutoAttack (Croce & Hein 2020) from its authors' package `pyautoattack`, for the classifier alone.
 
-Its images are full-strength: attacks run all their steps, and do not stop where the decision flips. Scenario 2 shows
-these images to the shield. So nothing is changed here; the package is only counted and given its seed.
+Its attacks run all their steps, and scenario 2 shows their images to the shield. So the package is not changed: its
+passes are counted, and it is given a seed.
 """
 
 import torch
@@ -42,15 +42,12 @@ def autoattack(
 ) -> AttackedImages:
     """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
 
-    Its random numbers are drawn per batch: a result depends on the batch, and callers keep the batches fixed. The
-    passes are the batch's mean over the images that the attack was run on.
+    Its random numbers are drawn per batch, so a result depends on the batch. Passes are the mean over the images that
+    an attack was run on. Raises UserError if an attack needs more classes than there are.
 
     Args:
         classifier: pixels to logits (B,K). images, labels: (B,3,H,W) in [0,1]; (B,).
         ball: the threat model. attacks: names of AutoAttack; the default is its version `standard`.
-
-    Raises:
-        UserError: an attack needs more classes than there are.
     """
     from pyautoattack import AutoAttack  # slow to import: only the baseline needs it
 
@@ -68,17 +65,17 @@ def autoattack(
         if not len(left):
             break
         counter = PassCounter(classifier)
-        options = {"norm": ball.norm, "eps": ball.eps, "seed": seed, "device": str(device)}
-        adversary = AutoAttack(counter, attacks=[name], version="custom", **options)
+        options = {"version": "custom", "seed": seed, "device": str(device), **vars(ball)}
+        adversary = AutoAttack(counter, attacks=[name], **options)
         # The settings of version "standard", with fewer targets where there are fewer than ten classes.
         adversary.apgd.n_restarts = adversary.fab.n_restarts = 1
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
         attacked, _ = adversary.run_standard_evaluation(x[left], y[left], batch_size=len(left))
         with torch.no_grad():
             broken = fooled(classifier(attacked.to(device)), y[left]).cpu()
-        result[left[broken]] = attacked.cpu()[broken]
-        for i in left[broken].tolist():
-            names[i] = name
-        done[left[broken]] = True
         passes[:, left] += torch.tensor([[counter.forwards], [counter.backwards]]) // len(left)
+        left = left[broken]
+        result[left], done[left] = attacked.cpu()[broken], True
+        for i in left.tolist():
+            names[i] = name
     return AttackedImages(result, names, *passes)

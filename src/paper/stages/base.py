@@ -1,4 +1,4 @@
-"""What the stages have in common: parameters, images, models, threat model, and the folder for results."""
+"""The stages' common ground: parameters, images, models, threat model, and the folder for results."""
 
 from functools import cached_property
 
@@ -16,12 +16,10 @@ from paper.params import Params
 
 
 class Base:
-    """A stage of the pipeline.
+    """A stage of the pipeline: its parameters, its name, its item (a classifier or a study), the threat model `ball`.
 
-    Attributes:
-        params: of params.yaml. name, item: the stage, and its classifier or study. folder: for its results.
-        resume: for unfinished work, removed by the runner when the stage has ended well. ball: the threat model.
-        each: how pieces of work are computed, in this process or by workers.
+    `folder` is for results, `resume` for unfinished work: the runner removes it when the stage has ended well. `each`
+    says how pieces of work are computed, in this process or by workers.
     """
 
     def __init__(self, name: str, item: str | None = None):

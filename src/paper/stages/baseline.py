@@ -37,20 +37,18 @@ class Stage(Attacking):
     def _attack(self, data: Images, size: int) -> AttackedImages:
         """Attack the batches of a chunk; a killed call continues after the last complete one."""
         chosen = self.params.baseline.attacks
-        attacks = AA_STANDARD if chosen == "standard" else tuple(chosen)
+        attacks, task = AA_STANDARD if chosen == "standard" else tuple(chosen), f"baseline {self.item}"
         options = {"attacks": attacks, "ball": self.ball, "seed": self.params.seed}
-        inputs = (self.classifier, data.images, data.labels, options, size)
-        checkpoint = Checkpoint(self.resume, f"baseline {self.item}", *inputs)
-        names = {f"{start:08d}": data[start : start + size] for start in range(0, len(data), size)}
-        batches = {name: value for name in names if (value := checkpoint.get(name)) is not None}
-        left = [(name, batch) for name, batch in names.items() if name not in batches]
-        work = partial(_attack_batch, self.classifier, options)
-        with progress(None, f"baseline {self.item}", "batch", len(names), len(batches)) as bar:
-            for name, tensors in self.each(work, left):
-                batches[name] = tensors
+        checkpoint = Checkpoint(self.resume, task, self.classifier, data.images, data.labels, options, size)
+        batches = {f"{start:08d}": data[start : start + size] for start in range(0, len(data), size)}
+        finished = {name: checkpoint.get(name) for name in batches}
+        left = [(name, batch) for name, batch in batches.items() if finished[name] is None]
+        with progress(None, task, "batch", len(batches), len(batches) - len(left)) as bar:
+            for name, tensors in self.each(partial(_attack_batch, self.classifier, options), left):
+                finished[name] = tensors
                 checkpoint.put(name, tensors)
                 bar.update()
-        return AttackedImages.joined([AttackedImages.from_tensors(batches[name]) for name in names])
+        return AttackedImages.joined([AttackedImages.from_tensors(tensors) for tensors in finished.values()])
 
     def records(self) -> pd.DataFrame:
         """Decide on the stored images; write and return the records."""
@@ -73,7 +71,7 @@ class Stage(Attacking):
 
 
 def _attack_batch(classifier: nn.Module, options: dict, batch: tuple[str, Images]) -> tuple[str, dict[str, Tensor]]:
-    """Attack one batch, here or in another process; returns its name and the attacked images as tensors."""
+    """The name of a batch and its attacked images as tensors, computed here or in another process."""
     name, data = batch
     try:
         attacked = autoattack(classifier, data.pixels, data.labels, **options)

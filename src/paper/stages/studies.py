@@ -7,13 +7,15 @@ on the classifier, and an image that is broken at a smaller radius, or tolerance
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from multishield import records
 from multishield.attacks.pgd import fgsm
+from multishield.attacks.threat_model import Ball
 from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
@@ -23,67 +25,90 @@ from paper.params.sections import PromptSet
 from paper.stages.base import Attacking
 
 WHO = ("shield", "classifier", "shield, FGSM")  # whose robust accuracy it is, and under which attack
-Attacked = dict[str, AttackedImages]
+COMPONENTS = component_names(MultiShield, 2)
 
 
 class Stage(Attacking):
     """See `Attacking`; the item is the study."""
+
+    @cached_property
+    def first(self) -> Images:
+        """The images of the studies, the first of the evaluation images."""
+        return self.data[: self.params.studies.images]
 
     def run(self) -> pd.DataFrame:
         """The study with every classifier; write and return its records.
 
         Beside the columns of `records.COLUMNS` there are "study", "value", "of" (of `WHO`), and "similarity".
         """
-        rows = pd.concat([row for name in self.params.classifiers for row in self._of(name)], ignore_index=True)
+        vary = {"prompts": self.over_prompts, "tolerance": self.over_tolerances, "eps": self.over_radii}[self.item]
+        rows = pd.concat([row for name in self.params.classifiers for row in vary(name)], ignore_index=True)
         records.save(rows.assign(study=self.item), self.folder / "records.csv")
         return rows.assign(study=self.item)
 
-    def _of(self, name: str) -> Iterator[pd.DataFrame]:
-        """The study with one classifier, on the first images."""
-        vary = {"prompts": self.over_prompts, "tolerance": self.over_tolerances, "eps": self.over_radii}[self.item]
-        data = self.data[: self.params.studies.images]
-        return vary(self.attacker_of(name), self.shield_of(name), data, self.unaware_of(name)[: len(data)])
-
-    def over_prompts(
-        self, attacker: Attacker, shield: MultiShield, data: Images, baseline: AttackedImages
-    ) -> Iterator[pd.DataFrame]:
+    def over_prompts(self, name: str) -> Iterator[pd.DataFrame]:
         """For each set of prompts; "similarity" is the mean cosine between two classes' text embeddings."""
-        clip = load_pipeline_clip()
+        shield, clip = self.shield_of(name), load_pipeline_clip()
         for value, chosen in self.params.studies.prompts.items():
             text = embed_prompts(clip, class_names(chosen, self.classes), templates(chosen))
             different = ~torch.eye(len(text), dtype=torch.bool)
             similarity = float(prompt_similarity(text)[different].mean())
             alignment = align(clip, text).to(shield.alignment.text.device)
             other = MultiShield(shield.classifier, alignment, shield.tolerance)
-            rows = _behind(attacker, value, other, data, _before(other, data, baseline))
-            yield rows.assign(similarity=similarity)
+            yield self._worst_case(name, value, other, self._known(name)).assign(similarity=similarity)
 
-    def over_tolerances(
-        self, attacker: Attacker, shield: MultiShield, data: Images, baseline: AttackedImages
-    ) -> Iterator[pd.DataFrame]:
+    def over_tolerances(self, name: str) -> Iterator[pd.DataFrame]:
         """For each tolerance, the smallest first."""
-        attacked = _before(shield, data, baseline)
+        shield, attacked = self.shield_of(name), self._known(name)
         for tolerance in sorted(self.params.studies.tolerance):
             other = MultiShield(shield.classifier, shield.alignment, tolerance)
-            yield _behind(attacker, f"{tolerance:g}", other, data, attacked)
+            yield self._worst_case(name, f"{tolerance:g}", other, attacked)
 
-    def over_radii(
-        self, attacker: Attacker, shield: MultiShield, data: Images, baseline: AttackedImages
-    ) -> Iterator[pd.DataFrame]:
+    def over_radii(self, name: str) -> Iterator[pd.DataFrame]:
         """For each radius, the smallest first: the shield's worst case, the classifier's, the shield under FGSM.
 
         FGSM is made on the classifier and shown to the shield: the weakest attack, which flatters any defence.
         """
-        names, ball = component_names(shield, 2), attacker.ball
-        attacked = _before(shield, data, AttackedImages.untouched(data))
+        shield, attacker, data = self.shield_of(name), self.attacker_of(name), self.first
+        attacked = dict.fromkeys((*COMPONENTS, "joint"), AttackedImages.untouched(data))
         for eps in sorted(self.params.studies.eps):
+            ball = replace(attacker.ball, eps=eps)
             value = f"{eps:g}" if ball.norm == "L2" else f"{255 * eps:g}/255"
-            other = replace(attacker, name=f"{attacker.name}, {value}", ball=replace(ball, eps=eps))
-            _continue(other, shield, data, attacked, names)
-            weak = fgsm(shield.classifier, data.pixels, data.labels, ball=other.ball, seed=other.seed, ids=data.ids)
-            images = (worst_case(shield, data, attacked), attacked[names[0]], weak)
+            _continue(replace(attacker, name=f"{name}, {value}", ball=ball), shield, data, attacked)
+            weak = fgsm(shield.classifier, data.pixels, data.labels, ball=ball, seed=attacker.seed, ids=data.ids)
+            images = (worst_case(shield, data, attacked), attacked[COMPONENTS[0]], weak)
             for of, model, shown in zip(WHO, (shield, shield.classifier, shield), images, strict=True):
-                yield _rows(attacker.name, other, value, of, model, data, shown)
+                yield self._rows(name, value, of, model, shown, ball)
+
+    def _known(self, name: str) -> dict[str, AttackedImages]:
+        """The baseline's images as those of the attack on the classifier; the other attacks have not begun."""
+        attacked = dict.fromkeys((*COMPONENTS, "joint"), AttackedImages.untouched(self.first))
+        return attacked | {COMPONENTS[0]: self.unaware_of(name)[: len(self.first)]}
+
+    def _worst_case(self, name: str, value: str, shield: MultiShield, attacked: dict) -> pd.DataFrame:
+        """The worst case at the experiment's radius, at which the attack on the classifier is known."""
+        attacker = replace(self.attacker_of(name), name=f"{name}, {value}")
+        _continue(attacker, shield, self.first, attacked, known=COMPONENTS[0])
+        return self._rows(name, value, WHO[0], shield, worst_case(shield, self.first, attacked), attacker.ball)
+
+    def _rows(
+        self, name: str, value: str, of: str, model: nn.Module, shown: AttackedImages, ball: Ball
+    ) -> pd.DataFrame:
+        rows = records.records_of(name, "worst_case", model, self.first, shown, ball)
+        return rows.assign(value=value, of=of, similarity=float("nan"))
+
+
+def _continue(attacker: Attacker, shield: MultiShield, data: Images, attacked: dict, known: str = "") -> None:
+    """Attack each component but the known one, then both, on the images that resist so far; `attacked` is updated."""
+    for number, name in enumerate((*COMPONENTS, "joint")):
+        left = (~attacked[name].success).nonzero()[:, 0]
+        if name == known or not len(left):
+            continue
+        if name == "joint":
+            newer = attacker.joint(shield, data[left], [attacked[component][left] for component in COMPONENTS])
+        else:
+            newer = attacker.component(shield, data[left], number, name)
+        attacked[name] = attacked[name].updated(left, newer)
 
 
 def templates(chosen: PromptSet) -> list[str]:
@@ -102,48 +127,11 @@ def class_names(chosen: PromptSet, classes: list[str]) -> list[str]:
     return classes[1:] + classes[:1] if chosen.names == "shifted" else classes
 
 
-def _before(shield: MultiShield, data: Images, baseline: AttackedImages) -> Attacked:
-    """Images before any attack but the baseline's, by the names of the attacks on the components, and "joint"."""
-    untouched, (classifier, clip) = AttackedImages.untouched(data), component_names(shield, 2)
-    return {classifier: baseline, clip: untouched, "joint": untouched}
-
-
-def _behind(attacker: Attacker, value: str, shield: MultiShield, data: Images, attacked: Attacked) -> pd.DataFrame:
-    """The worst case at the experiment's radius, at which the attack on the classifier is known."""
-    other = replace(attacker, name=f"{attacker.name}, {value}")
-    _continue(other, shield, data, attacked, component_names(shield, 2)[1:])
-    return _rows(attacker.name, other, value, WHO[0], shield, data, worst_case(shield, data, attacked))
-
-
-def _continue(attacker: Attacker, shield: MultiShield, data: Images, attacked: Attacked, names: list[str]) -> None:
-    """Attack those components, then both, each on the images it has not broken yet; `attacked` is updated."""
-    components = component_names(shield, 2)
-    for name in names:
-        if len(left := _standing(attacked[name])):
-            newer = attacker.component(shield, data[left], components.index(name), name)
-            attacked[name] = attacked[name].updated(left, newer)
-    if len(left := _standing(attacked["joint"])):
-        newer = attacker.joint(shield, data[left], [attacked[name][left] for name in components])
-        attacked["joint"] = attacked["joint"].updated(left, newer)
-
-
-def _standing(attacked: AttackedImages) -> Tensor:
-    """The indices of the images that are not broken yet."""
-    return (~attacked.success).nonzero()[:, 0]
-
-
-def _rows(
-    name: str, attacker: Attacker, value: str, of: str, model: nn.Module, data: Images, shown: AttackedImages
-) -> pd.DataFrame:
-    rows = records.records_of(name, "worst_case", model, data, shown, attacker.ball)
-    return rows.assign(value=value, of=of, similarity=float("nan"))
-
-
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per study, classifier, value, whose figure it is, and metric: ratio, low, high (95 % Wilson), n."""
     tables = []
     for (study, value, of), group in rows.groupby(["study", "value", "of"], sort=False):
         ratios = records.metrics(group).rename(columns={"value": "ratio"}).drop(columns="scenario")
-        kept = {"study": study, "value": value, "of": of, "similarity": group.similarity.iloc[0]}
-        tables.append(ratios.assign(**kept))
+        similarity = group.similarity.iloc[0]
+        tables.append(ratios.assign(study=study, value=value, of=of, similarity=similarity))
     return pd.concat(tables, ignore_index=True)

@@ -1,16 +1,15 @@
 """Defences at equal clean rejection, against answers in closed form."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 
+from multishield import AttackedImages, Ball, Budget, Images, MultiShield, StoredImages
 from multishield import images as images_module
-from multishield.attacks.threat_model import Ball
-from multishield.budget import Budget
-from multishield.images import AttackedImages, Images, StoredImages
 from multishield.portfolio import Attacker
 from multishield.records import COLUMNS, broken
-from multishield.shield import MultiShield
 from paper.params.sections import Comparison
 from paper.stages import comparison
 from small import Brightness, grey
@@ -32,22 +31,24 @@ def beyond_grey(data):
     return AttackedImages(data.pixels - away.sign() * EPS, names, none, none)
 
 
-def compared(validation, data, folder=None):
-    shield = MultiShield(Brightness(), Brightness(0.1), 0.0)
+def compared(validation, data, folder):
+    stage = object.__new__(comparison.Stage)
     params = Comparison.model_validate({"rejection": WANTED, "attack": {"targets": 1, "steps": 20}})
-    pool = dict.fromkeys(("no_shield", "on CLIP", "worst_case"), beyond_grey(data))
-    attacker = Attacker("levels", Budget(), Ball(EPS), 0)
-    return comparison.compare(attacker, shield, data, validation, params, pool, folder)
+    vars(stage).update(params=SimpleNamespace(comparison=params), item="levels", folder=folder, ball=Ball(EPS))
+    vars(stage).update(shield=MultiShield(Brightness(), Brightness(0.1), 0.0), data=data, validation=validation)
+    stage.earlier = dict.fromkeys(("no_shield", "on CLIP", "worst_case"), beyond_grey(data))
+    stage.attacker_of = lambda name: Attacker(name, Budget(), Ball(EPS), 0)
+    return stage.compare()
 
 
 @pytest.fixture(scope="module")
-def known():
+def known(tmp_path_factory):
     """Validation images, evaluation images, and the rows. The margin is 2 |level - 0.5|, 0.002 to 0.2 at validation."""
     distance = torch.linspace(0.001, 0.1, 100)
     validation = levels(*(0.5 + distance * torch.tensor([-1, 1]).repeat(50)).tolist())
     away = torch.linspace(0.0005, 0.0745, 75)
     data = levels(*(0.5 - away).tolist(), *(0.5 + away).tolist())
-    return validation, data, compared(validation, data)
+    return validation, data, compared(validation, data, tmp_path_factory.mktemp("comparison"))
 
 
 # With these two models each of them is a threshold on the same margin.
@@ -109,8 +110,8 @@ def test_mcnemars_test_by_hand(reference, other, gained, lost, p):
     assert row.robust == pytest.approx(sum(d != 1 for d in other) / len(other))
 
 
-def test_few_validation_images_compare_nothing(known):
-    rows = compared(known[1][:0], known[1])
+def test_few_validation_images_compare_nothing(known, tmp_path):
+    rows = compared(known[1][:0], known[1], tmp_path)
     assert not len(rows)
     assert list(rows.columns) == [*COLUMNS, "defence", "wanted", "own"]
 
@@ -124,11 +125,11 @@ def test_chunk_by_chunk_it_is_the_same(known, monkeypatch, tmp_path):
     assert len(StoredImages(tmp_path / "Multi-Shield-margins")[:].images) == len(data)
 
 
-def test_an_image_outside_the_ball_is_no_result(known, monkeypatch):
+def test_an_image_outside_the_ball_is_no_result(known, monkeypatch, tmp_path):
     def too_far(defence, images, labels, watch, **settings):
         none = torch.zeros(len(images), dtype=torch.long)
         watch(torch.arange(len(images)), AttackedImages(images + 2 * EPS, ["far"] * len(images), none, none), 0)
 
     monkeypatch.setattr(comparison, "one_margin", too_far)
     with pytest.raises(RuntimeError, match=r"the comparison is 0\.0627\d\d away \(eps is 0\.031373\)"):
-        compared(*known[:2])
+        compared(*known[:2], tmp_path)
