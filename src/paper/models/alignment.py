@@ -17,8 +17,8 @@ from paper.params.sections import Clips
 def save_alignment(clip: Clip, params: Clips, config: dict | None, text: Tensor, folder: Path) -> None:
     """Write text embeddings (K,D), and the weights that were made here: a trained CLIP's, or a robust tower's.
 
-    `config` is the configuration of a CLIP that was trained here, else None: `clip.json` says where it comes from.
-    SigLIP's bias is left out: it is the same for all classes, so it changes neither cosines nor a softmax over classes.
+    `config` is the configuration of a CLIP that was trained here, else None. SigLIP's bias is left out: it is the same
+    for all classes, so it changes neither cosines nor a softmax.
     """
     save_tensors(folder / "text.safetensors", {"text": text, "scale": clip.model.logit_scale.exp().detach().reshape(1)})
     if params.source == "train":

@@ -1,8 +1,4 @@
-"""ResNets for small images, and the exact loading of weights.
-
-He et al. 2016, section 4.2, with parameter-free shortcuts (option A); and torchvision's ResNet-18 with a 3x3 stem and
-no max-pooling.
-"""
+"""ResNets for small images (He et al. 2016, section 4.2, option A), and the exact loading of weights."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,15 +15,13 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        # Channels are new exactly where the stride is 2.
-        self.stride, self.new = stride, outputs - inputs
+        self.stride, self.new = stride, outputs - inputs  # channels are new exactly where the stride is 2
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         short = x
         if self.new:
-            # Every second pixel, by pooling: the gradient of a slice leaves channels-last, and the layers before it
-            # then take 30 to 70 times as long.
+            # By pooling: a slice's gradient leaves channels-last, which makes earlier layers 30 to 70 times slower.
             short = F.avg_pool2d(x, 1, self.stride)
             short = F.pad(short, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
         return F.relu(out + short, inplace=True)
@@ -54,7 +48,10 @@ class CifarResNet(nn.Module):
 
 
 def build_network(architecture: str, classes: int) -> nn.Module:
-    """A network with random weights, by a name of `paper.params.values.ARCHITECTURES`."""
+    """A network with random weights, by a name of `paper.params.values.ARCHITECTURES`.
+
+    "resnet18" is torchvision's, with a 3x3 stem and no max-pooling.
+    """
     if architecture != "resnet18":
         return CifarResNet(int(architecture.removeprefix("resnet")), classes)
     import torchvision  # slow to import: only this network needs it
@@ -76,14 +73,12 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
     missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
     extra = sorted(weights.keys() - own.keys())
     if missing or extra:
-        differ = (
-            f"{len(missing)} keys are missing (such as {missing[:2]}), {len(extra)} are extra (such as {extra[:2]})"
-        )
-        raise UserError(f"{source} does not fit the architecture: {differ}; name the architecture it was made for")
+        keys = f"{len(missing)} keys are missing (such as {missing[:2]}), {len(extra)} are extra (such as {extra[:2]})"
+        raise UserError(f"{source} does not fit the architecture: {keys}; name the architecture it was made for")
     for key, weight in sorted(weights.items()):
         if own[key].shape != weight.shape:
             shapes = f"{key} has shape {tuple(weight.shape)}, expected {tuple(own[key].shape)}"
             raise UserError(f"{source} does not fit: {shapes}; the architecture or the number of classes differs")
-        if weight.is_floating_point() and not weight.isfinite().all():
+        if not weight.isfinite().all():
             raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")
     module.load_state_dict(weights, strict=False)

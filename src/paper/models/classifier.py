@@ -17,10 +17,8 @@ from paper.params.sections import Classifiers
 class Classifier(nn.Module):
     """A network with its normalisation: pixels in [0,1] (B,3,H,W) to logits (B,K).
 
-    Args:
-        mean, std: three numbers each, in units of [0,1] pixels; the network was trained with them.
-        size: the side of the images that the network was made for. Others are resized, bilinearly and differentiably.
-            None takes images of any size.
+    `mean` and `std` are three numbers each, in units of [0,1] pixels. Images whose side is not `size` are resized,
+    bilinearly and differentiably; None takes images of any size.
     """
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float], size: int | None = None):
@@ -37,10 +35,7 @@ class Classifier(nn.Module):
 
 
 def save_classifier(classifier: Classifier, params: Classifiers, classes: int, folder: Path) -> None:
-    """Write `weights.safetensors` and the `classifier.json` that `load_classifier` reads.
-
-    `params` is the section of params.yaml that the classifier was made by; `classes` is K.
-    """
+    """Write the files that `load_classifier` reads; `params` describes the classifier, and `classes` is K."""
     save_tensors(folder / "weights.safetensors", classifier.network.state_dict())
     made_by = params.model_dump(include={"source", "architecture", "name", "model", "factory"})
     record = {"architecture": made_by, "classes": classes}

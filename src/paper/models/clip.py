@@ -13,14 +13,14 @@ from paper.models.image_tower import HUB, replace_tower
 from paper.params.sections import Clips
 from paper.params.values import load_factory
 
-# The modes that `Preprocess` knows; open_clip evaluates with bicubic where training had a random choice.
+# The modes that `Preprocess` knows.
 MODES = {"resize_mode": ("squash", "shortest", "longest"), "interpolation": ("bicubic", "bilinear", "random")}
 
 
 def check(params: Clips) -> None:
-    """Check before the first stage what would fail after hours of training. Nothing is loaded or downloaded.
+    """Raises UserError if open_clip does not know the model or the tag, or a file or a function does not exist.
 
-    Raises UserError if open_clip does not know the model or the tag, or a file or a function does not exist.
+    Nothing is loaded or downloaded.
     """
     if params.source == "open_clip":
         check_pretrained(params.model, _local(params.pretrained))
@@ -39,30 +39,28 @@ def load_clip(params: Clips) -> Clip:
         clip = open_clip_model(params.model, _local(params.pretrained))
         if params.image_tower:
             replace_tower(clip.model.visual, params.image_tower)
-        return clip
-    if params.source == "file":
+    elif params.source == "file":
         config, weights = paths.resolve(params.config), paths.resolve(params.weights)
         clip = build_clip(read_json(config), params.antialias, str(config))
         load_exactly(clip.model, load_tensors(weights), str(weights))
-        return clip
-    clip = load_factory("alignment.factory", params.factory)()
-    if not isinstance(clip, Clip):
-        given = f"alignment.factory is {params.factory!r}, which returned {type(clip).__name__}"
-        raise UserError(f"{given}; it must return a multishield.Clip")
+    else:
+        clip = load_factory("alignment.factory", params.factory)()
+        if not isinstance(clip, Clip):
+            given = f"alignment.factory is {params.factory!r}, which returned {type(clip).__name__}"
+            raise UserError(f"{given}; it must return a multishield.Clip")
     return clip
 
 
 def _local(pretrained: str | None) -> str | None:
     """The full path of a weights file, which params.yaml may give relative to the project's root; a tag as it is."""
-    file = paths.resolve(pretrained) if pretrained else None
-    return str(file) if file and file.is_file() else pretrained
+    is_file = pretrained and paths.resolve(pretrained).is_file()
+    return str(paths.resolve(pretrained)) if is_file else pretrained
 
 
 def build_clip(config: dict, antialias: bool = True, source: str = "the CLIP configuration") -> Clip:
     """A CLIP in open_clip's own class, with random weights, from a dictionary with open_clip's keys.
 
-    These are `embed_dim`, `vision_cfg`, `text_cfg`, `preprocess_cfg`, and optionally `quick_gelu`. Raises UserError,
-    which names `source`, if a key is missing or unknown, or a value of the preprocessing cannot be used.
+    Raises UserError, which names `source`, if a key is missing or unknown, or a preprocessing cannot be used.
     """
     try:
         # A fresh copy of each section: open_clip writes into what it is given.

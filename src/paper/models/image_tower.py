@@ -1,7 +1,6 @@
-"""Another image tower for a CLIP: fine-tuned or robust weights in place of its own.
+"""Another image tower for a CLIP: fine-tuned or robust weights, such as FARE and TeCoA, in place of its own.
 
-Keys tell the layouts apart: transformers' (CLIPVisionModel, CLIPVisionModelWithProjection, CLIPModel), and open_clip's
-and OpenAI's, with or without `visual.` (as FARE and TeCoA, Schlarmann et al. 2024).
+Keys tell the layouts apart: transformers', and open_clip's and OpenAI's with or without `visual.`.
 """
 
 from pathlib import Path
@@ -36,35 +35,29 @@ RENAMED = (
     (".self_attn.", ".attn."),
 )
 # Beginnings of keys beside the image tower that are not needed: the text side, and numbers that OpenAI's files hold.
-TEXT_SIDE = ("text", "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "attn_mask", "logit_")
-NUMBERS = ("input_resolution", "context_length", "vocab_size")
+OTHERS = ("text", "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "attn_mask", "logit_")
+OTHERS += ("input_resolution", "context_length", "vocab_size")
 # Cosine between two towers' weight matrices: fine-tuning leaves it near 1, independent trainings near 0.
 KIN = 0.5
 
 
 def replace_tower(visual: nn.Module, source: str) -> None:
-    """Load other weights into a CLIP's image tower; those of a text side are ignored.
+    """Load a file of weights, or those of "hf-hub:owner/name", into a CLIP's image tower; a text side is ignored.
 
-    A wrong activation (QuickGELU or GELU) fits without an error. So a `config.json` or `open_clip_config.json` beside
-    the weights must state the tower's own, or the weights must be recognisable as fine-tuned from the tower's.
-
-    Args:
-        source: a file (.safetensors, or .pt, .pth, .bin with nothing but tensors), or "hf-hub:owner/name". A file of
-            transformers without `visual_projection` leaves the projection as it is.
-
-    Raises:
-        UserError: the source cannot be read, does not fit, or has another activation or an unknown one.
+    Files of transformers without `visual_projection` leave the projection as it is. A wrong activation fits without an
+    error. So a configuration beside the weights must state the tower's own, or the weights must be recognisable as
+    fine-tuned from the tower's. Raises UserError if they are neither, cannot be read, or do not fit.
     """
     path = _weights_file(source)
-    weights = image_side(read_weights(path), source)
+    weights = _image_side(_read(path), source)
     configs = (read_json(path.with_name(name)) for name in CONFIGS if path.with_name(name).is_file())
-    config = next((config for config in configs if stated_activation(config)), {})
+    config = next((config for config in configs if _activation(config)), {})
     _check_config(visual, config, source)
     before = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
     if "proj" in before and any(".self_attn.q_proj." in key for key in weights):
-        weights = from_transformers(weights, before["proj"])
+        weights = _from_transformers(weights, before["proj"])
     load_exactly(visual, weights, source)
-    if not config and kinship(before, weights) < KIN:
+    if not config and _kinship(before, weights) < KIN:
         raise UserError(
             f"alignment.image_tower is {source!r}, whose weights are not fine-tuned from the tower that they replace, "
             "and no config.json beside them states their activation; add that file, or choose the model they are from"
@@ -88,32 +81,32 @@ def _weights_file(source: str) -> Path:
     raise UserError(f"{given} ({reason}); correct the name, or without a network give the path of a downloaded file")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors, as float32, of a .safetensors file or of a torch file of tensors alone. Raises UserError for others."""
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, as float32."""
     try:
         content = load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
         given = f"{path} is not a file of tensors alone ({reason_of(error)[:120]}), and anything else may run code"
         raise UserError(f"{given}; convert it once with safetensors.torch.save_file(state_dict, path)") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no named tensors; give a state dict of an image tower or of a whole CLIP")
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
-def image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights of a CLIP's image tower, without prefix. Raises UserError for keys that are of neither tower."""
+def _image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights of a CLIP's image tower, without prefix."""
     weights = {k: v for k, v in weights.items() if not k.endswith("position_ids")}  # numbers that old files hold
     prefix = next((p for p in ("visual.", "vision_model.") if any(k.startswith(p) for k in weights)), "")
     inside = ("visual_projection.", prefix)
-    extra = sorted(k for k in weights if not k.startswith((*inside, *TEXT_SIDE, *NUMBERS)))
+    extra = sorted(k for k in weights if not k.startswith((*inside, *OTHERS)))
     if extra:
         raise UserError(f"{source} holds {extra[:2]}, which belong to no CLIP; give a state dict of a CLIP")
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(inside)}
 
 
-def from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[str, Tensor]:
+def _from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[str, Tensor]:
     """Weights with open_clip's names, queries, keys and values joined; `projection` (width,D) is for those without."""
     out = {"proj": projection}
     for key, tensor in weights.items():
@@ -129,8 +122,8 @@ def from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[st
     return out
 
 
-def stated_activation(config: dict) -> str:
-    """ "quick_gelu", "gelu" or another name, from transformers' or open_clip's configuration; "" if it states none."""
+def _activation(config: dict) -> str:
+    """The activation that transformers' or open_clip's configuration states, such as "quick_gelu"; "" for none."""
     if "model_cfg" in config:
         return "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"
     if str(config.get("model_type", "")).startswith("clip"):  # with transformers' default for CLIP
@@ -140,7 +133,7 @@ def stated_activation(config: dict) -> str:
 
 def _check_config(visual: nn.Module, config: dict, source: str) -> None:
     """Raises UserError if a configuration states another activation or number of heads than the tower has."""
-    theirs, heads = stated_activation(config), config.get("vision_config", config).get("num_attention_heads")
+    theirs, heads = _activation(config), config.get("vision_config", config).get("num_attention_heads")
     ours = "quick_gelu" if any(isinstance(m, QuickGELU) for m in visual.modules()) else "gelu"
     own = next((m.num_heads for m in visual.modules() if isinstance(m, nn.MultiheadAttention)), heads)
     given, model = f"alignment.image_tower is {source!r} with", "but alignment.model has"
@@ -151,10 +144,9 @@ def _check_config(visual: nn.Module, config: dict, source: str) -> None:
         raise UserError(f"{given} {heads} attention heads, {model} {own}; choose the model that it was fine-tuned from")
 
 
-def kinship(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Cosine between two towers' weight matrices, of one shape. Vectors (norms, biases) are alike in all towers."""
-    names = [name for name, tensor in a.items() if tensor.ndim >= 2]
-    product, ours, theirs = (
-        sum((x[name].double() * y[name].double()).sum().item() for name in names) for x, y in ((a, b), (a, a), (b, b))
-    )
-    return product / (ours * theirs) ** 0.5
+def _kinship(before: dict[str, Tensor], weights: dict[str, Tensor]) -> float:
+    """Cosine between two towers' weight matrices. Vectors (norms, biases) are alike in all towers."""
+    names = [name for name, tensor in before.items() if tensor.ndim >= 2]
+    towers = ((before, weights), (before, before), (weights, weights))
+    dot, ours, theirs = (sum((a[n].double() * b[n].double()).sum().item() for n in names) for a, b in towers)
+    return dot / (ours * theirs) ** 0.5

@@ -1,7 +1,4 @@
-"""The model zoo: published classifiers by name, with their published figures and setting.
-
-Figures of RobustBench are those of its `model_info` files (https://github.com/RobustBench/robustbench).
-"""
+"""The model zoo: published classifiers by name, with their setting and the figures of RobustBench's `model_info`."""
 
 from dataclasses import dataclass
 
@@ -85,6 +82,6 @@ def check(params) -> None:
         section, key = params.training[name], f"training.{name}.name"
         entry = find(key, section.name) if section.source == "model_zoo" else None
         if entry and not own_images(params.dataset.name) and params.dataset.name != entry.dataset:
-            given = f"{key} is {entry.name!r}, a classifier of {entry.dataset}, but dataset.name is"
+            given = f"{key} is {entry.name!r}, a classifier of {entry.dataset}"
             remedy = "use that data set, or one of your own with the same classes in that order"
-            raise UserError(f"{given} {params.dataset.name!r}; {remedy}")
+            raise UserError(f"{given}, but dataset.name is {params.dataset.name!r}; {remedy}")

@@ -3,8 +3,7 @@
 The training stage stores the weights, so no later stage needs a download. timm and torchvision are slow to import.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -21,19 +20,15 @@ from paper.models.model_zoo import check_name
 from paper.params.sections import Classifiers, FineTuned, FromZoo, Timm, Torchvision
 from paper.params.values import load_factory
 
-# The arguments of `Classifier`: network, mean, std, and the side of its images (None: any).
-Loaded = tuple[nn.Module, list[float], list[float], int | None]
-# Networks that normalise inside take pixels as they are.
-PLAIN = ([0.0] * 3, [1.0] * 3)
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+PLAIN = ([0.0] * 3, [1.0] * 3)  # mean and std for networks that take pixels as they are, or normalise inside
 # Published weights of the Inceptions have auxiliary heads, for training only, and expect another normalisation.
 INCEPTION = {"aux_logits": False, "transform_input": True, "init_weights": False}
 
 
 def build(made_by: dict, classes: int) -> nn.Module:
-    """A network for K classes without its weights. Raises UserError if a name is unknown or a package is missing.
+    """A network for K classes without its weights; `made_by` holds the source and the name from params.yaml.
 
-    `made_by` holds the source, and the network's name there under the key that its section of params.yaml has.
+    Raises UserError if a name is unknown or a package is missing.
     """
     source, model = made_by["source"], made_by.get("model")
     if source in ("train", "checkpoint"):
@@ -51,11 +46,12 @@ def build(made_by: dict, classes: int) -> nn.Module:
     return import_module("torchvision").models.get_model(model, num_classes=classes, **options)
 
 
-def load(params: Classifiers, classes: int, key: str) -> Loaded:
-    """A network for K classes with its weights, which are downloaded if they are not a file; random to be trained.
+def load(params: Classifiers, classes: int, key: str) -> tuple[nn.Module, list[float], list[float], int | None]:
+    """The arguments of `Classifier`: a network for K classes, mean, std, and the side of its images (None: any).
 
-    `key` is its key in params.yaml, such as "training.standard". Raises UserError if the name is unknown, or if the
-    weights cannot be had, do not fit, or are for another number of classes.
+    The weights are downloaded if they are not a file, and random to be trained. `key` is the network's key in
+    params.yaml, such as "training.standard". Raises UserError if the name is unknown, or if the weights cannot be had,
+    do not fit, or are for another number of classes.
     """
     if params.source == "model_zoo":
         return _load_from_zoo(params, classes, key)
@@ -70,7 +66,8 @@ def load(params: Classifiers, classes: int, key: str) -> Loaded:
             raise UserError(f"{given}; it must return a torch module from pixels in [0,1] to logits")
         return network, *PLAIN, None
     if params.source == "checkpoint":
-        load_exactly(network, load_tensors(paths.resolve(params.path)), str(paths.resolve(params.path)))
+        file = paths.resolve(params.path)
+        load_exactly(network, load_tensors(file), str(file))
     return network, params.mean, params.std, None
 
 
@@ -89,39 +86,38 @@ def check(params: Classifiers, key: str) -> None:
         check_timm(params.model, f"{key}.model")
     elif params.source == "factory":
         load_factory(f"{key}.factory", params.factory)
-    elif params.source == "model_zoo" and (entry := model_zoo.find(f"{key}.name", params.name)).source == "robustbench":
-        robustbench.package(entry, "utils")
+    elif params.source == "model_zoo":
+        entry = model_zoo.find(f"{key}.name", params.name)
+        if entry.source == "robustbench":
+            robustbench.package(entry, "utils")
 
 
-def _check_classes(key: str, name: str, outputs: int, classes: int) -> None:
+def _check_classes(given: str, outputs: int, classes: int) -> None:
     if outputs != classes:
         reason = f"tells {outputs} classes apart, but the data set has {classes}"
-        raise UserError(f"{key} is {name}, which {reason}; choose another, or fine-tune one with `source: finetune`")
+        raise UserError(f"{given}, which {reason}; choose another, or fine-tune one with `source: finetune`")
 
 
-@contextmanager
-def _downloading(key: str, model: str, remedy: str) -> Iterator[None]:
-    """Errors of a download, as a sentence that ends with the remedy."""
+def _download(key: str, model: str, remedy: str, get: Callable):
     try:
         with quiet():
-            yield
+            return get()
     except (OSError, RuntimeError) as error:  # RuntimeErrors are errors that timm rewords, and wrong checksums
-        raise UserError(
-            f"{key}.model is {model!r}, but its weights could not be downloaded ({reason_of(error)}); without a "
-            f"network give the path of a safetensors file as {key}.weights, {remedy}"
-        ) from None
+        given = f"{key}.model is {model!r}, but its weights could not be downloaded ({reason_of(error)})"
+        file = f"without a network give the path of a safetensors file as {key}.weights"
+        raise UserError(f"{given}; {file}, {remedy}") from None
 
 
-def _load_from_zoo(params: FromZoo, classes: int, key: str) -> Loaded:
+def _load_from_zoo(params: FromZoo, classes: int, key: str) -> tuple:
     entry = model_zoo.find(f"{key}.name", params.name)
-    _check_classes(f"{key}.name", entry.name, entry.classes, classes)
+    _check_classes(f"{key}.name is {entry.name}", entry.classes, classes)
     if entry.source == "robustbench":
         network = robustbench.load(entry)
     else:
         network = build(params.model_dump(), classes)
         file = Path(import_module("pyautoattack.examples.resnet").__file__).with_name("model_test.pt")
         load_exactly(network, torch.load(file, map_location="cpu", weights_only=True), str(file))
-    return network, *PLAIN, entry.preprocessing[0]  # normalisation, if there is one, is inside these networks
+    return network, *PLAIN, entry.preprocessing[0]
 
 
 def check_timm(model: str, key: str) -> None:
@@ -132,21 +128,21 @@ def check_timm(model: str, key: str) -> None:
     check_name(key, model, names, "timm", "timm.list_models(pretrained=True) lists the names")
 
 
-def _load_timm(params: Timm, classes: int, key: str) -> Loaded:
+def _load_timm(params: Timm, classes: int, key: str) -> tuple:
     import timm
 
-    check_timm(params.model, f"{key}.model")
+    model, given = params.model, f"{key}.model is {params.model!r}"
+    check_timm(model, f"{key}.model")
     if params.weights:
         network = build(params.model_dump(), classes)
         load_exactly(network, load_tensors(paths.resolve(params.weights)), f"{key}.weights ({params.weights})")
     else:
-        published = timm.get_pretrained_cfg(params.model)
+        published = timm.get_pretrained_cfg(model)
         if not (published and published.has_weights):
-            raise UserError(f"{key}.model is {params.model!r}, without weights in timm; give a file as {key}.weights")
-        _check_classes(f"{key}.model", params.model, published.num_classes, classes)
-        page = f"https://huggingface.co/{published.hf_hub_id or 'timm'}"
-        with _downloading(key, params.model, f"such as model.safetensors of {page}"):
-            network = timm.create_model(params.model, pretrained=True)
+            raise UserError(f"{given}, without weights in timm; give a file as {key}.weights")
+        _check_classes(given, published.num_classes, classes)
+        page = f"such as model.safetensors of https://huggingface.co/{published.hf_hub_id or 'timm'}"
+        network = _download(key, model, page, lambda: timm.create_model(model, pretrained=True))
     setting = network.pretrained_cfg
     return network, list(setting["mean"]), list(setting["std"]), setting["input_size"][-1]
 
@@ -159,35 +155,34 @@ def _published(params: Torchvision | FineTuned, key: str):
     """The member of torchvision's weights that a tag names; for a file or none the model's best."""
     from torchvision import models
 
-    model, names = params.model, models.list_models(module=models)
+    model, weights, names = params.model, params.weights, models.list_models(module=models)
     check_name(f"{key}.model", model, names, "torchvision", "torchvision.models.list_models() lists the names")
     published = models.get_model_weights(model)
-    if params.weights is None or _is_file(params.weights):
+    if weights is None or _is_file(weights):
         return published.DEFAULT
-    if params.weights not in published.__members__:
+    if weights not in published.__members__:
         tags = ", ".join(published.__members__)
-        raise UserError(f"{key}.weights is {params.weights!r}; for {model} give a .safetensors file or one of {tags}")
-    return published[params.weights]
+        raise UserError(f"{key}.weights is {weights!r}; for {model} give a .safetensors file or one of {tags}")
+    return published[weights]
 
 
-def _load_torchvision(params: Torchvision | FineTuned, classes: int, key: str) -> Loaded:
+def _load_torchvision(params: Torchvision | FineTuned, classes: int, key: str) -> tuple:
     """A network of torchvision. For fine-tuning its last layer is new; without weights, all layers are random."""
-    published = _published(params, key)
-    if params.source == "torchvision" and not _is_file(params.weights):
-        _check_classes(key, f"{params.model} {params.weights}", len(published.meta["categories"]), classes)
+    model, weights, published = params.model, params.weights, _published(params, key)
+    tuned, setting = params.source == "finetune", published.transforms()
+    if not (tuned or _is_file(weights)):
+        _check_classes(f"{key} is {model} {weights}", len(published.meta["categories"]), classes)
     network = build(params.model_dump(), classes)
-    if params.weights is None:
-        return network, *IMAGENET, None
-    new_head = _head(network, classes, f"{key}.model is {params.model!r}") if params.source == "finetune" else {}
-    if _is_file(params.weights):
-        weights = load_tensors(paths.resolve(params.weights))
+    if weights is None:
+        return network, setting.mean, setting.std, None
+    new_head = _head(network, classes, f"{key}.model is {model!r}") if tuned else {}
+    if _is_file(weights):
+        state = load_tensors(paths.resolve(weights))
     else:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        with _downloading(key, params.model, f"or put {published.url} into {folder}"):
-            weights = published.get_state_dict(progress=True, check_hash=True)
-        weights = {k: v for k, v in weights.items() if not k.lower().startswith("aux")}
-    load_exactly(network, weights | new_head, f"{key}.weights ({params.weights})")
-    setting = published.transforms()
+        remedy = f"or put {published.url} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
+        state = _download(key, model, remedy, lambda: published.get_state_dict(check_hash=True))
+        state = {k: v for k, v in state.items() if not k.lower().startswith("aux")}
+    load_exactly(network, state | new_head, f"{key}.weights ({weights})")
     return network, setting.mean, setting.std, setting.crop_size[0]
 
 

@@ -30,16 +30,14 @@ def package(entry: Entry, module: str) -> ModuleType:
             warnings.simplefilter("ignore")  # it uses old names of modules of timm and setuptools
             return importlib.import_module(f"robustbench.{module}")
     except ImportError as error:
-        given = (
-            f"{entry.name} is a model of the package robustbench, which cannot be imported ({error}); it is an extra"
-        )
+        given = f"{entry.name} is a model of the package robustbench, which cannot be imported ({error})"
         command = "pip install --no-deps --requirement requirements-robustbench.lock"
-        raise UserError(f"{given}: run `{command}`") from None
+        raise UserError(f"{given}; it is an extra: run `{command}`") from None
 
 
 def architecture(entry: Entry) -> nn.Module:
     """The network of an entry with random weights, without a download. Raises UserError as `package` does."""
-    import timm  # slow to import
+    import timm
 
     listed, registered = _listed(entry)
     return timm.create_model(registered, num_classes=entry.classes) if timm.is_model(registered) else listed["model"]()
@@ -55,9 +53,9 @@ def _listed(entry: Entry) -> tuple[dict, str]:
 def load(entry: Entry) -> nn.Module:
     """The network of an entry with its published weights. Raises UserError if they cannot be had or do not fit."""
     utils = package(entry, "utils")
+    utils._safe_load_state_dict = _load_every_weight
     # gdown, or else the unpickling, notices a host that sends a page instead of the file.
     failures = (OSError, RuntimeError, pickle.UnpicklingError, utils.gdown.exceptions.FileURLRetrievalError)
-    theirs, utils._safe_load_state_dict = utils._safe_load_state_dict, _load_every_weight
     try:
         with quiet():
             return utils.load_model(entry.name, paths.datasets("robustbench"), entry.dataset, entry.norm)
@@ -69,12 +67,10 @@ def load(entry: Entry) -> nn.Module:
             remedy = "put a file of the state dict alone in place of "
         given = f"the weights of {entry.name} could not be downloaded or read"
         raise UserError(f"{given} ({reason}); {remedy}{_expected(entry)}") from None
-    finally:
-        utils._safe_load_state_dict = theirs
 
 
 def _load_every_weight(model: nn.Module, name: str, weights: dict, dataset) -> nn.Module:
-    """Refuse a file that lacks weights. Robustbench's own function leaves their layers random."""
+    """Refuse a file that lacks weights; robustbench's own function, in whose place this stands, leaves them random."""
     keys = model.load_state_dict(weights, strict=False)
     wrong = [k for k in keys.missing_keys + keys.unexpected_keys if k.rpartition(".")[2] not in COMPUTED]
     if wrong:
@@ -84,7 +80,7 @@ def _load_every_weight(model: nn.Module, name: str, weights: dict, dataset) -> n
 
 def _expected(entry: Entry) -> str:
     """The files of weights that robustbench looks for, and their addresses."""
-    import timm  # slow to import
+    import timm
 
     listed, registered = _listed(entry)
     if timm.is_model(registered):
