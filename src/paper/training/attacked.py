@@ -38,11 +38,7 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def grown(epoch: float, warmup_epochs: int) -> float:
-    """The share of the radius that is used after so many epochs, in [0,1].
-
-    At full eps from the first step FGSM training can stay at chance. The square keeps eps small until the network has
-    learned something.
-    """
+    """The share of the radius, in [0,1], after so many epochs. With full eps from the start FGSM can stay at chance."""
     return min(1.0, epoch / warmup_epochs) ** 2 if warmup_epochs else 1.0
 
 

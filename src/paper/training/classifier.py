@@ -1,7 +1,6 @@
-"""Training of classifiers: standard, fast adversarial (FGSM with random start), PGD-k, TRADES, and fine-tuning.
+"""Training of classifiers: standard, fine-tuned, or adversarial.
 
-Wong et al. 2020 (fast), Madry et al. 2018 (PGD), Zhang et al. 2019 (TRADES). The best epoch is chosen by PGD accuracy
-on the validation images, against robust overfitting (Rice et al. 2020).
+FGSM with random start is of Wong et al. 2020, PGD of Madry et al. 2018, TRADES of Zhang et al. 2019.
 """
 
 from pathlib import Path
@@ -23,10 +22,7 @@ from paper.training.epochs import Epochs, need_images, train_epoch
 
 
 def batch_loss(model: nn.Module, x: Tensor, y: Tensor, params: Fit, eps: float, generator: torch.Generator) -> Tensor:
-    """The training loss of one batch of pixels (B,3,H,W) in [0,1] and labels (B,).
-
-    `eps` is the present radius, which grows over the first epochs; 0 trains on clean images, as fine-tuning does.
-    """
+    """The training loss of pixels (B,3,H,W) in [0,1] and labels (B,) at radius `eps`; 0 trains on clean images."""
     if eps == 0 or params.method == "standard":
         return F.cross_entropy(model(x), y)
     attack = (generator, eps, params.step_size * (eps / params.eps), 1 if params.method == "fgsm" else params.steps)
@@ -51,14 +47,12 @@ def train_or_load(
 ) -> tuple[Classifier, pd.DataFrame]:
     """Train a classifier, resumably (see `Epochs`), or load it, as the parameters say.
 
-    Returns:
-        The classifier of the best epoch, frozen: best PGD accuracy for adversarial training, best clean accuracy for
-        fine-tuning and standard training (whose PGD accuracy is noise around zero). And a row per epoch: epoch, loss,
-        clean_accuracy, pgd_accuracy (not for fine-tuning), chosen. Accuracies are shares of the validation images.
-        A loaded classifier has one row, epoch 0, with its clean accuracy (NaN if there are no validation images).
+    Returns the classifier, frozen, and a row per epoch: epoch, loss, clean_accuracy, pgd_accuracy (not for
+    fine-tuning), chosen. Accuracies are shares of the validation images. Adversarial training chooses the epoch by PGD
+    accuracy, against robust overfitting (Rice et al. 2020). Others choose by clean accuracy, because PGD accuracy is
+    noise around zero there. A loaded classifier has one row, epoch 0, with its clean accuracy (NaN without images).
 
-    Raises:
-        UserError: there are no images to train on or to choose an epoch by, or it cannot be loaded.
+    Raises UserError if there are no images to train on or to choose an epoch by, or it cannot be loaded.
     """
     key = f"training.{name}"
     if params.source in ("train", "finetune"):
@@ -73,13 +67,10 @@ def train_or_load(
 def _train(name: str, params: Fit, data: Images, validation: Images, classes: int, seed: int, resume: Path | None):
     torch.manual_seed(seed)
     scratch, batches, rate = params.source == "train", -(-len(data) // params.batch_size), params.learning_rate
-    adversarial = scratch and params.method != "standard"
+    adversarial, steps = scratch and params.method != "standard", params.epochs * batches + 1
     model = Classifier(*pretrained.load(params, classes, f"training.{name}")).to(device())
     optimiser = torch.optim.SGD(model.parameters(), rate, 0.9, weight_decay=params.weight_decay, nesterov=scratch)
-    if scratch:
-        schedule = OneCycleLR(optimiser, rate, total_steps=params.epochs * batches + 1, pct_start=0.3)
-    else:
-        schedule = ConstantLR(optimiser, factor=1.0)
+    schedule = OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.3) if scratch else ConstantLR(optimiser, 1.0)
 
     def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
         eps = params.eps * grown(epoch, params.warmup_epochs) if adversarial else 0.0
@@ -102,19 +93,20 @@ def _train(name: str, params: Fit, data: Images, validation: Images, classes: in
 def usable(classifier: nn.Module, classes: int, side: int, key: str) -> None:
     """Check on a few images of noise that a classifier can be evaluated and attacked.
 
-    Raises UserError if it takes no RGB image of that size, does not return K logits per image, has no gradient to the
+    Raises UserError if it fails on RGB images of that size, does not return K logits for each, has no gradient to the
     pixels, or answers differently when asked again.
     """
     x = torch.rand(6, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device()).requires_grad_()
+    wanted = (len(x), classes)
     try:
         logits = classifier(x)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if shape == (len(x), classes):
+        if shape == wanted:
             torch.autograd.grad(logits.sum(), x)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         given = f"{key} cannot be used: on RGB images {tuple(x.shape)} in [0,1] it fails with: {reason_of(error)}"
         raise UserError(f"{given}; it must return logits that are differentiable in the pixels") from None
-    if shape != (len(x), classes):
+    if shape != wanted:
         given = f"{key} returns {shape} for {len(x)} images, but the data set has {classes} classes"
-        raise UserError(f"{given}; it must return one logit per class: ({len(x)}, {classes})")
+        raise UserError(f"{given}; it must return one logit per class: {wanted}")
     check_repeatable(classifier, x.detach(), key)

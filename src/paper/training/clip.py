@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
@@ -59,13 +60,9 @@ def train_or_load(
 ) -> tuple[Clip, dict | None, pd.DataFrame]:
     """Train a CLIP, resumably (see `Epochs`), or load one, as the parameters say.
 
-    Args:
-        data, captions: the training images and a caption for each; only a training needs captions.
-        validation, classes: images for the training curve, and the class names.
-
-    Returns:
-        The CLIP of the last epoch, or the loaded one, frozen; its configuration if it was trained here; and a row per
-        epoch (of a loaded one a single row, epoch 0): epoch, loss, zero_shot_accuracy.
+    `captions` has one for each training image; only a training needs them. Returns the CLIP of the last epoch, or the
+    loaded one, frozen; its configuration if it was trained here; and a row per epoch (of a loaded one a single row,
+    epoch 0): epoch, loss, zero_shot_accuracy on the validation images.
     """
     if params.source == "train":
         need_images("alignment.source is 'train'", "load a CLIP that is trained already", train=data)
@@ -85,12 +82,12 @@ def _train(params: ClipTrained, data: Images, captions, validation: Images, clas
     clip.model.token_embedding.requires_grad_(False)
     trained = [p for p in clip.model.parameters() if p.requires_grad]
     rate, size = params.learning_rate, min(params.batch_size, len(data))
-    steps = params.epochs * (len(data) // size)
+    batches = len(data) // size
     optimiser = torch.optim.AdamW(trained, rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.3)
+    schedule = OneCycleLR(optimiser, rate, total_steps=params.epochs * batches + 1, pct_start=0.3)
     tokens, inputs = clip.tokenizer(captions), (params.model_dump(), data.images, captions, seed)
     states = {"model": clip.model, "optimiser": optimiser, "schedule": schedule}
-    epochs = Epochs("training CLIP", resume, inputs, states, params.epochs, len(data) // size, "zero_shot_accuracy")
+    epochs = Epochs("training CLIP", resume, inputs, states, params.epochs, batches, "zero_shot_accuracy")
     for epoch in epochs:
         loss = _one_epoch(epochs, epoch, clip, data, tokens, size, seed)
         score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))

@@ -21,14 +21,8 @@ class Epochs:
     """The epochs of a training. A killed run goes on after its last one and ends with the same bytes (on a CPU).
 
     Iterate over it for the numbers of the epochs that are left, from 0, and call `end` after each. All random numbers
-    of an epoch must come from its number.
-
-    Args:
-        task: the name of the progress line and of the state on disk.
-        resume: the folder for that state; None keeps none. inputs: everything that the result depends on.
-        states: "model", "optimiser" and "schedule", which change while training.
-        count, batches: the number of epochs, and of batches in each.
-        criterion: the column of the history by which epochs are compared; higher is better.
+    of an epoch must come from its number. For `resume`, `task` and `inputs` see `Checkpoint`. `states` are "model",
+    "optimiser" and "schedule". The best epoch is highest in the history's column `criterion`.
     """
 
     def __init__(self, task: str, resume: Path | None, inputs, states: dict, count: int, batches: int, criterion: str):
@@ -74,9 +68,7 @@ class Epochs:
 def train_epoch(epochs: Epochs, epoch: int, data: Images, params: Fit, loss_of: Callable, seed: int) -> float:
     """Train one epoch on batches in random order; returns the mean loss (see `converging`).
 
-    Args:
-        loss_of: gets pixels (B,3,H,W), labels (B,), the number of epochs so far with its fraction, and the source of
-            random numbers; returns the loss.
+    `loss_of` gets pixels (B,3,H,W), labels (B,), the epochs so far with a fraction, and the source of random numbers.
     """
     model = epochs.states["model"].train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
@@ -97,15 +89,13 @@ def converging(loss: float, model: nn.Module) -> float:
     weights = [w for w in model.state_dict().values() if w.is_floating_point()]
     if math.isfinite(loss) and all(bool(w.isfinite().all()) for w in weights):
         return loss
-    raise UserError(
-        f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite; lower "
-        "learning_rate or weight_decay, and check the training images"
-    )
+    given = f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite"
+    raise UserError(f"{given}; lower learning_rate or weight_decay, and check the training images")
 
 
 def need_images(given: str, remedy: str, **splits: Images) -> None:
     """Raises UserError if a split is empty; `given` and `remedy` are the beginning and the end of the sentence."""
+    reason = "training needs images, and validation images to choose its epoch"
     for key, split in splits.items():
         if not len(split):
-            reason = "training needs images, and validation images to choose its epoch"
             raise UserError(f"{given}, but dataset.{key} is 0; {reason}: raise it, or {remedy}")

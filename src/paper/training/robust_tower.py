@@ -1,4 +1,4 @@
-"""Adversarial training of a CLIP's image tower: TeCoA and FARE. The text side stays as it is.
+"""Adversarial training of a CLIP's image tower. The text side stays as it is.
 
 TeCoA (Mao et al. 2023) lowers the cross-entropy of attacked images' class scores. FARE (Schlarmann et al. 2024) needs
 no labels: an attacked image's embedding stays near the one that the original tower gave the clean image.
@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
@@ -26,10 +27,7 @@ WARM = 0.1  # of all steps, over which the learning rate rises; then it falls as
 def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor, y: Tensor, method: str) -> Callable:
     """The loss that the attack raises and the training lowers, as a function of attacked pixels (B,3,H,W).
 
-    Args:
-        alignment, scale: pixels to cosines (B,K), with `embed`; and the temperature that CLIP has learned.
-        original: pixels to embeddings (B,D), before the training.
-        x, y: the clean pixels and their labels (B,).
+    `scale` is the temperature that CLIP has learned; `original` maps pixels to embeddings (B,D) before the training.
     """
     if method == "tecoa":
         return lambda x_adv: F.cross_entropy(scale * alignment(x_adv), y)
@@ -41,30 +39,24 @@ def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor
 def harden(
     clip: Clip, params: Fit | None, data: Images, validation: Images, text: Tensor, seed: int, resume: Path | None
 ) -> pd.DataFrame:
-    """Train the image tower of a frozen CLIP adversarially, in place and resumably (see `Epochs`).
+    """Train the image tower of a CLIP adversarially, in place and resumably (see `Epochs`), and freeze it.
 
-    In the end it has the weights of the best epoch by PGD accuracy, and is frozen.
-
-    Args:
-        params: a `RobustTower`; None leaves the tower as it is.
-        text: text embeddings (K,D), normalised per class.
-
-    Returns:
-        A row per epoch: epoch, loss, zero_shot_accuracy, pgd_accuracy (shares of the validation images), chosen.
+    `params` is a `RobustTower`; None leaves the tower as it is. `text` holds text embeddings (K,D), normalised per
+    class. The tower gets the weights of the best epoch by PGD accuracy. Returns a row per epoch: epoch, loss,
+    zero_shot_accuracy, pgd_accuracy (shares of the validation images), chosen.
     """
     if not params:
         return pd.DataFrame()
-    given, remedy = "alignment.robust trains an image tower", "take alignment.robust out"
-    need_images(given, remedy, train=data, validation=validation)
+    remedy = "take alignment.robust out"
+    need_images("alignment.robust trains an image tower", remedy, train=data, validation=validation)
     torch.manual_seed(seed)
     alignment, scale = align(clip, text).to(device()), float(clip.model.logit_scale.detach().exp())
     original = freeze(copy.deepcopy(alignment)).embed
-    tower = clip.model.visual.requires_grad_(True)
-    optimiser = torch.optim.AdamW(tower.parameters(), params.learning_rate, weight_decay=params.weight_decay)
+    tower, rate = clip.model.visual.requires_grad_(True), params.learning_rate
+    optimiser = torch.optim.AdamW(tower.parameters(), rate, weight_decay=params.weight_decay)
     batches = sum(len(b) > 1 for b in torch.arange(len(data)).split(params.batch_size))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, params.learning_rate, total_steps=params.epochs * batches + 1, pct_start=WARM, cycle_momentum=False
-    )
+    steps = params.epochs * batches + 1
+    schedule = OneCycleLR(optimiser, rate, total_steps=steps, pct_start=WARM, cycle_momentum=False)
 
     def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
         eps = params.eps * grown(epoch, params.warmup_epochs)
