@@ -2,7 +2,8 @@
 
 import pytest
 
-from multishield.budget import Budget, Joint, Paper, Square
+from multishield import Budget
+from multishield.budget import Joint, Paper, Square
 
 
 def test_a_budget_has_strong_defaults_and_takes_changes():

@@ -6,12 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from multishield import Ball, Budget, ConfidenceThreshold, Defence, Undefended, evaluate, one_margin
 from multishield import images as images_module
-from multishield.attacks.components import one_margin
-from multishield.attacks.threat_model import Ball
-from multishield.budget import Budget, Components, Denial, Joint, Paper, Sanity, Square
-from multishield.defences import ConfidenceThreshold, Defence, Undefended
-from multishield.evaluation import ATTACKS, evaluate
+from multishield.budget import Components, Denial, Joint, Paper, Sanity, Square
+from multishield.evaluation import ATTACKS
 from multishield.portfolio import ALPHAS, Attacker
 from multishield.shield import margin_over_others
 from small import Linear, inside

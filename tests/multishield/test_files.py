@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from multishield.errors import UserError, closest, in_words, reason_of
+from multishield import UserError
+from multishield.errors import closest, in_words, reason_of
 from multishield.files import load_tensors, read_json, save_tensors, write_atomically, write_json
 
 

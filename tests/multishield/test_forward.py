@@ -7,13 +7,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from multishield.attacks.pgd import pgd
-from multishield.attacks.threat_model import Ball
-from multishield.errors import UserError
+from multishield import Ball, Images, MultiShield, UserError, pgd
 from multishield.forward import FILL, accuracy, check_repeatable, forward, freeze
-from multishield.images import Images
 from multishield.records import decide
-from multishield.shield import MultiShield
 from paper.models.cifar_resnet import build_network
 from paper.models.classifier import Classifier
 from small import Linear

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from multishield import AttackedImages, Images, StoredImages, UserError
 from multishield import images as module
-from multishield.errors import UserError
-from multishield.images import AttackedImages, Images, StoredImages, folder_of
+from multishield.images import folder_of
 
 
 def attacked(count, first=0):

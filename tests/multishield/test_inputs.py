@@ -5,9 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from multishield.defences import ConfidenceThreshold, Undefended
-from multishield.errors import UserError
-from multishield.evaluation import evaluate
+from multishield import ConfidenceThreshold, Undefended, UserError, evaluate
 from small import Linear
 
 GOOD, LABELS = 0.5 * torch.ones(6, 3, 4, 4), torch.zeros(6, dtype=torch.long)

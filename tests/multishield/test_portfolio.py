@@ -3,12 +3,8 @@
 import pytest
 import torch
 
-from multishield.attacks.threat_model import Ball
-from multishield.budget import Budget
-from multishield.defences import ConfidenceThreshold, Unanimity, Undefended
-from multishield.images import AttackedImages, Images
+from multishield import AttackedImages, Ball, Budget, ConfidenceThreshold, Images, MultiShield, Unanimity, Undefended
 from multishield.portfolio import ALPHAS, Attacker, component_names, robustness_curve, worst_case
-from multishield.shield import MultiShield
 from small import Brightness, grey
 
 EPS = 8 / 255

@@ -4,11 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from multishield import records
-from multishield.attacks.threat_model import Ball
-from multishield.defences import Undefended
-from multishield.images import AttackedImages, Images
-from multishield.shield import MultiShield
+from multishield import AttackedImages, Ball, Images, MultiShield, Undefended, records
 from small import Brightness, grey
 
 

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import nn
 
-from multishield.images import AttackedImages, Images
+from multishield import AttackedImages, Images
 from multishield.resume import Checkpoint, attack_resumably, fingerprint
 
 # A real attack on 30 images, each kept as soon as it is finished; the process dies after KILL_AT forward passes.

@@ -8,14 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from multishield import sanity
-from multishield.attacks.apgd import apgd
-from multishield.attacks.threat_model import Ball
-from multishield.budget import Budget, Components, Denial, Joint, Paper, Sanity, Square
-from multishield.evaluation import evaluate
-from multishield.images import Images
+from multishield import Ball, Budget, Images, MultiShield, apgd, evaluate, sanity
+from multishield.budget import Components, Denial, Joint, Paper, Sanity, Square
 from multishield.records import COLUMNS, records_of
-from multishield.shield import MultiShield
 from small import Linear, inside
 
 QUICK = Budget(Paper(5), Joint(1, 8), Components(1, 8), Denial(5), Square(60), Sanity(10))

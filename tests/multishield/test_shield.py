@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from multishield.shield import MultiShield, alignment_gap, shield_output
+from multishield import MultiShield
+from multishield.shield import alignment_gap, shield_output
 from small import Linear
 
 

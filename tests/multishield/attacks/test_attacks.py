@@ -5,17 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multishield import Ball, MultiShield, apgd, denial, fgsm, joint, one_margin, paper_attack, pgd, square
 from multishield.attacks import losses
-from multishield.attacks.apgd import apgd, checkpoints, likeliest
-from multishield.attacks.components import denial, one_margin
-from multishield.attacks.joint import joint, targets_in_turn
-from multishield.attacks.paper import paper_attack
-from multishield.attacks.pgd import fgsm, pgd
-from multishield.attacks.square import square
-from multishield.attacks.threat_model import Ball, evaded, fooled
+from multishield.attacks.apgd import checkpoints, likeliest
+from multishield.attacks.joint import targets_in_turn
+from multishield.attacks.threat_model import evaded, fooled
 from multishield.defences import ConfidenceThreshold, Unanimity, Undefended
 from multishield.forward import forward
-from multishield.shield import MultiShield
 from small import Convolutions, Linear, inside, linear_shield
 
 EPS = 8 / 255

@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from torch import nn
 
-from multishield import Ball, MultiShield, evaluate, joint
-from multishield.budget import Budget, Sanity
+from multishield import Ball, Budget, MultiShield, evaluate, joint
+from multishield.budget import Components, Joint, Sanity
 from small import Linear, inside
 
 EPS, TOLERANCE = 8 / 255, 0.02
@@ -126,7 +126,7 @@ def test_evaluate_breaks_what_mixed_integer_programming_breaks(seed, eps, n):
     for image, label in zip(x.flatten(1).double().numpy(), y.tolist(), strict=True):
         programme = Programme(networks, np.clip(image - eps, 0, 1), np.clip(image + eps, 0, 1))
         exact.append(max(programme.best(target) for target in range(CLASSES) if target != label))
-    budget = Budget(sanity=Sanity(2))
+    budget = Budget(joint=Joint(2, 60), components=Components(2, 60), sanity=Sanity(1))
     result = evaluate(MultiShield(*networks, TOLERANCE), x, y, eps, attacks=["components", "joint"], budget=budget)
     for name in ("joint", "worst_case"):
         agree(result.attacked[name][:].success, torch.tensor(exact))

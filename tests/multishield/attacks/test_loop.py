@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from multishield import Ball, UserError, pgd
 from multishield.attacks.loop import Rule, ascend, with_gradients
 from multishield.attacks.losses import margin
-from multishield.attacks.pgd import SignedSteps, pgd
+from multishield.attacks.pgd import SignedSteps
 from multishield.attacks.plan import NO_TRY, Plan
-from multishield.attacks.threat_model import Ball, fooled
-from multishield.errors import UserError
+from multishield.attacks.threat_model import fooled
 from multishield.forward import FILL
 from small import Linear
 

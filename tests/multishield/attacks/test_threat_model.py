@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from multishield import Ball
 from multishield.attacks.random_streams import keys, uniform
-from multishield.attacks.threat_model import Ball, evaded, evades
+from multishield.attacks.threat_model import evaded, evades
 from small import linear_shield
 
 

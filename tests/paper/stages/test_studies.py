@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from multishield.attacks.threat_model import Ball
-from multishield.budget import Budget, Components, Joint
-from multishield.images import AttackedImages, Images
+from multishield import AttackedImages, Ball, Budget, Images, MultiShield
+from multishield.budget import Components, Joint
 from multishield.portfolio import Attacker
-from multishield.shield import MultiShield
 from multishield.zero_shot import align, embed_prompts
 from paper.models.clip import build_clip
 from paper.params.sections import PromptSet, Studies
