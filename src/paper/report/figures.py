@@ -1,6 +1,4 @@
-"""Figures, as functions of records, histories and images. One style for all."""
-
-from typing import Any
+"""Figures of records, histories and images, in one style."""
 
 import matplotlib as mpl
 import numpy as np
@@ -9,14 +7,13 @@ import seaborn as sns
 import torch
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from multishield.records import SCENARIOS, TITLES, rejected
+from multishield.records import TITLES, rejected
 
 GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
 BLUE, AMBER = "#2a6fb0", "#d9822b"
+PERCENT, POINTS = "{x:.0%}", {"capsize": 2, "elinewidth": 0.6, "markersize": 4}
 OUTCOMES = {"accepted, correct": GREEN, "rejected": ORANGE, "accepted, wrong": RED}
 # Column of a training history -> its curve.
 ACCURACIES = {"clean_accuracy": "clean", "pgd_accuracy": "PGD", "zero_shot_accuracy": "zero-shot"}
@@ -38,37 +35,20 @@ def channels_last(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy() / scale
 
 
-def _percent(*sides: Axis) -> None:
-    """Label fractions as per cent."""
-    for side in sides:
-        side.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
-
-
-def _legend(figure: Figure, handles, labels, *, loc: str = "outside upper center", ncols: int = 3, **options) -> None:
-    figure.legend(handles, labels, loc=loc, ncols=ncols, frameon=False, **options)
+def _legend(figure: Figure, loc: str = "outside upper center", ncols: int = 3, **options) -> None:
+    """Draw one legend for all panels, with each label once."""
+    entries = [entry for axis in figure.axes for entry in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in entries}
+    figure.legend(handles.values(), handles.keys(), loc=loc, ncols=ncols, frameon=False, **options)
 
 
 def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """The lengths of error bars; rounding may put a bound on the wrong side of its value."""
+    # Rounding may put a bound on the wrong side of its value.
     return (value - low).clip(lower=0), (high - value).clip(lower=0)
 
 
-def _points(axis: Axes, x, value: pd.Series, low: pd.Series, high: pd.Series, **look):
-    """Draw points with their intervals."""
-    return axis.errorbar(x, value, _errors(value, low, high), capsize=2, elinewidth=0.6, markersize=4, **look)
-
-
-def _panels(
-    groups: dict[str, Any], size: tuple[float, float], ylim: tuple[float, float], x: str, y: str, columns=0, **shared
-) -> tuple[Figure, list[tuple[Axes, Any]]]:
-    """A figure with a panel per group, at most three in a row unless told; y is a fraction.
-
-    Args:
-        groups: by title. size: of a panel, in inches. x, y: labels of the axes; that of y stands at the left edge.
-
-    Returns:
-        The figure; and the axes and the group of each panel.
-    """
+def _panels(groups: dict, size: tuple, ylim: tuple, x: str, y: str, columns: int = 0, **shared) -> tuple[Figure, list]:
+    """A figure, and the axes and the group of each panel; groups by title, the size of a panel in inches."""
     columns = columns or (2 if len(groups) == 4 else min(len(groups), 3))
     rows = -(-len(groups) // columns)
     whole = (max(size[0] * columns, 6), size[1] * rows)
@@ -78,13 +58,8 @@ def _panels(
     for axis, title in zip(axes.flat, groups, strict=False):
         axis.set(title=title, xlabel=x, ylim=ylim)
         axis.tick_params(labelbottom=True)  # sharing would leave them to the last row, which may not be full
-    _percent(axes[0, 0].yaxis)
+    axes[0, 0].yaxis.set_major_formatter(PERCENT)
     return figure, list(zip(axes.flat, groups.values(), strict=False))
-
-
-def _shares(rows: pd.DataFrame, when: str) -> tuple[float, float, float]:
-    correct, refused = (rows[f"{when}_decision"] == rows.label).mean(), rejected(rows, when).mean()
-    return correct, refused, 1 - correct - refused
 
 
 def scenarios(records: pd.DataFrame) -> Figure:
@@ -92,84 +67,78 @@ def scenarios(records: pd.DataFrame) -> Figure:
     groups = {f"{name} (N = {rows.image.nunique()})": rows for name, rows in records.groupby("classifier", sort=False)}
     figure, panels = _panels(groups, (4.6, 3.9), (0, 1), "", "share of all images")
     for axis, records in panels:
-        rows = dict(list(records.groupby("scenario")))
-        bars = {"clean,\nno shield": _shares(rows["no_shield"], "clean")}
-        bars |= {"clean,\nshield": _shares(rows["unaware"], "clean")}
+        bars = {"clean,\nno shield": ("no_shield", "clean"), "clean,\nshield": ("unaware", "clean")}
         # Denial is left out: a rejected image is its attacker's success.
-        bars |= {TITLES[s]: _shares(rows[s], "attacked") for s in SCENARIOS if s in rows and s != "denial"}
+        bars |= {TITLES[s]: (s, "attacked") for s in records.scenario.unique() if s != "denial"}
+        shown = [(records[records.scenario == scenario], when) for scenario, when in bars.values()]
+        correct = np.array([(rows[f"{when}_decision"] == rows.label).mean() for rows, when in shown])
+        refused = np.array([rejected(rows, when).mean() for rows, when in shown])
         below = np.zeros(len(bars))
-        for share, (label, colour) in zip(zip(*bars.values(), strict=True), OUTCOMES.items(), strict=True):
+        for share, (label, colour) in zip((correct, refused, 1 - correct - refused), OUTCOMES.items(), strict=True):
             axis.bar(list(bars), share, bottom=below, color=colour, label=label, width=0.72)
-            below += np.array(share)
+            below += share
         axis.grid(axis="x", visible=False)
         axis.tick_params(axis="x", labelsize=8, rotation=30)
-    _legend(figure, *axis.get_legend_handles_labels())
+    _legend(figure)
     return figure
 
 
 def rejection_curves(table: pd.DataFrame) -> Figure:
-    """Robust accuracy against clean rejection, a curve per defence, from `stages.comparison.table`.
-
-    At the same clean rejection the higher defence is better. Bars are 95 % Wilson intervals.
-    """
+    """Robust accuracy against clean rejection, a curve per defence, with 95 % intervals (`stages.comparison.table`)."""
     groups = {f"{name} (N = {rows.n.iloc[0]})": rows for name, rows in table.groupby("classifier", sort=False)}
     figure, panels = _panels(groups, (4.8, 4.2), (-0.02, 1.02), "clean rejection", "robust accuracy, worst case")
     for axis, rows in panels:
         looks = zip(sns.color_palette("colorblind"), "osD^vP*Xh", strict=False)
         for (defence, curve), (colour, marker) in zip(rows.groupby("defence", sort=False), looks, strict=False):
             curve = curve.sort_values("rejection")
-            look = {"color": colour, "marker": marker, "linewidth": 1.4, "label": defence}
-            _points(axis, curve.rejection, curve.robust, curve.robust_low, curve.robust_high, **look)
+            error = _errors(curve.robust, curve.robust_low, curve.robust_high)
+            look = POINTS | {"color": colour, "marker": marker, "linewidth": 1.4, "label": defence}
+            axis.errorbar(curve.rejection, curve.robust, error, **look)
         axis.set_xlim(left=0)
-        _percent(axis.xaxis)
-    _legend(figure, *axis.get_legend_handles_labels())
+        axis.xaxis.set_major_formatter(PERCENT)
+    _legend(figure)
     return figure
 
 
 def studies(table: pd.DataFrame) -> Figure:
-    """Robust accuracy and clean rejection at each value of each study, from `stages.studies.table`.
-
-    A row of panels per study, a panel per classifier. Bars are 95 % Wilson intervals.
-    """
+    """Robust accuracy and clean rejection by study and classifier, with 95 % intervals (`stages.studies.table`)."""
     groups = {f"{study}: {name}": rows for (study, name), rows in table.groupby(["study", "classifier"], sort=False)}
     figure, panels = _panels(groups, (4.6, 3.4), (-0.02, 1.02), "", "", columns=table.classifier.nunique())
-    robust = zip(dict.fromkeys(table.of), (RED, GREEN, BLUE), strict=False)
-    series = [(f"robust, {of}", of, "robust_accuracy", colour, "o-") for of, colour in robust]
+    colours = zip(table.of.unique(), (RED, GREEN, BLUE), strict=False)
+    series = [(f"robust, {of}", of, "robust_accuracy", colour, "o-") for of, colour in colours]
     series.append(("clean rejection, shield", "shield", "clean_rejection", ORANGE, "s--"))
-    legend = {}
     for axis, rows in panels:
         for label, of, metric, colour, line in series:
             curve = rows[(rows.of == of) & (rows.metric == metric)]
             if len(curve):
-                x, look = range(len(curve)), {"color": colour, "fmt": line}
-                legend[label] = _points(axis, x, curve.ratio, curve.low, curve.high, **look)
-        values, long = list(dict.fromkeys(rows.value)), rows.study.iloc[0] == "prompts"
-        axis.set_xticks(range(len(values)), values, rotation=20 if long else 0, fontsize=8)
-    _legend(figure, legend.values(), legend.keys(), ncols=4, fontsize=8)
+                error, look = (
+                    _errors(curve.ratio, curve.low, curve.high),
+                    {"color": colour, "fmt": line, "label": label},
+                )
+                axis.errorbar(range(len(curve)), curve.ratio, error, **look, **POINTS)
+        values, rotation = rows.value.unique(), 20 if rows.study.iloc[0] == "prompts" else 0
+        axis.set_xticks(range(len(values)), values, rotation=rotation, fontsize=8)
+    _legend(figure, ncols=4, fontsize=8)
     return figure
 
 
 def robustness_curves(curves: dict[str, pd.DataFrame]) -> Figure:
-    """The robustness curve of each classifier's shield, with 95 % Wilson intervals (`portfolio.robustness_curve`)."""
-    label = "alpha: rejecting within alpha \N{MULTIPLICATION SIGN} eps is an error"
+    """The robustness curve of each classifier's shield, with 95 % intervals (`portfolio.robustness_curve`)."""
     figure, axis = plt.subplots(figsize=(5.2, 3.6))
     for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind"), strict=False):
         axis.plot(curve.alpha, curve.value, "o-", color=colour, label=name, markersize=4)
         axis.fill_between(curve.alpha, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
-    axis.set(xlabel=label, ylabel="images held", ylim=(0, 1.02))
-    _percent(axis.yaxis)
+    x = "alpha: rejecting within alpha \N{MULTIPLICATION SIGN} eps is an error"
+    axis.set(xlabel=x, ylabel="images held", ylim=(0, 1.02))
+    axis.yaxis.set_major_formatter(PERCENT)
     axis.legend(fontsize=8)
     return figure
 
 
 def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
-    """Cumulative distribution of the alignment gap: clean images, AutoAttack's, and those of the adaptive attacks.
-
-    Images to the left of the tolerance are accepted.
-    """
-    groups = dict(list(records.groupby("classifier", sort=False)))
-    labels = ("alignment gap g (cosine)", "share of images with a gap below")
-    figure, panels = _panels(groups, (4.6, 3.9), (0, 1.02), *labels, sharex=True)
+    """Cumulative distribution of the alignment gap: clean images, AutoAttack's, and those of the adaptive attacks."""
+    groups, y = dict(list(records.groupby("classifier", sort=False))), "share of images with a gap below"
+    figure, panels = _panels(groups, (4.6, 3.9), (0, 1.02), "alignment gap g (cosine)", y, sharex=True)
     looks = (("#5b6472", "-"), (BLUE, "--"), ("#7d5ba6", "-."), (RED, ":"))
     for axis, records in panels:
         rows = dict(list(records.groupby("scenario")))
@@ -182,49 +151,41 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))  # powers are mathematics
-    _legend(figure, *axis.get_legend_handles_labels())
+    _legend(figure)
     return figure
 
 
 def tolerance_curve(records: pd.DataFrame, alone: pd.DataFrame, tolerance: float) -> Figure:
-    """Clean rejection against robust accuracy as the tolerance varies, for an attacker who is unaware of the shield.
-
-    Args:
-        records: of scenario 2, with the gaps. alone: of scenario 1, with the classifier's decisions on the same images.
-    """
+    """Robust accuracy, attacker unaware, by clean rejection; `alone` are records of scenario 1, `records` of 2."""
     wrong = (alone.attacked_decision != alone.label).to_numpy()
-    tolerances = np.unique(np.append([tolerance], np.quantile(records.gap_attacked, np.linspace(0, 1, 60))))
-    rejection = [(records.gap_clean > t).mean() for t in (tolerance, *tolerances)]
-    robust = [1 - (wrong & (records.gap_attacked <= t).to_numpy()).mean() for t in (tolerance, *tolerances)]
+    quantiles = np.quantile(records.gap_attacked, np.linspace(0, 1, 60))
+    tolerances = (tolerance, *np.unique([tolerance, *quantiles]))
+    rejection = [(records.gap_clean > t).mean() for t in tolerances]
+    robust = [1 - (wrong & (records.gap_attacked <= t).to_numpy()).mean() for t in tolerances]
     figure, axis = plt.subplots(figsize=(5.2, 3.6))
     axis.plot(rejection[1:], robust[1:], ".-", color=BLUE, markersize=4)
     axis.plot(rejection[0], robust[0], "o", color=RED, label=f"tolerance {tolerance:g}")
     axis.set(xlabel="clean rejection", ylabel="robust accuracy, unaware attacker", ylim=(-0.02, 1.02))
-    _percent(axis.xaxis, axis.yaxis)
+    axis.xaxis.set_major_formatter(PERCENT)
+    axis.yaxis.set_major_formatter(PERCENT)
     axis.legend(fontsize=8)
     return figure
 
 
 def attacks(metrics: pd.DataFrame) -> Figure:
-    """Robust accuracy under each attack that knows the shield, with 95 % Wilson intervals."""
-    robust = metrics[metrics.metric == "robust_accuracy"].set_index("scenario")
-    shown = robust.loc[[s for s in ("paper", "joint", "worst_case") if s in robust.index]]
+    """Robust accuracy under each attack that knows the shield, with 95 % intervals."""
+    shown = metrics[(metrics.metric == "robust_accuracy") & metrics.scenario.isin(("paper", "joint", "worst_case"))]
     figure, axis = plt.subplots(figsize=(5.2, 1.9))
     error = _errors(shown.value, shown.low, shown.high)
-    axis.barh([TITLES[s] for s in shown.index], shown.value, xerr=error, capsize=3, height=0.6, color=RED)
+    axis.barh(shown.scenario.map(TITLES), shown.value, xerr=error, capsize=3, height=0.6, color=RED)
     axis.set(xlim=(0, 1), xlabel="robust accuracy with the shield")
-    _percent(axis.xaxis)
+    axis.xaxis.set_major_formatter(PERCENT)
     axis.invert_yaxis()
     return figure
 
 
 def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
-    """An image clean and attacked, above the scores of both models.
-
-    Args:
-        images, scores, label: see `shields.examples`. Of more than 12 classes the true one and those of the highest
-            scores are shown.
-    """
+    """An image clean and attacked, above both models' scores of at most 12 classes; see `shields.examples`."""
     highest = pd.concat(list(scores.values()), axis=1).max(axis=1)
     highest[label] = np.inf
     shown = sorted(highest.nlargest(12).index)
@@ -244,21 +205,19 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
         below.grid(axis="y", visible=False)
     axes[1, 0].set_yticks(rows, [classes[k] for k in shown], fontsize=7)
     axes[1, 0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
-    _legend(figure, *below.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    _legend(figure, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
 def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
     """Cosines (K,K) between the classes' text embeddings. Names are left out beyond 25 classes, numbers beyond 12."""
-    few = len(classes) <= 25
-    figure, axis = plt.subplots(figsize=(6.2, 5.2) if few else (8, 7))
-    named = classes if few else False
+    named, size = (classes, (6.2, 5.2)) if len(classes) <= 25 else (False, (8, 7))
+    figure, axis = plt.subplots(figsize=size)
     look = {"cmap": "viridis", "vmax": 1, "square": True, "xticklabels": named, "yticklabels": named}
     look |= {"annot": len(classes) <= 12, "fmt": ".2f", "annot_kws": {"size": 7}, "cbar_kws": {"label": "cosine"}}
     sns.heatmap(similarity, ax=axis, **look)
-    axis.tick_params(axis="x", rotation=45)
     axis.tick_params(axis="y", rotation=0)
-    plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
+    plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     axis.set_title("Similarity of the class prompts")
     return figure
 

@@ -13,7 +13,7 @@ from multishield.files import write_text
 
 
 class Page(NamedTuple):
-    """An executed notebook in the list of the index: its name, its title, and its page (None: it is the index)."""
+    """An executed notebook in the list of the index; `file` is its page, None for the index itself."""
 
     name: str
     title: str
@@ -30,9 +30,7 @@ def title_of(notebook: nbformat.NotebookNode) -> str:
 def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebooks: list[Page] | None = None) -> Path:
     """Write an executed notebook as one HTML file, which runs no script and loads nothing from elsewhere.
 
-    Args:
-        notebooks: for the index, the report's own page: the list of all executed notebooks. The index shows no code,
-            and its figures are the saved files.
+    The index alone has `notebooks`, the list of all. It shows no code, and its figures are the saved files.
     """
     prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_input=notebooks is not None, **prompts)

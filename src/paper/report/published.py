@@ -1,7 +1,4 @@
-"""Claims of the paper, and published figures of the classifiers, beside the figures of this run.
-
-Both are judged by the 95 % Wilson interval of the measured value, and only in the setting that was published.
-"""
+"""Claims of the paper and published figures, judged by 95 % Wilson intervals, in the published setting alone."""
 
 import pandas as pd
 
@@ -13,7 +10,7 @@ from paper.models.model_zoo import Entry, own_images
 from paper.params import Params
 from paper.params.values import AA_STANDARD
 
-COLUMNS = ("classifier", "entry", "figure", "published", "measured", "N", "verdict", "notes")
+COLUMNS = ["classifier", "entry", "figure", "published", "measured", "N", "verdict", "notes"]
 CLAIMS = (  # of the paper's abstract and key results
     "Against an unaware attacker a non-robust classifier rises from 0 % to over 90 % with the shield.",
     "The shield gains about 32 points on average on CIFAR-10, and 65 points on ImageNet.",
@@ -23,20 +20,16 @@ CLAIMS = (  # of the paper's abstract and key results
 
 
 def claims(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """A row per claim and classifier: claim, classifier, measured (in per cent), verdict.
-
-    Args:
-        metrics: see `records.metrics`. dataset: `dataset.name` of params.yaml; a claim is judged only on its own data.
-    """
+    """A row per claim and classifier: measured values in per cent, and a verdict on the claim's own data set alone."""
+    best = metrics[(metrics.scenario == "worst_case") & (metrics.metric == "robust_accuracy")].value.max()
     groups = metrics.set_index(["scenario", "metric"]).groupby("classifier", sort=False)
-    best = max(rows.value["worst_case", "robust_accuracy"] for _, rows in groups)
-    answers = {name: _answers(rows, best, dataset) for name, rows in groups}
-    rows = [(claim, name, *answers[name][number]) for number, claim in enumerate(CLAIMS) for name in answers]
+    answers = zip(*(_answers(name, rows, best, dataset) for name, rows in groups), strict=True)
+    rows = [(claim, *answer) for claim, row in zip(CLAIMS, answers, strict=True) for answer in row]
     return pd.DataFrame(rows, columns=["claim", "classifier", "measured", "verdict"])
 
 
-def _answers(metrics: pd.DataFrame, best: float, dataset: str) -> list[tuple[str, str]]:
-    """One classifier's figures for each claim, and the verdict; only the best worst case decides about "up to"."""
+def _answers(name: str, metrics: pd.DataFrame, best: float, dataset: str) -> list[tuple[str, str, str]]:
+    """The classifier, its figures and the verdict for each claim; only the best worst case decides about "up to"."""
     robust, clean = (metrics.xs(metric, level="metric") for metric in ("robust_accuracy", "clean_accuracy"))
     alone, unaware, worst = (robust.loc[scenario] for scenario in ("no_shield", "unaware", "worst_case"))
     rises = remains = "not judged"
@@ -45,15 +38,19 @@ def _answers(metrics: pd.DataFrame, best: float, dataset: str) -> list[tuple[str
     if dataset == "cifar10" and worst.value == best:
         remains = "agrees" if worst.high >= 0.5 else "differs"
     return [
-        (f"{cell(alone)} without, {cell(unaware)} with the shield", rises),
-        (f"{100 * (unaware.value - alone.value):+.1f} points, attacker unaware", "not judged"),
-        (f"{cell(robust.loc['paper'])} under the paper's attack, {cell(worst)} under all", remains),
-        (f"{cell(clean.loc['no_shield'])} without, {cell(clean.loc['worst_case'])} with the shield", "not judged"),
+        (name, f"{cell(alone)} without, {cell(unaware)} with the shield", rises),
+        (name, f"{100 * (unaware.value - alone.value):+.1f} points, attacker unaware", "not judged"),
+        (name, f"{cell(robust.loc['paper'])} under the paper's attack, {cell(worst)} under all", remains),
+        (
+            name,
+            f"{cell(clean.loc['no_shield'])} without, {cell(clean.loc['worst_case'])} with the shield",
+            "not judged",
+        ),
     ]
 
 
 def _entry(name: str, params: Params) -> Entry | None:
-    """The model zoo's entry of a classifier, or the paper's of a network that it fine-tunes; None if there is none."""
+    """The entry of the model zoo, or the paper's of a network that it fine-tunes; None if there is none."""
     made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
     if made_by["source"] == "model_zoo":
         return model_zoo.find(f"training.{name}.name", made_by["name"])
@@ -62,19 +59,20 @@ def _entry(name: str, params: Params) -> Entry | None:
 
 def differences(entry: Entry, params: Params) -> tuple[list[str], list[str], list[str]]:
     """The differences from the entry's setting: of the images, of the attack, and those whose effect nobody knows."""
-    data, threat, attacks = params.dataset, params.threat_model, params.baseline.attacks
+    data, attacks = params.dataset, params.baseline.attacks
     size, resize, interpolation = entry.preprocessing
+    side = data.resize or data.image_size
     images, attack, doubts = [], [], []
     if not own_images(data.name) and data.name != entry.dataset:
         images.append(f"data set {data.name} instead of {entry.dataset}")
     if data.image_size != size:
         images.append(f"images of {data.image_size} pixels instead of {size}")
-    elif resize and (data.resize or data.image_size) != resize:
-        images.append(f"shorter side {data.resize or data.image_size} instead of {resize} before the crop")
+    elif resize not in (None, side):
+        images.append(f"shorter side {side} instead of {resize} before the crop")
     if resize and data.interpolation != interpolation:
         images.append(f"{data.interpolation} instead of {interpolation} resizing")
-    if (threat.norm, round(threat.eps * 255, 6)) != (entry.norm, round(entry.eps * 255, 6)):
-        ours, published = (f"{model.norm} {model.eps * 255:g}/255" for model in (threat, entry))
+    ours, published = (f"{model.norm} {model.eps * 255:g}/255" for model in (params.threat_model, entry))
+    if ours != published:
         attack.append(f"threat model {ours} instead of {published}")
     if attacks != "standard" and set(attacks) != set(AA_STANDARD):
         attack.append(f"{', '.join(attacks)} instead of standard AutoAttack")
@@ -91,10 +89,9 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
     The verdict is "agrees" or "differs" (the published value lies outside the measured interval), or "no comparison"
     where the notes name a difference of setting. Metrics: see `records.metrics`.
     """
-    alone = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"])
-    rows = []
-    entries = {name: _entry(name, params) for name in params.classifiers}
-    for name, entry in ((name, entry) for name, entry in entries.items() if entry):
+    alone, rows = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"]), []
+    entries = {name: entry for name in params.classifiers if (entry := _entry(name, params))}
+    for name, entry in entries.items():
         images, attack, doubts = differences(entry, params)
         clean = ("clean accuracy", entry.clean, alone.loc[name, "clean_accuracy"], images)
         robust = ("AutoAttack accuracy", entry.autoattack, alone.loc[name, "robust_accuracy"], images + attack)
@@ -104,4 +101,4 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
                 verdict = "no comparison" if notes else "agrees" if inside else "differs"
                 cells = (f"{published:.2f}", cell(measured), int(measured.n), verdict, "; ".join(notes + doubts))
                 rows.append((name, entry.name, figure, *cells))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=COLUMNS)

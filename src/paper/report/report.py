@@ -1,12 +1,12 @@
 """The files of the report stage in artifacts/report/: records, tables and figures (`publish` copies them)."""
 
-import base64
 import html
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import Image
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -81,10 +81,10 @@ def write_published(table: pd.DataFrame) -> None:
 
 def write_table(stage: str, params: Params) -> pd.DataFrame:
     """Write the records of the stage "comparison" or "studies", and their table if it has rows; returns the table."""
-    items = STUDIES if stage == "studies" else params.classifiers
+    items, table_of = (STUDIES, studies.table) if stage == "studies" else (params.classifiers, comparison.table)
     rows = records.load(*(paths.artifacts(stage, item, "records.csv") for item in items))
     records.save(rows, _file(f"{stage}.csv"))
-    table = {"comparison": comparison, "studies": studies}[stage].table(rows)
+    table = table_of(rows)
     if len(table):
         records.save(table, _file("tables", f"{stage}.csv"))
         write_text(_file("tables", f"{stage}.md"), records.to_markdown(getattr(tables, stage)(table)))
@@ -94,28 +94,19 @@ def write_table(stage: str, params: Params) -> pd.DataFrame:
 def write_curves(compared: pd.DataFrame, varied: pd.DataFrame, histories: dict[str, pd.DataFrame]) -> None:
     """Write the curves for `dvc plots show`: a row per point, in per cent, with a `panel` and a `curve`.
 
-    Args:
-        compared: of `comparison.table`. varied: of `studies.table`. histories: training histories by name.
+    The frames are those of `comparison.table` and `studies.table`, and the training histories by name.
     """
-    plots = {"rejection": _rejection(compared), "training": _training(histories)}
-    plots |= {"eps": _study(varied, "eps", unit=255), "tolerance": _study(varied, "tolerance")}
+    plots = {"rejection": pd.DataFrame(columns=["panel", "curve"]), "training": _training(histories)}
+    if len(compared):
+        rows = compared.sort_values(["classifier", "defence", "rejection"], kind="stable")
+        rows = rows.rename(columns={"robust": "ratio", "robust_low": "low", "robust_high": "high"})
+        plots["rejection"] = _points(rows, "defence", "clean rejection", 100 * rows.rejection)
+    for study, unit in (("eps", 255), ("tolerance", 1)):
+        rows = varied[(varied.study == study) & (varied.metric == "robust_accuracy")]
+        plots[study] = _points(rows, "of", study, [float(unit * Fraction(value)) for value in rows.value])
     for name, points in plots.items():
         text = points.to_csv(index=False, float_format="%.3f", lineterminator="\n")
         write_text(_file("plots", f"{name}.csv"), text)
-
-
-def _rejection(compared: pd.DataFrame) -> pd.DataFrame:
-    if not len(compared):
-        return pd.DataFrame(columns=["panel", "curve"])
-    rows = compared.sort_values(["classifier", "defence", "rejection"], kind="stable")
-    rows = rows.rename(columns={"robust": "ratio", "robust_low": "low", "robust_high": "high"})
-    return _points(rows, "defence", "clean rejection", 100 * rows.rejection)
-
-
-def _study(varied: pd.DataFrame, study: str, unit: int = 1) -> pd.DataFrame:
-    """Robust accuracy by the values of a study, which are multiples of 1/unit."""
-    rows = varied[(varied.study == study) & (varied.metric == "robust_accuracy")]
-    return _points(rows, "of", study, [float(unit * Fraction(value)) for value in rows.value])
 
 
 def _points(rows: pd.DataFrame, curve: str, name: str, x) -> pd.DataFrame:
@@ -126,31 +117,24 @@ def _points(rows: pd.DataFrame, curve: str, name: str, x) -> pd.DataFrame:
 
 def _training(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
     points = [
-        (name, ACCURACIES[column], epoch, 100 * accuracy)
+        (name, curve, epoch, 100 * accuracy)
         for name, history in histories.items()
-        for column in history.columns.intersection(list(ACCURACIES))
+        for column, curve in ACCURACIES.items()
+        if column in history
         for epoch, accuracy in zip(history.epoch, history[column], strict=True)
     ]
     return pd.DataFrame(points, columns=["panel", "curve", "epoch", "accuracy"])
 
 
-class Picture:
-    """A figure in a notebook that the report's page shows from a file.
-
-    Args:
-        name: of the file in figures/. text: the alternative text, for readers who do not see the figure.
-    """
+class Picture(Image):
+    """A figure in a notebook that the report's page shows from figures/<name>.png; `text` is its alternative text."""
 
     def __init__(self, figure: Figure, name: str, text: str):
-        self.text, self.file = html.escape(" ".join(text.split())), f"figures/{name}.png"
-        # Without the version of the software the same figure gives the same bytes.
-        save = {"format": "png", "metadata": {"Software": None}}
-        self.path = write_atomically(_file(self.file), lambda p: figure.savefig(p, **save))
+        self.file = f"figures/{name}.png"
+        save = {"format": "png", "metadata": {"Software": None}}  # whose version would change the bytes
+        path = write_atomically(_file(self.file), lambda p: figure.savefig(p, **save))
         plt.close(figure)
+        super().__init__(filename=path, metadata={"alt": html.escape(" ".join(text.split())), "file": self.file})
 
     def __repr__(self) -> str:
-        return f"<Picture {self.file}>"  # without an address in memory, which every run would change
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        data = base64.b64encode(self.path.read_bytes()).decode()
-        return {"image/png": data}, {"image/png": {"alt": self.text, "file": self.file}}
+        return f"<Picture {self.file}>"

@@ -9,7 +9,6 @@ from paper.stages import comparison
 
 
 def _share(metrics: pd.DataFrame, scenario: str, metric: str = "robust_accuracy") -> str:
-    """A metric of one classifier in per cent: `54.0 %`."""
     return f"{100 * metrics.set_index(['scenario', 'metric']).value[scenario, metric]:.1f} %"
 
 
@@ -44,21 +43,20 @@ def introduction(params: Params) -> str:
     """The shield, the threat model, and a note if the run is a demonstration."""
     threat = params.threat_model
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
-    demonstration = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
-    return (
+    text = (
         "A classifier is paired with CLIP. If CLIP prefers another class by more than the tolerance "
         f"{params.multishield.tolerance:g}, the shield rejects the image. Threat model: {threat.norm}, radius "
         f"{radius}. Ratios are per cent of all N images, with 95 % Wilson intervals."
-    ) + (f'\n\n<p class="note">{demonstration}</p>' if params.dataset.name == "shapes" else "")
+    )
+    note = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
+    return text + (f'\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else "")
 
 
 def verdict(table: pd.DataFrame) -> str:
     """The worth of CLIP for each classifier, from `comparison.table`: defences at the shield's own clean rejection."""
     if not len(table):
-        return (
-            f"The defences are not compared: `dataset.validation` is less than {comparison.FEWEST} images, so no "
-            "threshold was chosen."
-        )
+        reason = f"`dataset.validation` is less than {comparison.FEWEST} images, so no threshold was chosen"
+        return f"The defences are not compared: {reason}."
     lines = []
     for name, rows in table[table.own].groupby("classifier", sort=False):
         rows = rows.set_index("defence").sort_values(["robust", "clean"])
@@ -68,7 +66,7 @@ def verdict(table: pd.DataFrame) -> str:
             f"- **{name}**, {shield.n} images: Multi-Shield gives {_with_costs(shield)}. A threshold on the "
             f"classifier's logit margin needs no CLIP. It gives {_with_costs(threshold)}. Only the shield is robust on "
             f"{shield.gained} images, only the threshold on {shield.lost} (McNemar's p: {p_value(shield.p)}). "
-            + (most if best.robust else "No defence is robust on any image.")
+            f"{most if best.robust else 'No defence is robust on any image.'}"
         )
     return "\n".join(lines)
 

@@ -17,12 +17,8 @@ from paper.stages.base import Attacking
 def examples(s: Attacking, name: str, records: pd.DataFrame) -> list[tuple[dict, dict, int]]:
     """Examples of a classifier: the image clean, attacked by an unaware attacker, and attacked by one who knows.
 
-    Args:
-        s: the stage, whose params say how many. records: of all classifiers and scenarios.
-
-    Returns:
-        Per image: pixels (H,W,3) in [0,1] by title; the probabilities of "classifier" and "CLIP" (with its own scale),
-        frames of K rows, by title; and the true class.
+    Returns per image: pixels (H,W,3) in [0,1] by title; the probabilities of "classifier" and "CLIP" (with its own
+    scale), frames of K rows, by title; and the true class.
     """
     shield, decisions, examples = s.shield_of(name), [*(f"accepted: {c}" for c in s.classes), "rejected"], []
     scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
@@ -34,9 +30,8 @@ def examples(s: Attacking, name: str, records: pd.DataFrame) -> list[tuple[dict,
             decided = decide(shield, image)
             title = f"{attack}\n{decisions[int(decided.decision)]}"
             images[title] = image[0].permute(1, 2, 0).numpy()
-            logits, cosines = decided.scores
-            columns = {"classifier": logits, "CLIP": scale * cosines}
-            scores[title] = pd.DataFrame({model: t[0].softmax(0).numpy() for model, t in columns.items()})
+            logits = {"classifier": decided.scores[0], "CLIP": scale * decided.scores[1]}
+            scores[title] = pd.DataFrame({model: of[0].softmax(0).numpy() for model, of in logits.items()})
         examples.append((images, scores, int(s.data.labels[i])))
     return examples
 
@@ -54,25 +49,20 @@ def pick_examples(records: pd.DataFrame, count: int) -> list[int]:
 
 
 def overhead(shields: dict[str, MultiShield], image: Tensor) -> pd.DataFrame:
-    """The cost of a decision in counts that do not depend on the machine.
+    """The cost of a decision on an image (1,3,H,W) in [0,1], in counts that do not depend on the machine.
 
-    Args:
-        shields: by classifier, all with the same CLIP. Its text side runs once, so it is not counted.
-        image: one image of the data set, (1,3,H,W) in [0,1].
-
-    Returns:
-        A row for CLIP's image tower, each classifier, and each shield: "model", "million parameters", "million
-        operations per image" (a multiply-add counts as two), and for shields "times the classifier's" operations.
+    A row for CLIP's image tower, each classifier and each shield; a multiply-add counts as two operations. All shields
+    have the same CLIP. Its text side runs once, so it is not counted.
     """
     clip = counted(next(iter(shields.values())).alignment, image)
-    counts = {"CLIP's image tower": (clip, "")}
+    rows = [("CLIP's image tower", *clip, "")]
     for name, shield in shields.items():
         alone = counted(shield.classifier, image)
-        counts[name] = (alone, "")
-        counts[f"{name} with the shield"] = (alone + clip, f"{(alone + clip)[1] / alone[1]:.1f}")
-    rows = [(model, f"{n[0] / 1e6:.2f}", f"{n[1] / 1e6:.1f}", times) for model, (n, times) in counts.items()]
+        rows.append((name, *alone, ""))
+        rows.append((f"{name} with the shield", *(alone + clip), f"{(alone + clip)[1] / alone[1]:.1f}"))
     columns = ["model", "million parameters", "million operations per image", "times the classifier's"]
-    return pd.DataFrame(rows, columns=columns)
+    cells = [(model, f"{n / 1e6:.2f}", f"{flops / 1e6:.1f}", times) for model, n, flops, times in rows]
+    return pd.DataFrame(cells, columns=columns)
 
 
 @torch.no_grad()

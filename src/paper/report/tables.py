@@ -1,4 +1,4 @@
-"""Tables of the report, as functions of its metrics: for readers, as HTML with links, and for `dvc metrics`."""
+"""Tables of the report: for readers, as HTML with links, and for `dvc metrics`."""
 
 import html
 
@@ -40,27 +40,24 @@ def p_value(p: float) -> str:
 
 
 def findings(frame: pd.DataFrame) -> str:
-    """The findings of the sanity rules as an HTML table."""
+    """The findings of the sanity rules, as HTML."""
     return to_html(frame.assign(holds=frame.holds.map({True: "holds", False: "VIOLATED"})), words=True)
 
 
 def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
     """A table as HTML whose numbers, from the third column on, link to the page of the notebook that made them.
 
-    Rows of the worst case are set off.
-
-    Args:
-        frame: its first column is the classifier, or the study, that the notebook is run for.
-        stage: of the notebook; None for `records.results`, whose scenarios come from three stages.
+    The first column is the classifier, or the study, that the stage's notebook is run for. Without a stage the table
+    is `records.results`, whose scenarios come from three stages. Rows of the worst case are set off.
     """
     stages = {TITLES["no_shield"]: "baseline", TITLES["unaware"]: "multishield"}
     lines = []
     for row in frame.itertuples(index=False):
         item, second, *numbers = (html.escape(str(value)) for value in row)
         page = f"{run_name(stage or stages.get(second, 'adaptive'), item)}.html"
-        cells = [item, second, *(f'<a href="{page}">{text}</a>' if text else "" for text in numbers)]
+        links = "".join(f'<td><a href="{page}">{text}</a></td>' if text else "<td></td>" for text in numbers)
         kind = ' class="worst"' if second == TITLES["worst_case"] else ""
-        lines.append(f"<tr{kind}>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
+        lines.append(f"<tr{kind}><td>{item}</td><td>{second}</td>{links}</tr>")
     head, rows = "".join(f"<th>{html.escape(name)}</th>" for name in frame.columns), "\n".join(lines)
     return f'<table class="dataframe linked">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
 
