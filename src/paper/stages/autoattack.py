@@ -32,13 +32,7 @@ class PassCounter(nn.Module):
 
 
 def autoattack(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ball: Ball,
-    seed: int,
-    attacks: tuple[str, ...] = AA_STANDARD,
+    classifier: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, seed: int, attacks: tuple = AA_STANDARD
 ) -> AttackedImages:
     """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
 
@@ -65,8 +59,8 @@ def autoattack(
         if not len(left):
             break
         counter = PassCounter(classifier)
-        options = {"version": "custom", "seed": seed, "device": str(device), **vars(ball)}
-        adversary = AutoAttack(counter, attacks=[name], **options)
+        options = {"attacks": [name], "version": "custom", "seed": seed, "device": str(device)}
+        adversary = AutoAttack(counter, norm=ball.norm, eps=ball.eps, **options)
         # The settings of version "standard", with fewer targets where there are fewer than ten classes.
         adversary.apgd.n_restarts = adversary.fab.n_restarts = 1
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)

@@ -71,7 +71,7 @@ class Stage(Attacking):
 
 
 def _attack_batch(classifier: nn.Module, options: dict, batch: tuple[str, Images]) -> tuple[str, dict[str, Tensor]]:
-    """The name of a batch and its attacked images as tensors, computed here or in another process."""
+    """One batch, here or in another process: its name, and its attacked images as tensors."""
     name, data = batch
     try:
         attacked = autoattack(classifier, data.pixels, data.labels, **options)

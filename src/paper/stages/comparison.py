@@ -17,18 +17,10 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from multishield import records
+from multishield import defences, records
 from multishield.attacks.components import one_margin
 from multishield.attacks.joint import joint
 from multishield.attacks.threat_model import evaded
-from multishield.defences import (
-    ConfidenceThreshold,
-    ConsistentPrediction,
-    FeatureSqueezing,
-    SummedLogProbabilities,
-    Unanimity,
-    threshold_for,
-)
 from multishield.forward import scores_of
 from multishield.images import AttackedImages, Images, StoredImages, folder_of
 from multishield.records import broken, rejected, wilson
@@ -64,8 +56,7 @@ class Stage(Attacking):
         """Attack and compare all families; write and return a row per defence, wanted rejection and image.
 
         Beside the columns of `records.COLUMNS` there are "defence"; "wanted", the clean rejection that the threshold
-        was chosen for; and "own", whether that is the shield's with its tolerance. With few validation images there are
-        no rows.
+        was chosen for; and "own", whether that is the shield's own. With few validation images there are no rows.
         """
         if len(self.validation) < FEWEST:
             rows = pd.DataFrame(columns=[*records.COLUMNS, "defence", "wanted", "own"])
@@ -79,8 +70,8 @@ class Stage(Attacking):
         outputs = self.shield.outputs(clean["both"])
         own = float((outputs.argmax(1) == outputs.shape[1] - 1).double().mean())
         levels, named, rows = sorted({*self.params.comparison.rejection, own}), families(self.shield, clean), []
-        defences = {
-            (name, level): family.build(threshold_for(family.build, clean[family.scores], level, family.low))
+        members = {
+            (name, level): family.build(defences.threshold_for(family.build, clean[family.scores], level, family.low))
             for name, family in named.items()
             for level in levels
         }
@@ -88,11 +79,11 @@ class Stage(Attacking):
             data, before = self.data[chunk], {name: images[chunk] for name, images in self.earlier.items()}
             attacked = {}
             for name, family in named.items():
-                attacked[name] = self._attacked(name, family, defences[name, levels[-1]], data, before)
+                attacked[name] = self._attacked(name, family, members[name, levels[-1]], data, before)
                 StoredImages(folder_of(self.folder, name)).add(chunk.start, attacked[name])
             images = {"clean": data.pixels} | {name: a.images for name, a in (before | attacked).items()}
             shown = {source: scores_by_name(self.shield, x) for source, x in images.items()}
-            for (name, wanted), defence in defences.items():
+            for (name, wanted), defence in members.items():
                 scores = {source: by_name[named[name].scores] for source, by_name in shown.items()}
                 row = self._rows(defence, scores, images, data, attacked[name])
                 rows.append(row.assign(defence=name, wanted=wanted, own=wanted == own))
@@ -150,20 +141,22 @@ def families(shield: MultiShield, clean: dict[str, tuple[Tensor, ...]]) -> dict[
 
     def by_quantile(q: float) -> nn.Module:
         """Each model's required margin is the q-quantile of its own margins on validation images."""
-        return Unanimity((classifier, clip), [float(m.quantile(min(q, 1.0))) for m in margins])
+        return defences.Unanimity((classifier, clip), [float(m.quantile(min(q, 1.0))) for m in margins])
 
     return {
-        REFERENCE: Family(lambda t: ConfidenceThreshold(classifier, t), "classifier", component=0),
-        "softmax": Family(lambda t: ConfidenceThreshold(classifier, t, of="probability"), "classifier", component=1),
-        "squeezing": Family(twice(FeatureSqueezing), "squeezing", -1e3),
-        "consistency": Family(twice(ConsistentPrediction), "consistency", -1e3),
+        REFERENCE: Family(lambda t: defences.ConfidenceThreshold(classifier, t), "classifier", component=0),
+        "softmax": Family(
+            lambda t: defences.ConfidenceThreshold(classifier, t, of="probability"), "classifier", component=1
+        ),
+        "squeezing": Family(twice(defences.FeatureSqueezing), "squeezing", -1e3),
+        "consistency": Family(twice(defences.ConsistentPrediction), "consistency", -1e3),
         # The tolerance is -t; a positive t asks for a margin of CLIP.
-        "Multi-Shield": Family(lambda t: Unanimity((classifier, clip), (0.0, t)), "both", -2.0),
+        "Multi-Shield": Family(lambda t: defences.Unanimity((classifier, clip), (0.0, t)), "both", -2.0),
         "Multi-Shield, margins": Family(by_quantile, "both"),
         # Here CLIP may decide without the classifier, or against it.
-        "CLIP's margin": Family(lambda t: ConfidenceThreshold(clip, t), "CLIP", component=0, bound=False),
+        "CLIP's margin": Family(lambda t: defences.ConfidenceThreshold(clip, t), "CLIP", component=0, bound=False),
         "log-probabilities": Family(
-            lambda t: SummedLogProbabilities(classifier, clip, scale, t), "both", component=0, bound=False
+            lambda t: defences.SummedLogProbabilities(classifier, clip, scale, t), "both", component=0, bound=False
         ),
     }
 
@@ -175,8 +168,8 @@ def scores_by_name(shield: MultiShield, pixels: Tensor) -> dict[str, tuple[Tenso
         "classifier": (logits,),
         "CLIP": (cosines,),
         "both": (logits, cosines),
-        "squeezing": scores_of(FeatureSqueezing(shield.classifier), pixels),
-        "consistency": scores_of(ConsistentPrediction(shield.classifier), pixels),
+        "squeezing": scores_of(defences.FeatureSqueezing(shield.classifier), pixels),
+        "consistency": scores_of(defences.ConsistentPrediction(shield.classifier), pixels),
     }
 
 
@@ -195,10 +188,8 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             row = {"classifier": classifier, "wanted": wanted, "own": own, "defence": name}
             shares = {"rejection": rejected(of, "clean"), "clean": of.clean_decision == of.label}
             shares |= {"robust": ~broken(of), "correct": of.attacked_decision == of.label}
-            for share, counted in shares.items():
-                hits = int(counted.sum())
-                ratio = (hits / len(of), *wilson(hits, len(of)))
-                row |= dict(zip((share, f"{share}_low", f"{share}_high"), ratio, strict=True))
+            for share, hits in ((share, int(counted.sum())) for share, counted in shares.items()):
+                row[share], (row[f"{share}_low"], row[f"{share}_high"]) = hits / len(of), wilson(hits, len(of))
             p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
             row |= {"gained": gained, "lost": lost, "p": float("nan") if name == REFERENCE else p, "n": len(of)}
             table.append(row)
