@@ -6,7 +6,6 @@ disk, so that a killed driver loses only the pieces that were being computed.
 """
 
 import copy
-import importlib.metadata
 import logging
 import os
 import re
@@ -23,8 +22,6 @@ from multishield.forward import device
 from multishield.resume import Each
 from paper import paths
 
-# How often Ray computes a piece again whose worker was killed or whose machine has left.
-RETRIES = 3
 # A worker's arithmetic and memory are as here; but each has one thread: more would wait for each other.
 AS_HERE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -47,21 +44,17 @@ class Workers:
 
 
 def setting() -> Workers:
-    """The workers of MULTISHIELD_WORKERS and MULTISHIELD_GPUS, or else of the lines `workers: ...` and `gpus: ...` in
-    `.multishield/config`: a number of processes (1, the default, is this process), `local`, or HOST:PORT.
+    """The workers of MULTISHIELD_WORKERS and MULTISHIELD_GPUS, or else of `.multishield/config`; 1 is this process.
 
-    Raises:
-        UserError: a value or a line is none of these.
+    Raises UserError for a value or a line of another form.
     """
     given = _config() | {n: v for n in ("workers", "gpus") if (v := os.environ.get(f"MULTISHIELD_{n.upper()}"))}
     who, gpus = given.get("workers", "1"), given.get("gpus")
     if gpus is not None and not re.fullmatch(r"\d+(\.\d+)?", gpus):
         raise UserError(f"gpus is {gpus!r}; a number from 0 is accepted")
-    gpus = None if gpus is None else float(gpus)
-    if who.isdecimal() and int(who) >= 1:
-        return Workers(count=int(who), gpus=gpus)
-    if who == "local":
-        return Workers(count=None, gpus=gpus)
+    gpus = float(gpus) if gpus else None
+    if re.fullmatch(r"0*[1-9]\d*|local", who):
+        return Workers(count=None if who == "local" else int(who), gpus=gpus)
     if re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", who):
         return Workers(who, None, gpus)
     raise UserError(
@@ -71,15 +64,14 @@ def setting() -> Workers:
 
 
 def _config() -> dict[str, str]:
-    file, lines = paths.state("config"), {}
+    file, values = paths.state("config"), {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         name, colon, value = (text.strip() for text in line.partition("#")[0].partition(":"))
         if name and (not colon or name not in ("workers", "gpus")):
-            listing = "a line is `workers: VALUE` or `gpus: VALUE`"
-            fix = closest(name, ("workers", "gpus"), listing) if colon else listing
+            fix = closest(name if colon else "", ("workers", "gpus"), "a line is `workers: VALUE` or `gpus: VALUE`")
             raise UserError(f"{file} has the line {line.strip()!r}; {fix}")
-        lines |= {name: value} if name else {}
-    return lines
+        values |= {name: value} if name else {}
+    return values
 
 
 def each() -> Each:
@@ -88,20 +80,17 @@ def each() -> Each:
     return map if workers == Workers(gpus=workers.gpus) else partial(over_ray, workers)
 
 
-def over_ray(workers: Workers, work: Callable, pieces: Iterable) -> Iterator:
-    """Compute `work` of each piece; yields results as they come, in any order.
+def over_ray(workers: Workers, work: partial, pieces: Iterable) -> Iterator:
+    """Compute `work`, a partial of a module's function, of each piece; yields results as they come, in any order.
 
-    Args:
-        work: a partial of a module's function, with models among its arguments. pieces: picked as late as possible.
-
-    Raises:
-        UserError: `work` raised one, failed, or lost its worker too often; or there are no such workers.
+    Pieces are picked as late as possible. Raises UserError if `work` raised one, failed, or lost its worker too often,
+    and if there are no such workers.
     """
     ray = _started(workers)
     total = ray.cluster_resources()
     gpus = workers.gpus if workers.gpus is not None else float(bool(total.get("GPU", 0)))
     slots = max(1, int(total.get("GPU", 0) / gpus if gpus else total.get("CPU", 1)))
-    task = ray.remote(_compute).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+    task = ray.remote(_compute).options(num_cpus=1, num_gpus=gpus, max_retries=3)
     sent, waiting, running = ray.put(_on(work, torch.device("cpu"))), iter(pieces), []
     try:
         while True:
@@ -122,21 +111,20 @@ def _compute(work: Callable, piece):
     return _on(work, device())(piece)
 
 
-def _on(work: partial, device: torch.device) -> partial:
+def _on(work, device: torch.device):
     """The same work with copies of its models on a device."""
-    args = (_on(a, device) if isinstance(a, partial) else a for a in work.args)
-    args = (copy.deepcopy(a).to(device) if isinstance(a, nn.Module) else a for a in args)
-    return partial(work.func, *args, **work.keywords)
+    if isinstance(work, partial):
+        return partial(work.func, *(_on(argument, device) for argument in work.args), **work.keywords)
+    return copy.deepcopy(work).to(device) if isinstance(work, nn.Module) else work
 
 
 def _result(ray, handle):
     try:
         return ray.get(handle)
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        if isinstance(cause, UserError):
-            raise cause from None
-        reason = f"{type(cause).__name__}: {cause}"
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        reason = f"{type(error.cause).__name__}: {error.cause}"
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0]
     raise UserError(f"a worker failed ({reason}); finished images are kept, the same command continues there") from None
@@ -145,11 +133,9 @@ def _result(ray, handle):
 def _started(workers: Workers):
     """Ray, running: as the caller's own program has started it, else started or joined here.
 
-    Raises:
-        UserError: it is not installed; there is nothing at the address, or another version; no GPU where one is set.
+    Raises UserError if it is not installed, cannot be started or joined, or has too few GPUs.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    os.environ |= QUIET | os.environ
     if not workers.address:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # or it would listen to the network
     logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # its words would stand in an executed notebook
@@ -161,7 +147,15 @@ def _started(workers: Workers):
         ) from None
     if ray.is_initialized():
         return ray
-    options = _options(workers)
+    own = {k: value for k, value in os.environ.items() if k in AS_HERE or k.startswith("MALLOC_")} | ONE_THREAD
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    options = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": own}}
+    if workers.address:
+        _reach(workers.address)
+        options |= {"address": workers.address}
+    else:  # "local": a cluster that runs here already is another one
+        count = workers.count or torch.cuda.device_count() or os.cpu_count()
+        options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
     try:
         ray.init(**options)
     except Exception as error:  # noqa: BLE001 - where a node does not start in time, Ray raises no other kind
@@ -170,7 +164,7 @@ def _started(workers: Workers):
             raise UserError(f"Ray cannot be started here ({reason}); try again with less load on it") from None
         raise UserError(
             f"the Ray cluster at {workers.address} cannot be used ({reason}); its machines need this Python and Ray "
-            f"{importlib.metadata.version('ray')}: start it by `ray start --head` there, give its HOST:PORT, and set "
+            f"{ray.__version__}: start it by `ray start --head` there, give its HOST:PORT, and set "
             "RAY_AUTH_MODE=token here where it asks for a token"
         ) from None
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -180,20 +174,7 @@ def _started(workers: Workers):
     return ray
 
 
-def _options(workers: Workers) -> dict:
-    """The arguments of `ray.init`."""
-    own = {k: value for k, value in os.environ.items() if k in AS_HERE or k.startswith("MALLOC_")} | ONE_THREAD
-    own["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    options = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": own}}
-    if workers.address:
-        _answers(workers.address)
-        return options | {"address": workers.address}
-    count = workers.count or torch.cuda.device_count() or os.cpu_count()
-    # "local": a cluster that runs here already is another one.
-    return options | {"address": "local", "num_cpus": count, "include_dashboard": False}
-
-
-def _answers(address: str) -> None:
+def _reach(address: str) -> None:
     """See that somebody listens at the address: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
