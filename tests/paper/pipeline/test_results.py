@@ -30,7 +30,7 @@ def test_other_figures_within_the_intervals_and_outside():
 
 def test_a_row_that_one_of_both_lacks_is_named():
     said = compare(table(robust_accuracy=98), table(robust_accuracy=98, clean_accuracy=180))
-    assert said.endswith("have not the same rows: in one of them alone are robust, joint.")
+    assert said.endswith("have not the same rows: only one of them has robust, joint.")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def repository(project_root):
     (project_root / "reports" / "tables").mkdir(parents=True)
     (project_root / "reports" / "tables" / "results.md").write_text("| a table |\n")
     table(robust_accuracy=98).to_csv(project_root / "reports" / "tables" / "metrics.csv", index=False)
-    (project_root / "params.yaml").write_text((ROOT / "profiles" / "demo.yaml").read_text())
+    (project_root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     return project_root
 
 
