@@ -35,11 +35,12 @@ def channels_last(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy() / scale
 
 
-def _legend(figure: Figure, loc: str = "outside upper center", ncols: int = 3, **options) -> None:
-    """Draw one legend for all panels, with each label once."""
+def _with_legend(figure: Figure, loc: str = "outside upper center", ncols: int = 3, **options) -> Figure:
+    """The figure with one legend for all panels, in which each label stands once."""
     entries = [entry for axis in figure.axes for entry in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in entries}
     figure.legend(handles.values(), handles.keys(), loc=loc, ncols=ncols, frameon=False, **options)
+    return figure
 
 
 def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> tuple[pd.Series, pd.Series]:
@@ -79,8 +80,7 @@ def scenarios(records: pd.DataFrame) -> Figure:
             below += share
         axis.grid(axis="x", visible=False)
         axis.tick_params(axis="x", labelsize=8, rotation=30)
-    _legend(figure)
-    return figure
+    return _with_legend(figure)
 
 
 def rejection_curves(table: pd.DataFrame) -> Figure:
@@ -96,8 +96,7 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
             axis.errorbar(curve.rejection, curve.robust, error, **look)
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(PERCENT)
-    _legend(figure)
-    return figure
+    return _with_legend(figure)
 
 
 def studies(table: pd.DataFrame) -> Figure:
@@ -118,8 +117,7 @@ def studies(table: pd.DataFrame) -> Figure:
                 axis.errorbar(range(len(curve)), curve.ratio, error, **look, **POINTS)
         values, rotation = rows.value.unique(), 20 if rows.study.iloc[0] == "prompts" else 0
         axis.set_xticks(range(len(values)), values, rotation=rotation, fontsize=8)
-    _legend(figure, ncols=4, fontsize=8)
-    return figure
+    return _with_legend(figure, ncols=4, fontsize=8)
 
 
 def robustness_curves(curves: dict[str, pd.DataFrame]) -> Figure:
@@ -151,8 +149,7 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))  # powers are mathematics
-    _legend(figure)
-    return figure
+    return _with_legend(figure)
 
 
 def tolerance_curve(records: pd.DataFrame, alone: pd.DataFrame, tolerance: float) -> Figure:
@@ -205,8 +202,7 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
         below.grid(axis="y", visible=False)
     axes[1, 0].set_yticks(rows, [classes[k] for k in shown], fontsize=7)
     axes[1, 0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
-    _legend(figure, loc="outside lower center", ncols=2, fontsize=8)
-    return figure
+    return _with_legend(figure, loc="outside lower center", ncols=2, fontsize=8)
 
 
 def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:

@@ -30,7 +30,8 @@ def claims(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 def _answers(name: str, metrics: pd.DataFrame, best: float, dataset: str) -> list[tuple[str, str, str]]:
     """The classifier, its figures and the verdict for each claim; only the best worst case decides about "up to"."""
-    robust, clean = (metrics.xs(metric, level="metric") for metric in ("robust_accuracy", "clean_accuracy"))
+    robust = metrics.xs("robust_accuracy", level="metric")
+    clean = metrics.xs("clean_accuracy", level="metric").apply(cell, axis=1)
     alone, unaware, worst = (robust.loc[scenario] for scenario in ("no_shield", "unaware", "worst_case"))
     rises = remains = "not judged"
     if dataset in ("cifar10", "imagenet") and alone.value < 0.05:
@@ -41,11 +42,7 @@ def _answers(name: str, metrics: pd.DataFrame, best: float, dataset: str) -> lis
         (name, f"{cell(alone)} without, {cell(unaware)} with the shield", rises),
         (name, f"{100 * (unaware.value - alone.value):+.1f} points, attacker unaware", "not judged"),
         (name, f"{cell(robust.loc['paper'])} under the paper's attack, {cell(worst)} under all", remains),
-        (
-            name,
-            f"{cell(clean.loc['no_shield'])} without, {cell(clean.loc['worst_case'])} with the shield",
-            "not judged",
-        ),
+        (name, f"{clean['no_shield']} without, {clean['worst_case']} with the shield", "not judged"),
     ]
 
 

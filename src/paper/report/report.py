@@ -104,9 +104,8 @@ def write_curves(compared: pd.DataFrame, varied: pd.DataFrame, histories: dict[s
     for study, unit in (("eps", 255), ("tolerance", 1)):
         rows = varied[(varied.study == study) & (varied.metric == "robust_accuracy")]
         plots[study] = _points(rows, "of", study, [float(unit * Fraction(value)) for value in rows.value])
-    for name, points in plots.items():
-        text = points.to_csv(index=False, float_format="%.3f", lineterminator="\n")
-        write_text(_file("plots", f"{name}.csv"), text)
+    for name, rows in plots.items():
+        write_text(_file("plots", f"{name}.csv"), rows.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
 
 
 def _points(rows: pd.DataFrame, curve: str, name: str, x) -> pd.DataFrame:
