@@ -9,6 +9,7 @@ import hashlib
 import re
 from functools import cache
 from importlib.metadata import packages_distributions, version
+from itertools import groupby
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -55,6 +56,10 @@ def code_hash(code: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:]
+        if isinstance(node, ast.JoinedStr):  # Python 3.12 splits the text of an f-string at {{, and adds empty texts
+            pieces = groupby(node.values, lambda value: isinstance(value, ast.Constant))
+            values = ["".join(v.value for v in piece) if is_text else list(piece) for is_text, piece in pieces]
+            node.values = [value for value in values if value]
     return hashlib.sha256(_plain(tree).encode()).hexdigest()[:12]
 
 
@@ -63,10 +68,9 @@ def _plain(node) -> str:
     if isinstance(node, ast.AST):
         fields = [f"{name}={_plain(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
         return f"{type(node).__name__}({', '.join(fields)})"
-    return f"[{', '.join(map(_plain, node))}]" if isinstance(node, list) else repr(node)
+    return f"[{', '.join(map(_plain, node))}]" if isinstance(node, list) else ascii(node)
 
 
-@cache
 def _text(folder: Path, module: str) -> str:
     """The code of a module, or of a package's `__init__`, in a folder; "" where there is none."""
     file = folder.joinpath(*module.split("."))
