@@ -1,7 +1,7 @@
 """Multi-Shield: a classifier paired with CLIP that abstains where the two disagree (arXiv 2412.10353).
 
-The shield, other defences that abstain, their attacks, and their evaluation in one call. `help(multishield.evaluate)`
-is a page of the manual, and so is every other name in `multishield.__all__`.
+The shield, other defences that abstain, their attacks, and their evaluation in one call. Every name in
+`multishield.__all__` has a page of the manual: `help(multishield.evaluate)`.
 """
 
 from importlib import import_module

@@ -103,8 +103,8 @@ class RejectClass(Unanimity):
 class FeatureSqueezing(Unanimity):
     """A classifier that must give an image and a squeezed one the same class (after Xu et al. 2018).
 
-    `squeeze` takes pixels to pixels, by default to 4 bits, and should bring a gradient of its own where its gradient is
-    useless, as `reduced_bits` does. `required`: see `Unanimity`.
+    `squeeze` takes pixels to pixels, by default to 4 bits. Where its gradient is useless it should bring one of its
+    own, as `reduced_bits` does. `required`: see `Unanimity`.
     """
 
     def __init__(self, classifier: nn.Module, squeeze: Callable | None = None, required: Sequence[float] | None = None):

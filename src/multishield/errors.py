@@ -4,18 +4,15 @@ import difflib
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what was given, what is accepted, how to mend it.
-
-    The command line prints the message without a traceback and exits with code 1.
-    """
+    """Bad input. The message is one sentence: what was given, what is accepted, how to mend it."""
 
 
 def in_words(error: Exception) -> str:
     """An error as a sentence: a `UserError` is one; an OSError gets its file and a remedy."""
     if not isinstance(error, OSError):
         return str(error)
-    name = error.filename or "a file"
-    return f"{name}: {error.strerror or error}; make room there, make it readable and writable, or remove it"
+    name, reason = error.filename or "a file", error.strerror or error
+    return f"{name}: {reason}; make room there, make it readable and writable, or remove it"
 
 
 def closest(name: str, known, listing: str) -> str:

@@ -123,8 +123,7 @@ def evaluate(
     Raises UserError if an argument cannot be used; its sentence says which, and what is accepted.
     """
     inputs.check_images(images, labels)
-    unknown = [attack for attack in attacks if attack not in ATTACKS]
-    if unknown or not {"joint", "square"} & set(attacks):
+    if not set(attacks) <= set(ATTACKS) or not {"joint", "square"} & set(attacks):
         raise UserError(f"attacks are {list(attacks)}; some of {', '.join(ATTACKS)}, joint or square among them")
     if norm not in ("Linf", "L2") or not 0 < eps < (1 if norm == "Linf" else float("inf")):
         raise UserError(f"norm is {norm!r} and eps {eps:g}; Linf with 0 < eps < 1, such as 8/255, or L2 with eps > 0")
@@ -146,8 +145,7 @@ def evaluate(
 
 def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes, folder: Path | None) -> Evaluation:
     """Evaluate chunk by chunk, so that memory is bounded; the sanity rules' runs are on the first images of all."""
-    held, runs, stored = [], pd.DataFrame(), {}
-    rows = {scenario: [] for scenario in records.SCENARIOS}
+    held, runs, stored, rows = [], pd.DataFrame(), {}, {scenario: [] for scenario in records.SCENARIOS}
     for chunk in data.chunks():
         some, given = data[chunk], [None if images is None else images[chunk] for images in known]
         begun, attacked = _attacked(attacker, defence, some, attacks, given)
@@ -165,8 +163,7 @@ def _evaluated(attacker: Attacker, defence, data: Images, attacks, known, notes,
 
 
 def _attacked(attacker: Attacker, defence: nn.Module, data: Images, attacks: Sequence[str], known):
-    """Run the attacks in order: each component alone, joint from their images, paper, the worst case, Square on the
-    survivors, denial. Returns the images of the components' attacks, and of all attacks, by name."""
+    """Run the attacks in their order. Returns the images of the components' attacks, and of all attacks, by name."""
     begun, attacked = attacker.components(defence, data, known) if "components" in attacks else {}, {}
     if "joint" in attacks:
         attacked["joint"] = attacker.joint(defence, data, list(begun.values()))
@@ -175,7 +172,7 @@ def _attacked(attacker: Attacker, defence: nn.Module, data: Images, attacks: Seq
     worst = worst_case(defence, data, attacked | begun)
     if "square" in attacks:
         worst = attacker.square_on_survivors(defence, data, worst)
-    attacked = begun | attacked | {"worst_case": worst}
+    attacked["worst_case"] = worst
     if "denial" in attacks:
         attacked["denial"] = attacker.denial(defence, data)
-    return begun, attacked
+    return begun, begun | attacked

@@ -89,6 +89,5 @@ def check_repeatable(model: nn.Module, pixels: Tensor, name: str) -> None:
         if change[image] > REPEATABLE:
             raise UserError(
                 f"{name} answers differently when asked again: the scores of image {image} change by "
-                f"{100 * float(change[image]):.2g} % of the largest. A model must answer by the image alone: no "
-                "dropout, no noise, no look at the other images of a batch (call .eval(), and see its forward)"
+                f"{100 * float(change[image]):.2g} % of the largest; remove dropout, noise, and looks at other images"
             )

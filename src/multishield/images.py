@@ -81,9 +81,8 @@ class AttackedImages:
 
     def updated(self, index: Tensor, newer: "AttackedImages") -> "AttackedImages":
         """The same, with newer images at some indices; passes add up."""
-        names = list(self.broken_by)
-        for i, name in zip(index.tolist(), newer.broken_by, strict=True):
-            names[i] = name
+        changed = dict(zip(index.tolist(), newer.broken_by, strict=True))
+        names = [changed.get(i, name) for i, name in enumerate(self.broken_by)]
         forwards = self.forwards.index_add(0, index, newer.forwards)
         backwards = self.backwards.index_add(0, index, newer.backwards)
         return AttackedImages(self.images.index_copy(0, index, newer.images), names, forwards, backwards)
@@ -129,7 +128,7 @@ class StoredImages:
         chunks = self.memory or {int(file.stem): file for file in sorted(self.folder.glob("*.safetensors"))}
         if not chunks:
             raise missing(self.folder / "00000000.safetensors", "a .safetensors file")
-        first, last = wanted.start or 0, sys.maxsize if wanted.stop is None else wanted.stop
+        first, last, _ = wanted.indices(sys.maxsize)
         read = []
         for (start, chunk), end in zip(chunks.items(), [*chunks, sys.maxsize][1:], strict=True):
             if start < last and end > first:

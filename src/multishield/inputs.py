@@ -78,8 +78,7 @@ def _checked_margins(defence: nn.Module, scores, labels: Tensor) -> Tensor:
     low, high, classes = int(labels.min()), int(labels.max()), margins.shape[2]
     if low < 0 or high >= classes:
         raise UserError(
-            f"labels lie in {low}..{high}, but the model has {classes} classes and, as its last output, "
-            f'"reject"; accepted are 0..{classes - 1}'
+            f"labels lie in {low}..{high}, but the model has {classes} classes and reject; give 0..{classes - 1}"
         )
     return margins
 

@@ -35,7 +35,7 @@ def component_names(defence: nn.Module, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Attacker:
-    """Everything that the attacks on one defence share: its name, in progress lines and records, and their settings.
+    """The attacks on one defence, and all that they share: its name, in progress lines and records, and their settings.
 
     `resume` is the folder for finished images; None keeps none. `each` says how pieces are computed, see `resume.Each`.
     """

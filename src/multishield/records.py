@@ -67,18 +67,17 @@ def records_of(
 
     The name is the classifier's; the model is a classifier or a defence. Raises RuntimeError if an image left the ball.
     """
-    rows = [_rows(name, scenario, model, data[chunk], attacked[chunk], ball) for chunk in data.chunks()]
+    rows = []
+    for chunk in data.chunks():
+        some, shown = data[chunk], attacked[chunk]
+        distance = ball.checked_distance(shown.images, some.pixels, f"{name}/{scenario}")
+        clean, after = decide(model, some.pixels), decide(model, shown.images)
+        decided = (clean.decision, after.decision, clean.clip, after.clip, clean.gap, after.gap, distance)
+        columns = (name, scenario, some.ids, some.labels, clean.classes, *decided)
+        columns += (shown.broken_by, shown.forwards, shown.backwards)
+        columns = (c.numpy() if isinstance(c, Tensor) else c for c in columns)
+        rows.append(pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))))
     return pd.concat(rows, ignore_index=True)
-
-
-def _rows(name: str, scenario: str, model: nn.Module, data: Images, attacked: AttackedImages, ball: Ball):
-    distance = ball.checked_distance(attacked.images, data.pixels, f"{name}/{scenario}")
-    clean, after = decide(model, data.pixels), decide(model, attacked.images)
-    tensors = (data.ids, data.labels, clean.decision, after.decision, clean.clip, after.clip, clean.gap, after.gap)
-    tensors += (distance, attacked.forwards, attacked.backwards)
-    image, label, *decisions, forwards, backwards = (t.numpy() for t in tensors)
-    columns = (name, scenario, image, label, clean.classes, *decisions, attacked.broken_by, forwards, backwards)
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def rejected(rows: pd.DataFrame, when: str) -> pd.Series:

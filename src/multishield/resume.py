@@ -1,7 +1,4 @@
-"""Long computations that can be killed: finished results are on disk, and a new call computes the others.
-
-The folder is an argument; whoever gives it removes it once the whole has ended well.
-"""
+"""Long computations that can be killed: finished results are on disk, and a new call computes the others."""
 
 import hashlib
 import io
@@ -32,8 +29,7 @@ def fingerprint(*values) -> str:
             value = dict(sorted(value.state_dict().items()))
         if isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values()):
             for name, tensor in value.items():
-                digest.update(name.encode())
-                digest.update(fingerprint(tensor).encode())
+                digest.update(f"{name}{fingerprint(tensor)}".encode())
         elif isinstance(value, Tensor):
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -62,9 +58,7 @@ class Checkpoint:
 
     def get(self, name: str):
         """The value of a name, or None."""
-        if not self.folder or not (self.folder / name).is_file():
-            return None
-        content = (self.folder / name).read_bytes()
+        content = (self.folder / name).read_bytes() if self.folder and (self.folder / name).is_file() else b""
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             return None
         return torch.load(io.BytesIO(content[32:]), weights_only=True)
@@ -81,7 +75,6 @@ def attack_resumably(
     """Attack images; a killed call continues with the images that are left, and ends with the same bytes.
 
     The attack gets `Images`, their starts (earlier attacks on them), and a `watch` (see `attacks.loop.Watch`) or None.
-    The task names the progress line.
     """
     finished, here = _Finished(task, checkpoint, len(data)), each is map
     left = finished.left.nonzero()[:, 0]

@@ -23,8 +23,7 @@ RULES = {
     "better than chance": "the classifier is better than chance on clean images",
     "own embeddings": "every class has a text embedding of its own",
 }
-# Two prompts with a larger cosine are one: float32 keeps seven digits.
-ALIKE = 1 - 1e-6
+ALIKE = 1 - 1e-6  # two prompts with a larger cosine are one: float32 keeps seven digits
 Findings = dict[str, tuple[bool, str]]  # rule -> whether it holds, and the sentence about it
 
 

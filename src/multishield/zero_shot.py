@@ -29,10 +29,7 @@ class Clip:
 
 
 class Preprocess(nn.Module):
-    """open_clip's transform for PIL images, but for its rounding to 8 bits: with gradients to the pixels.
-
-    Pixels in [0,1] (B,3,H,W) to the image tower's input. For the arguments see `Clip`.
-    """
+    """Pixels in [0,1] (B,3,H,W) to the tower's input: open_clip's transform of PIL images, without its 8 bits."""
 
     def __init__(self, config: Any, antialias: bool = True, saturate: bool = False):
         super().__init__()

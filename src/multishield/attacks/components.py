@@ -16,9 +16,8 @@ def one_margin(
 ) -> AttackedImages:
     """APGD, `steps` per try, on the margin of that number, as if the defence had no other, until a wrong class has it.
 
-    Two tries are untargeted: for the best wrong class, and on the cross-entropy. Then come `targets` wrong classes (at
-    most K-1). Most of them are hopeless, and given up after a fifth of their steps. A `tag` names the attack. For the
-    other arguments see `joint`.
+    Two tries are untargeted: for the best wrong class, and on the cross-entropy. Then come `targets` wrong classes, at
+    most K-1; most are hopeless, and given up early. A `tag` names the attack. For the other arguments see `joint`.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
@@ -40,8 +39,7 @@ def one_margin(
 def denial(defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=60, **loop) -> AttackedImages:
     """Denial of service: APGD, `steps` per try, until the defence rejects, whatever the class would have been.
 
-    The first try lowers the smallest margin of any accepted class, the later ones each margin of the label alone. For
-    the arguments see `joint`.
+    The first try lowers the smallest margin of any accepted class, the later ones ("targets") each margin of the label.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
@@ -51,7 +49,6 @@ def denial(defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, st
         return (-torch.where(target < 0, accepted, logit_of(own, target.clamp_min(0))),)
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        """Here a "target" is the number of a margin."""
         return Plan(torch.arange(-1, defence.margins(scores).shape[1]).expand(len(y), -1))
 
     def success(scores, y: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """The attack that is believed: every condition of a defence is driven to the same wrong class.
 
-A defence accepts a class where all of its margins are >= 0 (see `defences`). In a sum of margins, one model drowns the
-other: every step goes to the margin that is further from its boundary. No image can be broken behind a defence that
-cannot be broken on each of its components alone. So the attack begins where attacks on the components have ended, and
-the budget goes to the images that those have broken.
+In a sum of a defence's margins, one model drowns the other: every step goes to the margin that is further from its
+boundary. No image can be broken behind a defence that cannot be broken on each of its components alone. So the attack
+begins where attacks on the components have ended, and the budget goes to the images that those have broken.
 """
 
 from collections.abc import Sequence
@@ -23,10 +22,9 @@ LONG, ROUNDS = 5, 3
 
 
 def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The wrong classes to try: the first margin's likeliest, the second's, ..., the first one's second, ... (B,count).
+    """The wrong classes to try, (B,count): the first margin's likeliest, the second's, ..., the first one's second, ...
 
-    Each component names its own candidates: a sum would need a scale between them. The margins are those of clean
-    images (B,M,K); at most K-1 classes are returned.
+    A sum of the margins (B,M,K) would need a scale between them. At most K-1 classes are returned.
     """
     components = margins.shape[1]
     wrong = margins.scatter(2, labels.view(-1, 1, 1).expand(-1, components, 1), -torch.inf)
@@ -42,8 +40,6 @@ class StepTowardsWeakestMargin(Rule):
     in the steepest direction would have to go, for cosines as for logits.
     """
 
-    decay = 0.75
-
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         return {"velocity": torch.zeros_like(x)}
 
@@ -52,7 +48,7 @@ class StepTowardsWeakestMargin(Rule):
         distances = torch.stack([m / slope for m, slope in zip(margins, slopes, strict=True)])
         units = torch.stack([g / per_image(slope) for g, slope in zip(gradients, slopes, strict=True)])
         weakest = units[distances.argmin(0), torch.arange(len(units[0]), device=distances.device)]
-        state["velocity"] = self.decay * state["velocity"] + weakest
+        state["velocity"] = 0.75 * state["velocity"] + weakest
         size = self.ball.eps / 4 * (1 - 0.9 * state["step"] / state["steps"])
         return self.ball.project(state["x"] + per_image(size) * self.ball.ascent(state["velocity"]), state["clean"])
 
@@ -75,8 +71,8 @@ def joint(
 
     Args:
         defence: a `MultiShield`, or another one with `scores`, `margins` and `outputs` (see `Defence`).
-        starts: the same images after attacks on the components alone. An image that one of them has not broken gets
-            one random try; an image that all have broken gets all tries, and at the end long and more random ones.
+        starts: the same images after attacks on the components alone. Where one of them has failed there is one random
+            try; an image that all have broken gets all tries, and at the end long and more random ones.
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
         steps: steps per try. restarts: random starts per target. long, rounds: see `joint.LONG`.
 

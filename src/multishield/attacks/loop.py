@@ -1,13 +1,13 @@
 """The loop of all iterative attacks: one batch that stays full, one forward pass for loss and verdict.
 
-A slot of the batch is one try at one image. An image that is broken leaves at once, and free slots are filled from the
-queue. Tries that rarely succeed run side by side, so that few images fill the batch, too. The result of an image
-depends on the image alone, not on the batch: on a CPU bit for bit with the portable arithmetic.
+A slot of the batch is one try at one image. Broken images leave at once, and a queue fills free slots. Tries that
+rarely succeed run side by side, so that few images fill the batch, too. The result of an image depends on the image
+alone, not on the batch: on a CPU bit for bit with the portable arithmetic.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ from multishield.images import AttackedImages
 State = dict[str, Tensor]
 # Outputs, labels, targets and variants of the slots to losses, each (B,), which the attack raises.
 Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
-# Called after every step: the indices of the images that it has finished (often none), their attacked images, and the
-# largest number of steps that are still to do.
+# Called after every step: indices of finished images (often none), their results, the most steps that are still to do.
 Watch = Callable[[Tensor, AttackedImages, int], None]
 # Larger batches do not pay (benchmarks/README.md). Where memory does not suffice, the batch is halved.
 BATCH_SIZE = {"cpu": 128, "cuda": 1024}
@@ -63,13 +62,10 @@ def ascend(model: Callable[[Tensor], Outputs], images: Tensor, labels: Tensor, *
     return Attack(model, images, labels, **settings).run()
 
 
-def with_gradients(
-    x: Tensor, out: Outputs, objective: Callable[[Outputs], tuple[Tensor, ...]]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def with_gradients(x: Tensor, out: Outputs, objective: Callable) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Losses of the outputs, and the gradient of each at the pixels x (B,C,H,W).
 
-    A loss of one model is not sent back through the others, where its gradient would be zero: the margins of two
-    models cost one backward pass through each model.
+    A loss of one model is not sent back through the others: margins of two models cost one backward pass through each.
     """
     outputs, gradients = out if isinstance(out, tuple) else (out,), []
     leaves = tuple(o.detach().requires_grad_() for o in outputs)
@@ -101,7 +97,6 @@ class Attack:
     model: Callable[[Tensor], Outputs]
     images: Tensor
     labels: Tensor
-    _: KW_ONLY
     ids: Tensor
     seed: int
     tag: str
@@ -130,7 +125,7 @@ class Attack:
 
     def _begin(self, tries: Plan) -> None:
         """Queue the first tries of all images that are not wrong already."""
-        self.tries, self.count, self.slots = tries, tries.tries(), {}
+        self.tries, self.count, self.slots = tries, (tries.target != NO_TRY).sum(1), {}
         variants = range(tries.target.shape[1])
         self.streams = torch.stack([keys(self.seed, f"{self.tag}/{v}", self.ids) for v in variants], 1)
         waiting = torch.tensor([not name for name in self.broken_by]) & (self.count > 0)

@@ -45,10 +45,9 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def evasion_margin(scores: tuple[Tensor, ...], labels: Tensor, defence: nn.Module) -> Tensor:
-    """How near an image is to evasion: the smallest margin of the best wrong class, (B,).
+    """How near an image is to evasion: the smallest margin of the best wrong class, (B,), >= 0 where it is accepted.
 
-    It is not negative exactly where a wrong class is accepted. Several margins are divided by their spread over the
-    classes. One margin needs no unit, and with two classes the spread would be the margin itself.
+    Several margins are divided by their spread over the classes, which with two classes would be the margin itself.
     """
     margins = defence.margins(scores)
     if margins.shape[1] > 1 and margins.shape[2] > 2:

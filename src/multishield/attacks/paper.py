@@ -1,7 +1,4 @@
-"""The adaptive attack of the paper's public reference, for comparison: `joint` says why it is weak.
-
-Reproduced with the right reject index, seeded, and with success decided by the shield.
-"""
+"""The adaptive attack of the paper's public reference, with the right reject index. `joint` says why it is weak."""
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +22,7 @@ def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def paper_attack(shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=100, **loop) -> AttackedImages:
-    """Untargeted APGD on two losses of K+1 outputs (B,K+1): `ce_loss`, then `dlr_loss`, with `steps` each.
-
-    For the other arguments see `multishield.attacks`.
-    """
+    """Untargeted APGD on K+1 outputs (B,K+1), first on `ce_loss`, then on `dlr_loss`; see `multishield.attacks`."""
 
     def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)

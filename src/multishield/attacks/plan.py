@@ -11,9 +11,9 @@ NO_TRY = -2
 
 
 class Plan(NamedTuple):
-    """The tries of B images, the same number of columns for all.
+    """The tries of B images. All are (B,V) int64; None takes the default.
 
-    Attributes, all (B,V) int64; None takes the default:
+    Attributes:
         target: the class that a try aims at; NO_TRY where an image has fewer tries.
         start: the number of the image in `starts` that a try begins at; -1, the default, for the rule's own start.
         steps: the steps of a try; by default the rule's.
@@ -38,10 +38,6 @@ class Plan(NamedTuple):
         target, *others = columns
         usual = torch.tensor(-1), torch.tensor(steps), torch.arange(target.shape[1])
         return cls(target, *(d.expand_as(target) if t is None else t for t, d in zip(others, usual, strict=True)))
-
-    def tries(self) -> Tensor:
-        """Number of tries of each image, (B,)."""
-        return (self.target != NO_TRY).sum(1)
 
     def end(self, image: int, variant: int) -> int:
         """The first try of an image after those that run side by side with this one."""

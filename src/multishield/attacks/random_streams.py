@@ -13,10 +13,8 @@ def keys(seed: int, tag: str, ids: Tensor) -> Tensor:
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
-    """`count` numbers in [0,1) for each key: float32 (B,count), the same on every device.
-
-    A counter goes through splitmix64's finaliser (Steele et al. 2014); 24 bits of each word become a float.
-    """
+    """`count` numbers in [0,1) for each key: float32 (B,count), the same on every device."""
+    # A counter goes through splitmix64's finaliser (Steele et al. 2014); 24 bits of each word become a float.
     counter = torch.arange(count, device=keys.device) * -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
     return _shift(_mix(keys[:, None] + counter), 40).float() * 2.0**-24
 

@@ -1,7 +1,6 @@
 """Square Attack (Andriushchenko et al. 2020): a random search that sees outputs and no gradient.
 
-For L-inf it is the authors' attack. For L2 it takes the same squares, scaled back to the ball, which is simpler than
-their proposals. An image that this attack alone breaks is a sign of masked gradients.
+For L2 it takes the squares of L-inf, scaled back to the ball, which is simpler than the authors' proposals.
 """
 
 import math
@@ -77,9 +76,9 @@ def square(
 ) -> AttackedImages:
     """Random search for a point of the ball at which the model's decision is wrong, with at most `queries` per image.
 
-    The model takes pixels to outputs, the loss takes outputs and labels to values (B,). It is raised, and positive, or
-    0, where the decision is wrong. To attack a model that abstains, give its `scores`, with `success=evades(shield)`
-    and `loss=partial(evasion_margin, defence=shield)`. For the other arguments see `multishield.attacks`.
+    The model takes pixels to outputs, the loss outputs and labels to values (B,), >= 0 where the decision is wrong. To
+    attack a model that abstains, give its `scores`, with `success=evades(shield)` and
+    `loss=partial(evasion_margin, defence=shield)`. For the other arguments see `multishield.attacks`.
     """
     options = {"tag": "square", "rule": RandomSquares(ball, queries)}
     return ascend(model, images, labels, objective=lambda out, y, *_: (loss(out, y),), **options | loop)
