@@ -22,6 +22,11 @@ class Linear(nn.Module):
         return eps * (self.weight[:, None] - self.weight[None]).abs().sum(2)
 
 
+def reject_class(change=lambda out: out):
+    """A model of three classes and "reject", whose output is constant; `change` changes the outputs."""
+    return Linear(3, then=lambda z: change(nn.functional.pad(z, (0, 1), value=1.0)))
+
+
 class Brightness(nn.Module):
     """Class 1 where the image is brighter than `boundary`, else class 0; the scores say by how much, times `scale`."""
 

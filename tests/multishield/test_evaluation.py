@@ -1,10 +1,10 @@
 """`evaluate`, from outside: known answers, the same answer from every call, and a killed call."""
 
+from unittest.mock import Mock
+
 import pandas as pd
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from multishield import Ball, Budget, ConfidenceThreshold, Defence, Undefended, evaluate, one_margin
 from multishield import images as images_module
@@ -12,15 +12,10 @@ from multishield.budget import Components, Denial, Joint, Paper, Sanity, Square
 from multishield.evaluation import ATTACKS
 from multishield.portfolio import ALPHAS, Attacker
 from multishield.shield import margin_over_others
-from small import Linear, inside
+from small import Linear, inside, reject_class
 
 EPS = 8 / 255
 QUICK = Budget(Paper(20), Joint(2, 20), Components(2, 20), Denial(20), Square(20), Sanity(10))
-
-
-def reject_class():
-    """A model of K+1 outputs, the last of them constant."""
-    return Linear(3, then=lambda z: F.pad(z, (0, 1), value=1.0))
 
 
 def labels_of(model, x):
@@ -94,14 +89,10 @@ def test_it_prints_the_sentences_that_a_reader_needs(capsys, tmp_path):
     assert [file.name for file in (tmp_path / "out" / "joint").iterdir()] == ["00000000.safetensors"]
 
 
-def test_every_attack_has_rows_of_its_own(whole):
-    *_, result = whole
-    assert list(result.records.scenario.unique()) == ["paper", "joint", "worst_case", "denial"]
-    assert {"on the network", "worst_case", *ATTACKS} - {"components", "square"} == set(result.attacked)
-
-
 def test_the_order_of_the_images_has_no_influence_and_the_seed_has(whole):
     model, x, y, first = whole
+    assert list(first.records.scenario.unique()) == ["paper", "joint", "worst_case", "denial"]
+    assert {"on the network", "worst_case", *ATTACKS} - {"components", "square"} == set(first.attacked)
     turned = evaluate(model, x.flip(0), y.flip(0), EPS, budget=QUICK, ids=torch.arange(20).flip(0))
     other = evaluate(model, x, y, EPS, budget=QUICK, seed=1, attacks=["components", "joint"])
     images = first.attacked["joint"][:].images
@@ -134,11 +125,8 @@ def test_a_killed_call_continues_where_it_was(whole, tmp_path, monkeypatch):
     evaluate(model, x, y, EPS, budget=QUICK)
     everything = sum(seen)
 
-    def killed(self, defence, data):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Attacker, "denial", killed)
+        patch.setattr(Attacker, "denial", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, x, y, EPS, budget=QUICK, save_to=tmp_path)
     seen.clear()
@@ -150,15 +138,7 @@ def test_a_killed_call_continues_where_it_was(whole, tmp_path, monkeypatch):
 
 
 def test_without_gradients_only_the_black_box_is_run_and_the_table_says_so():
-    class Rounded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = reject_class()
-
-        def forward(self, x):
-            return self.inner((x * 4).round() / 4).detach()
-
-    x, model = inside(10), Rounded()
+    x, model = inside(10), reject_class(lambda out: out.round(decimals=1).detach())
     result = evaluate(model, x, labels_of(model, x), EPS, budget=QUICK)
     assert set(result.attacked) == {"worst_case"}
     assert "no gradient to the pixels: only the black-box attack was run" in str(result)

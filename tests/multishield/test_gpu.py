@@ -11,28 +11,17 @@ from small import Convolutions
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module")
-def evaluations():
-    """A shield, labels, and the worst case of the same images on the CPU and on the GPU."""
-    torch.manual_seed(0)
+def test_verdicts_agree_and_an_image_that_the_gpu_has_broken_is_broken_on_the_cpu():
     shield, images = MultiShield(Convolutions(10), Convolutions(10), 0.01), torch.rand(100, 3, 8, 8)
     labels, worst = shield.classifier(images).argmax(1), []
     for kind in ("cpu", "cuda"):
         result = evaluate(shield, images, labels, 2 / 255, attacks=("components", "joint"), device=kind)
         worst.append(result.attacked["worst_case"][:])
-    return shield.cpu(), labels, *worst
-
-
-def test_verdicts_agree(evaluations):
-    *_, cpu, gpu = evaluations
+    cpu, gpu = worst
     assert 0 < int(cpu.success.sum()) < 100
     assert int((cpu.success != gpu.success).sum()) <= 1
-
-
-def test_an_image_that_the_gpu_has_broken_is_broken_on_the_cpu(evaluations):
-    shield, labels, _, gpu = evaluations
     with torch.no_grad():
-        again = evaded(forward(shield, gpu.images), labels)
+        again = evaded(forward(shield.cpu(), gpu.images), labels)
     assert int((again != gpu.success).sum()) <= 1, "but for ties in the last bit"
 
 

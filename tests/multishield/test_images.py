@@ -35,7 +35,8 @@ def test_any_slice_is_read_from_the_chunks_that_hold_it(tmp_path, on_disk):
         assert same(StoredImages(tmp_path / "joint")[:], attacked(5)), "the first chunk begins anew"
 
 
-def test_where_there_are_none_the_stage_is_named(tmp_path):
+def test_folders_have_no_spaces_and_where_one_holds_nothing_the_stage_is_named(tmp_path):
+    assert folder_of(tmp_path, "Multi-Shield, margins").name == "Multi-Shield-margins"
     with pytest.raises(UserError, match="the stage baseline makes it"):
         StoredImages(tmp_path / "artifacts" / "baseline" / "robust" / "attacked")[:]
 
@@ -67,7 +68,3 @@ def test_images_of_bytes_are_pixels_and_survive_a_round_trip(tmp_path):
     assert data.pixels.flatten().tolist() == pytest.approx([0, 0.2, 1])
     back = Images.load(data.save(tmp_path / "data.safetensors"))
     assert all(torch.equal(getattr(back, name), getattr(data, name)) for name in ("images", "labels", "ids"))
-
-
-def test_the_folder_of_an_attack_has_no_spaces(tmp_path):
-    assert folder_of(tmp_path, "Multi-Shield, margins").name == "Multi-Shield-margins"

@@ -3,17 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from multishield import ConfidenceThreshold, Undefended, UserError, evaluate
-from small import Linear
+from small import Linear, reject_class
 
 GOOD, LABELS = 0.5 * torch.ones(6, 3, 4, 4), torch.zeros(6, dtype=torch.long)
-
-
-def odd(change=lambda out: out):
-    """A model of three classes and "reject", whose outputs are changed."""
-    return Linear(3, then=lambda z: change(F.pad(z, (0, 1), value=1.0)))
 
 
 class Disagreeing(Undefended):
@@ -23,10 +17,7 @@ class Disagreeing(Undefended):
 
 REFUSED = {
     "pixels of 0..255": ({"images": 255 * GOOD}, r"pixels lie in \[128, 128\]; they must lie in \[0,1\]"),
-    "whole numbers": (
-        {"images": (255 * GOOD).long()},
-        r"images are torch.int64; pixels are float32 in \[0,1\], or uint8",
-    ),
+    "whole numbers": ({"images": GOOD.long()}, r"images are torch.int64; pixels are float32 in \[0,1\], or uint8"),
     "NaN": ({"images": GOOD * torch.nan}, "image 0 has a pixel that is not a finite number"),
     "grey images": ({"images": GOOD[:, :1]}, r"images are \(6, 1, 4, 4\) torch.float32; a tensor \(N,3,H,W\)"),
     "no images": ({"images": GOOD[:0]}, "at least one RGB image"),
@@ -40,11 +31,11 @@ REFUSED = {
     "an unknown attack": ({"attacks": ["apgd"]}, r"attacks are \['apgd'\]; some of components, paper, joint"),
     "no attack that counts": ({"attacks": ["denial"]}, "joint or square among them"),
     "no model": ({"model": lambda x: x}, "the model is function; a torch.nn.Module or a defence is accepted"),
-    "a tuple": ({"model": odd(lambda out: (out, out))}, "the model gives tuple; K\\+1 outputs"),
-    "two outputs": ({"model": odd(lambda out: out[:, :2])}, r"the model gives \(4, 2\) torch.float32; K\+1 outputs"),
-    "classes": ({"model": odd(lambda out: out.argmax(1))}, r"the model gives \(4,\) torch.int64"),
-    "NaN in scores": ({"model": odd(lambda out: out * torch.nan)}, "the network gives image 0 .* are not finite"),
-    "a random model": ({"model": odd(lambda out: out + torch.rand_like(out))}, "answers differently when asked again"),
+    "a tuple": ({"model": reject_class(lambda out: (out, out))}, "the model gives tuple; K\\+1 outputs"),
+    "two outputs": ({"model": reject_class(lambda out: out[:, :2])}, r"the model gives \(4, 2\) torch.float32; K\+1"),
+    "classes": ({"model": reject_class(lambda out: out.argmax(1))}, r"the model gives \(4,\) torch.int64"),
+    "NaN in scores": ({"model": reject_class(lambda out: out * torch.nan)}, "network gives image 0 .* are not finite"),
+    "a random model": ({"model": reject_class(lambda out: out + torch.rand_like(out))}, "differently when asked again"),
     "a model that fails": ({"model": nn.Conv2d(1, 1, 1)}, r"the model fails on images \(4, 3, 4, 4\): "),
     "other classes": ({"model": Disagreeing(Linear(3))}, r"margins \(4, 1, 3\) and outputs \(4, 3\); .* same number"),
 }
@@ -52,7 +43,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
 def test_a_wrong_argument_is_one_sentence(change, words):
-    given = {"model": odd(), "images": GOOD, "labels": LABELS, "eps": 8 / 255} | change
+    given = {"model": reject_class(), "images": GOOD, "labels": LABELS, "eps": 8 / 255} | change
     with pytest.raises(UserError, match=words) as error:
         evaluate(**given)
     assert "\n" not in str(error.value)

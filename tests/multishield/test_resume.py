@@ -73,13 +73,10 @@ def test_values_are_kept_by_name_and_damaged_ones_are_missing(tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert checkpoint.get("00") is None
     assert len(checkpoint.values()) == 1
-
-
-def test_without_a_folder_nothing_is_kept():
-    checkpoint = Checkpoint(None, "training net", 1)
-    checkpoint.put("00", 1)
-    assert checkpoint.get("00") is None
-    assert checkpoint.values() == []
+    without_a_folder = Checkpoint(None, "training net", 1)
+    without_a_folder.put("00", 1)
+    assert without_a_folder.get("00") is None
+    assert without_a_folder.values() == []
 
 
 def test_a_fingerprint_names_every_bit_of_its_inputs():

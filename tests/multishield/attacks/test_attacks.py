@@ -60,8 +60,7 @@ def test_contract_of_every_attack(name, classes, count, grey, draw):
     result = ALL[name](model, x, y, **options(x))
     assert result.images.shape == x.shape
     assert (result.images - x).abs().max() <= EPS + 1e-6
-    assert result.images.min() >= 0
-    assert result.images.max() <= 1
+    assert torch.equal(result.images, result.images.clamp(0, 1))
     assert torch.equal(result.images[~result.success], x[~result.success]), "a failed attack returns the clean image"
     rule = fooled if name in ON_CLASSIFIER else evaded
     assert torch.equal(rule(forward(model, result.images), y), result.success), "the stored image decides"
@@ -91,13 +90,9 @@ def test_an_image_never_depends_on_its_neighbours(name):
             assert torch.equal(getattr(some, column), getattr(whole, column)[chosen])
 
 
-def test_no_images_are_no_error():
-    x = torch.empty(0, 3, 4, 4)
-    result = pgd(Linear(), x, torch.empty(0, dtype=torch.long), **options(x))
+def test_no_images_are_no_error_and_an_unknown_loss_is_one_sentence():
+    result = pgd(Linear(), torch.empty(0, 3, 4, 4), torch.empty(0, dtype=torch.long), **options([]))
     assert len(result.images) == len(result.success) == len(result.forwards) == 0
-
-
-def test_an_unknown_loss_is_one_sentence():
     x = inside(2)
     with pytest.raises(ValueError, match="loss is 'hinge'; accepted are ce, dlr, dlr-targeted, or a function"):
         apgd(Linear(), x, torch.zeros(2).long(), loss="hinge", **options(x))
@@ -119,9 +114,7 @@ def test_apgd_reaches_the_closed_form_of_a_linear_classifier():
 def test_fgsm_is_exact_on_a_linear_model():
     model, x = Linear(2), inside(100)
     z = model(x)
-    result = fgsm(model, x, z.argmax(1), **options(x))
-    assert torch.equal(result.success, (z[:, 0] - z[:, 1]).abs() < model.reach(EPS)[0, 1])
-    assert 5 < result.success.sum() < 100
+    agree(fgsm(model, x, z.argmax(1), **options(x)).success, (z[:, 0] - z[:, 1]).abs() - model.reach(EPS)[0, 1], 0)
 
 
 @pytest.mark.parametrize(("attack", "more"), [(pgd, {"step_size": 0.05}), (apgd, {})])
@@ -194,11 +187,8 @@ def test_joint_beats_the_papers_attack_where_the_models_disagree():
     assert strong.success.sum() > weak.success.sum()
 
 
-def test_targets_are_wrong_classes_likeliest_first():
+def test_targets_are_wrong_classes_likeliest_first_which_the_models_name_in_turn_whatever_their_scale():
     assert likeliest(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), torch.tensor([1]), 9).tolist() == [[3, 2, 0]]
-
-
-def test_the_models_name_targets_in_turn_and_no_scale_matters():
     z = torch.tensor([[9.0, 5.0, 4.0, 1.0, 2.0]])  # the classifier's order of wrong classes: 1 2 4 3
     c = torch.tensor([[0.3, 0.1, 0.2, 0.5, 0.4]])  # CLIP's: 3 4 2 1
     y, both = torch.tensor([0]), torch.stack([z, c], 1)

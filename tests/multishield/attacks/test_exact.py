@@ -35,12 +35,10 @@ def test_joint_breaks_what_linear_programming_breaks(agreement):
     shield, n = MultiShield(Linear(5, seed=3), Linear(5, seed=4), TOLERANCE), 120
     w, v = shield.classifier.weight, shield.alignment.weight
     v.copy_(0.05 * (agreement * w + (1 - agreement) * v))
-    x = inside(n)
-    y, models = shield.classifier(x).argmax(1), [w.double().numpy(), v.double().numpy()]
-    exact = [
-        best_margin(image, label, models)
-        for image, label in zip(x.flatten(1).double().numpy(), y.tolist(), strict=True)
-    ]
+    x, models = inside(n), [w.double().numpy(), v.double().numpy()]
+    y, exact = shield.classifier(x).argmax(1), []
+    for image, label in zip(x.flatten(1).double().numpy(), y.tolist(), strict=True):
+        exact.append(best_margin(image, label, models))
     attacked = joint(shield, x, y, ball=Ball(EPS), seed=0, ids=torch.arange(n), targets=4, steps=60)
     agree(attacked.success, torch.tensor(exact))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from multishield import Ball
+from multishield.attacks.losses import evasion_margin
 from multishield.attacks.random_streams import keys, uniform
 from multishield.attacks.threat_model import evaded, evades
 from small import linear_shield
@@ -20,8 +21,7 @@ def test_the_ball(norm):
     assert torch.allclose(ball.distance(start, x), distance)
     far = ball.project(x + torch.randn_like(x), x)
     assert (torch.linalg.vector_norm(far - x, order, dim=(1, 2, 3)) <= 0.3 + 1e-6).all()
-    assert far.min() >= 0
-    assert far.max() <= 1
+    assert torch.equal(far, far.clamp(0, 1))
     assert torch.allclose(ball.project(x, x), x)
     direction = ball.ascent(torch.randn_like(x))
     length = direction.abs().amax((1, 2, 3)) if norm == "Linf" else direction.flatten(1).norm(dim=1)
@@ -46,9 +46,12 @@ def test_class_ten_is_never_taken_for_rejection():
     assert not evaded(outputs, torch.tensor([0])).item()
 
 
-def test_success_by_scores_is_success_by_outputs():
-    shield, x, y = linear_shield(7), torch.rand(60, 3, 4, 4), torch.randint(7, (60,))
-    assert torch.equal(evaded(shield(x), y), evades(shield)(shield.scores(x), y))
+def test_success_by_outputs_by_scores_and_by_the_margin_is_one():
+    shield, x, y = linear_shield(6, tolerance=0.02), torch.rand(400, 3, 4, 4), torch.randint(6, (400,))
+    wins, scores = evaded(shield(x), y), shield.scores(x)
+    assert 0.02 < wins.float().mean() < 0.98
+    assert torch.equal(evades(shield)(scores, y), wins)
+    assert torch.equal(evasion_margin(scores, y, shield) >= 0, wins)
 
 
 def splitmix(z):

@@ -84,52 +84,38 @@ def test_the_comparison_as_a_table_and_in_sentences():
     assert table["wanted rejection"].tolist()[1:3] == ["5.0", "20.0 (the shield's own)"]
     assert table["robust accuracy"].tolist()[:2] == ["60.0 [50.0, 70.0]", "40.0 [30.0, 50.0]"]
     second = sentences.verdict(compared()).splitlines()[1]
-    assert second.startswith("- **robust**, 50 images: Multi-Shield gives 40.0 % robust accuracy, with 80.0 % clean")
     costs = "60.0 % robust accuracy, with 80.0 % clean accuracy and 21.0 % clean rejection"
+    assert second.startswith("- **robust**, 50 images: Multi-Shield gives 40.0 % robust accuracy, with 80.0 % clean")
     assert f"It gives {costs}. Only the shield is robust on 1 images, only the threshold on 9" in second
     assert second.endswith(f"(McNemar's p: 0.021). The best defence is logit margin: {costs}.")
     assert sentences.verdict(compared().assign(robust=0.0)).endswith("No defence is robust on any image.")
     assert "no threshold was chosen" in sentences.verdict(compared()[:0])
 
 
-VARIED = pd.DataFrame(
-    [
-        ("eps", "robust_accuracy", "8/255", 0.25, 0.2, 0.3),
-        ("eps", "robust_accuracy", "0.5", 0.0, 0.0, 0.1),
-        ("eps", "clean_accuracy", "8/255", 0.9, 0.8, 1.0),
-        ("tolerance", "robust_accuracy", "0.001", 0.3, 0.2, 0.4),
-    ],
-    columns=["study", "metric", "value", "ratio", "low", "high"],
-).assign(classifier="robust", of="shield", n=32)
-HISTORY = pd.DataFrame(
-    {"epoch": [1, 2], "loss": [2.0, 1.0], "clean_accuracy": [0.5, 0.75], "pgd_accuracy": [0.25, 0.5]}
-)
-
-
 def test_curves_are_points_in_per_cent_in_the_columns_that_dvc_looks_for(project_root):
-    report.write_curves(compared()[::-1], VARIED, {"robust": HISTORY})
+    rows = [("eps", "8/255", 0.25), ("eps", "0.5", 0.0), ("tolerance", "0.001", 0.3)]
+    varied = pd.DataFrame(rows, columns=["study", "value", "ratio"]).assign(classifier="robust", of="shield", n=32)
+    varied = varied.assign(metric="robust_accuracy", low=0.2, high=0.4)
+    varied = pd.concat([varied, varied.assign(metric="clean_accuracy", ratio=0.9)])
+    history = pd.DataFrame({"epoch": [1, 2], "clean_accuracy": [0.5, 0.75], "pgd_accuracy": [0.25, 0.5]})
+    report.write_curves(compared()[::-1], varied, {"robust": history})
     folder = project_root / "artifacts" / "report" / "plots"
     written = {file.stem: pd.read_csv(file) for file in folder.iterdir()}
     rejection = written["rejection"][["panel", "curve", "clean rejection", "robust accuracy"]].values.tolist()
     assert rejection[:2] == [["robust", "Multi-Shield", 6, 40], ["robust", "Multi-Shield", 21, 40]], "along the curve"
     assert written["eps"][["eps", "robust accuracy"]].values.tolist() == [[8, 25], [127.5, 0]]
     assert written["tolerance"][["tolerance", "robust accuracy", "low"]].values.tolist() == [[0.001, 30, 20]]
-    points = [
-        ["robust", "clean", 1, 50],
-        ["robust", "clean", 2, 75],
-        ["robust", "PGD", 1, 25],
-        ["robust", "PGD", 2, 50],
-    ]
-    assert written["training"].values.tolist() == points
-    for entry in (entry for entry in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] if isinstance(entry, dict)):
-        ((_, plot),) = entry.items()
+    points = [[name, epoch, y] for name, *ys in (("clean", 50, 75), ("PGD", 25, 50)) for epoch, y in enumerate(ys, 1)]
+    assert written["training"].values.tolist() == [["robust", *point] for point in points]
+    plots = YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
+    for plot in (plot for entry in plots if isinstance(entry, dict) for plot in entry.values()):
         ((file, y),) = plot["y"].items()
         columns = written.pop(file.removeprefix("reports/plots/").removesuffix(".csv")).columns
         assert {plot["x"], y, "panel", "curve"} <= set(columns)
         assert plot["template"] == "curves"
     assert not written, "dvc.yaml names every file"
     assert json.loads((ROOT / ".dvc" / "plots" / "curves.json").read_text())["facet"]["field"] == "panel"
-    report.write_curves(pd.DataFrame(), VARIED, {})  # without a comparison and a history
+    report.write_curves(pd.DataFrame(), varied, {})  # without a comparison and a history
     assert (folder / "rejection.csv").read_text() == "panel,curve\n"
     assert (folder / "training.csv").read_text() == "panel,curve,epoch,accuracy\n"
 
