@@ -11,7 +11,7 @@ from multishield.images import StoredImages
 from multishield.records import broken, decide, rejected
 from multishield.shield import MultiShield
 from paper import paths
-from paper.stages.base import Attacking
+from paper.stages.attacking import Attacking
 
 
 def examples(s: Attacking, name: str, records: pd.DataFrame) -> list[tuple[dict, dict, int]]:

@@ -1,7 +1,7 @@
 """Stage 6, scenario 3: the attacks aim at the shield itself."""
 
 from multishield import Evaluation, evaluate
-from paper.stages.base import Attacking
+from paper.stages.attacking import Attacking
 
 
 class Stage(Attacking):

@@ -1,4 +1,4 @@
-"""The stages' common ground: parameters, images, models, threat model, and the folder for results."""
+"""The stages' common ground: parameters, images, threat model, and the folder for results."""
 
 from functools import cached_property
 
@@ -6,11 +6,8 @@ import torch
 
 from multishield.attacks.threat_model import Ball
 from multishield.images import Images, StoredImages
-from multishield.portfolio import Attacker
-from multishield.shield import MultiShield
 from paper import paths, workers
 from paper.data.splits import load_classes, load_split
-from paper.models.classifier import load_classifier
 from paper.naming import run_name
 from paper.params import Params
 
@@ -45,28 +42,9 @@ class Base:
         """The validation images."""
         return load_split("validation")
 
-
-class Attacking(Base):
-    """A stage that attacks a classifier; its item is the classifier's name."""
-
-    def shield_of(self, name: str) -> MultiShield:
-        """The shield of a classifier and the alignment, frozen."""
-        from paper.models.alignment import load_alignment  # open_clip is slow to import; scenario 1 does without
-
-        return MultiShield(load_classifier(name), load_alignment(), self.params.multishield.tolerance)
-
     def unaware_of(self, name: str) -> StoredImages:
         """AutoAttack's images of a classifier alone (scenario 1)."""
         return StoredImages(paths.artifacts("baseline", name, "attacked"))
-
-    def attacker_of(self, name: str) -> Attacker:
-        """The attacks on a defence of that classifier."""
-        return Attacker(name, self.params.adaptive, self.ball, self.params.seed, self.resume, self.each)
-
-    @cached_property
-    def shield(self) -> MultiShield:
-        """The shield of this stage's classifier."""
-        return self.shield_of(self.item)
 
     @cached_property
     def unaware(self) -> StoredImages:

@@ -14,11 +14,11 @@ from multishield.resume import Checkpoint
 from paper.models.classifier import load_classifier
 from paper.params.values import AA_STANDARD
 from paper.stages.autoattack import autoattack
-from paper.stages.base import Attacking
+from paper.stages.base import Base
 
 
-class Stage(Attacking):
-    """See `Attacking`; the item is the classifier."""
+class Stage(Base):
+    """See `Base`; the item is the classifier."""
 
     @cached_property
     def classifier(self) -> nn.Module:

@@ -26,7 +26,7 @@ from multishield.images import AttackedImages, Images, StoredImages, folder_of
 from multishield.records import broken, rejected, wilson
 from multishield.shield import MultiShield, margin_over_others
 from paper import paths
-from paper.stages.base import Attacking
+from paper.stages.attacking import Attacking
 
 REFERENCE = "logit margin"  # all others are tested against it
 FEWEST = 10  # validation images; fewer choose no threshold

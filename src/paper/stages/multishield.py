@@ -4,7 +4,7 @@ import pandas as pd
 
 from multishield import records
 from paper import paths
-from paper.stages.base import Attacking
+from paper.stages.attacking import Attacking
 
 
 class Stage(Attacking):

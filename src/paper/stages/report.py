@@ -1,6 +1,6 @@
 """Stage 9: tables, figures and metrics from the records."""
 
-from paper.stages.base import Attacking
+from paper.stages.attacking import Attacking
 
 
 class Stage(Attacking):

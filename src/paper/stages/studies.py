@@ -22,7 +22,7 @@ from multishield.shield import MultiShield
 from multishield.zero_shot import align, embed_prompts, prompt_similarity
 from paper.models.alignment import load_pipeline_clip
 from paper.params.sections import PromptSet
-from paper.stages.base import Attacking
+from paper.stages.attacking import Attacking
 
 WHO = ("shield", "classifier", "shield, FGSM")  # whose robust accuracy it is, and under which attack
 COMPONENTS = component_names(MultiShield, 2)
