@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 
 from conftest import SMALL, copy_project, edit_params, run_notebooks
-from multishield.images import Split
-from multishield.shards import Shards
+from multishield.images import Images, StoredImages
 
 EPS = 0.5
 
@@ -19,15 +18,15 @@ def test_l2(tmp_path, rendered):
     run_notebooks(project)
     report = project / "artifacts" / "report"
     records = pd.read_csv(report / "records.csv")
-    assert set(records.scenario) == {"baseline", "multishield", "paper", "joint", "adaptive", "denial"}
-    clean = Split.load(project / "artifacts" / "dataset" / "evaluation.safetensors").pixels
-    stored = {"baseline": "baseline/robust/attacked"}
-    stored |= {name: f"adaptive/robust/{name}" for name in ("paper", "joint", "adaptive", "denial")}
+    assert set(records.scenario) == {"no_shield", "unaware", "paper", "joint", "worst_case", "denial"}
+    clean = Images.load(project / "artifacts" / "dataset" / "evaluation.safetensors").pixels
+    stored = {"no_shield": "baseline/robust/attacked"}
+    stored |= {name: f"adaptive/robust/{name}" for name in ("paper", "joint", "worst_case", "denial")}
     for name, path in stored.items():
-        images = Shards(project / "artifacts" / path)[:].images
+        images = StoredImages(project / "artifacts" / path)[:].images
         distance = (images - clean).flatten(1).norm(dim=1)
         assert distance.max() <= EPS + 1e-5, name
         rows = records[records.scenario == name].sort_values("image")
         assert sorted(rows.distance) == pytest.approx(sorted(distance.tolist()), abs=1e-4)
-    assert records[records.scenario != "multishield"].distance.max() > 0.9 * EPS
+    assert records[records.scenario != "unaware"].distance.max() > 0.9 * EPS
     assert set(pd.read_csv(report / "sanity.csv").scenario) >= {"large eps", "eps x 2"}

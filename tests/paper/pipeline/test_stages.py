@@ -105,7 +105,7 @@ TELLING = {
     "the entry of the library": ("multishield/evaluation.py", "import", "import math\nimport", {"adaptive"}),
     "a function's own import": ("multishield/clip.py", "\nfrom", "\nimport math\nfrom", {"alignment", "adaptive"}),
     "a default": ("paper/params/sections.py", "beta: Weight = 6.0", "beta: Weight = 5.0", ATTACKS | {"training"}),
-    "a package's own code": ("paper/__init__.py", "import_module(f", "import_module('' f", set(STAGES)),
+    "a package's own code": ("paper/__init__.py", "import_module(f", "import_module('.' f", set(STAGES)),
 }
 HARMLESS = {
     "a docstring": ("multishield/attacks/joint.py", '    """Drive all margins', '    """Push all margins', set()),
