@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from filelock import FileLock
@@ -155,3 +156,4 @@ def run_notebooks(project: Path, until: str = "report") -> None:
                 exec(compile(cell.source, f"{stage}.ipynb", "exec"), scope)
                 if "parameters" in cell.metadata.get("tags", []):
                     scope[parameter(stage)] = item
+            plt.close("all")
