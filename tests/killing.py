@@ -25,9 +25,7 @@ class Killed(BaseException):
 def same_bytes_after_death(folder, module, name: str, epochs: int, train: Callable) -> tuple[nn.Module, pd.DataFrame]:
     """Assert that a training that dies after so many epochs, and is called again, ends as an undisturbed one.
 
-    Args:
-        module, name: where the function is that trains one epoch.
-        train: gets a folder for the state, or None; returns the model and its history.
+    The function `name` of `module` trains one epoch. `train` takes the folder of the state, or None.
     """
     undisturbed, history = train(None)
     original, calls = getattr(module, name), []
@@ -46,6 +44,5 @@ def same_bytes_after_death(folder, module, name: str, epochs: int, train: Callab
         resumed, again = train(folder)
     assert len(calls) == 1 + len(history), "finished epochs are not trained again"
     assert again.equals(history)
-    states = (undisturbed.state_dict(), resumed.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+    torch.testing.assert_close(resumed.state_dict(), undisturbed.state_dict(), rtol=0, atol=0)
     return resumed, history

@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
 
 import hub
 from multishield.errors import UserError
-from multishield.files import write_json
+from multishield.files import save_tensors, write_json
 from multishield.zero_shot import embed_prompts
 from paper.models import alignment
 from paper.models import clip as clips
@@ -35,7 +34,7 @@ def named(model, pretrained=None, **more) -> Clips:
 
 
 def files(root, model, config=CONFIG, **more) -> Clips:
-    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, root / "clip.safetensors")
+    save_tensors(root / "clip.safetensors", model.state_dict())
     write_json(root / "clip.json", config)
     return section("file", config="clip.json", weights="clip.safetensors", **more)
 
@@ -78,13 +77,9 @@ def test_a_clip_from_files(project_root):
 
 
 def test_a_clip_from_a_function(project_root):
-    (project_root / "mine_clip.py").write_text(
-        f"from paper.models.clip import build_clip\ndef small():\n    return build_clip({CONFIG})\n"
-        "def wrong():\n    return 3\n"
-    )
-    torch.manual_seed(0)
-    params = section("factory", factory="mine_clip:small")
-    stored(project_root, params)
+    code = f"from paper.models.clip import build_clip\nsmall = lambda: build_clip({CONFIG})\nwrong = lambda: 3\n"
+    (project_root / "mine_clip.py").write_text(code)
+    stored(project_root, section("factory", factory="mine_clip:small"))
     with pytest.raises(UserError, match=r"returned int; it must return a multishield\.Clip"):
         clips.load_clip(section("factory", factory="mine_clip:wrong"))
 
@@ -96,10 +91,7 @@ def test_a_clip_from_a_function(project_root):
         (named("ViT-B-32", "absent.pt"), r"pretrained \(alignment.pretrained\) is 'absent.pt'"),
         (named("ViT-B-32", "laion2b_s34b_b79k", image_tower="absent.pt"), "alignment.image_tower is 'absent.pt'"),
         (section("file", config="a.json", weights="b"), "alignment.config is 'a.json'"),
-        (
-            section("factory", factory="absent:clip"),
-            "alignment.factory is 'absent:clip', but absent cannot be imported",
-        ),
+        (section("factory", factory="absent:clip"), "is 'absent:clip', but absent cannot be imported"),
         (section("factory", factory="json:absent"), "no function absent"),
     ],
 )

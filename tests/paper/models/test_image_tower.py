@@ -1,6 +1,7 @@
 """Image towers from elsewhere: transformers is the reference; every layout round trips or says why not."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,9 +30,8 @@ def hugging_face(activation="quick_gelu"):
     transformers = pytest.importorskip("transformers")
     size = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {**size, "image_size": 32, "patch_size": 8, "hidden_act": activation}
-    model = transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=size, vision_config=vision, projection_dim=48)
-    ).eval()
+    config = transformers.CLIPConfig(text_config=size, vision_config=vision, projection_dim=48)
+    model = transformers.CLIPModel(config).eval()
     with torch.no_grad():
         for parameter in model.vision_model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -79,25 +79,23 @@ def test_a_vision_model_without_projection_keeps_the_bases(prefix, tmp_path):
     assert (ours(pixels) - pooled @ projection).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("layout", ["bare .pt", "visual. .safetensors", "openai .pt", "nested .pt"])
+@pytest.mark.parametrize("layout", ["bare", "openai", "nested", "safetensors"])
 def test_robust_towers_in_open_clips_layout(layout, tmp_path):
     clip = small_clip()
     weights = fine_tuned(clip)
-    expected = visual_of(weights)
-    path = tmp_path / ("tower.safetensors" if layout.endswith("safetensors") else "tower.pt")
-    if layout == "bare .pt":  # FARE and TeCoA as their authors publish them
-        torch.save(expected, path)
-    elif layout == "openai .pt":
+    if layout == "openai":
         weights = {k: v.half() for k, v in weights.items()}
-        expected = {k: v.float() for k, v in visual_of(weights).items()}
-        torch.save({**weights, "input_resolution": torch.tensor(32), "context_length": torch.tensor(16)}, path)
-    elif layout == "nested .pt":
-        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in weights.items()}}, path)
-    else:
-        save_file(weights, path)
+    content = {
+        "bare": visual_of(weights),  # FARE and TeCoA as their authors publish them
+        "openai": {**weights, "input_resolution": torch.tensor(32), "context_length": torch.tensor(16)},
+        "nested": {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in weights.items()}},
+        "safetensors": weights,
+    }
+    path = tmp_path / ("tower.safetensors" if layout == "safetensors" else "tower.pt")
+    (save_file if layout == "safetensors" else torch.save)(content[layout], path)
     text = clip.transformer.resblocks[0].mlp.c_fc.weight.clone()
     image_tower.replace_tower(clip.visual, str(path))
-    assert all(torch.equal(v, expected[k]) for k, v in clip.visual.state_dict().items())
+    assert all(torch.equal(v, visual_of(weights)[k].float()) for k, v in clip.visual.state_dict().items())
     assert torch.equal(clip.transformer.resblocks[0].mlp.c_fc.weight, text), "the text side is the base's"
 
 
@@ -132,12 +130,8 @@ def test_the_activation_that_a_configuration_states(config, words, tmp_path):
     # Weights of another training: without the configuration they would be refused.
     save_file(visual_of(small_clip().state_dict()), tmp_path / "tower.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    clip = small_clip()
-    if words:
-        with pytest.raises(UserError, match=words):
-            image_tower.replace_tower(clip.visual, "tower.safetensors")
-    else:
-        image_tower.replace_tower(clip.visual, "tower.safetensors")
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        image_tower.replace_tower(small_clip().visual, "tower.safetensors")
 
 
 def test_files_that_are_no_weights(tmp_path):
@@ -145,15 +139,10 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "page.pt").write_text("<html>")
     torch.save({"epoch": 1}, tmp_path / "empty.pt")
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "jit.pt")
-    for name, words in (
-        ("pickled.pt", "may run code"),
-        ("page.pt", "not a file of tensors"),
-        ("empty.pt", "no named tensors"),
-        ("jit.pt", "not a file of tensors"),
-        ("absent.pt", "not a file; give the path"),
-    ):
+    reasons = {"pickled": "may run code", "empty": "no named tensors", "absent": "not a file; give the path"}
+    for name, words in (reasons | dict.fromkeys(("page", "jit"), "not a file of tensors")).items():
         with pytest.raises(UserError, match=words):
-            image_tower.replace_tower(small_clip().visual, name)
+            image_tower.replace_tower(small_clip().visual, f"{name}.pt")
 
 
 def test_a_tower_from_the_hub(tmp_path, monkeypatch):

@@ -6,28 +6,29 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
 
 from killing import data, same_bytes_after_death
 from multishield.errors import UserError
-from multishield.forward import outputs
+from multishield.files import save_tensors
+from multishield.forward import freeze, outputs
 from paper.models import pretrained
-from paper.models.classifier import load_classifier, save_classifier
-from paper.params.sections import ClassifierFactory, FineTuned, Timm, Torchvision
+from paper.models.classifier import Classifier, load_classifier, save_classifier
+from paper.params.sections import ClassifierFactory, FineTuned, FromZoo, Timm, Torchvision
 from paper.training import classifier
 
 KEY = "training.net"
 
 
-def write(network: torch.nn.Module, path) -> str:
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
-    return str(path)
+def write(network: torch.nn.Module, root) -> str:
+    """Write the weights to a file in the folder; returns its path."""
+    save_tensors(root / "net.safetensors", network.state_dict())
+    return str(root / "net.safetensors")
 
 
 def check_round_trip(model, params, classes, root, side=32) -> None:
     """The pixels have a gradient, and the classifier answers the same after the training stage's files are read."""
     x = torch.rand(2, 3, side, side, requires_grad=True)
-    assert torch.autograd.grad(model(x)[0, 0], x)[0].abs().sum() > 0
+    assert torch.autograd.grad(model(x)[0, 0], x)[0].any()
     save_classifier(model, params, classes, root / "artifacts" / "training" / "net")
     assert torch.equal(outputs(load_classifier("net"), x), outputs(model, x))
 
@@ -35,23 +36,22 @@ def check_round_trip(model, params, classes, root, side=32) -> None:
 LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "wide_resnet50_2")]
 
 
-@pytest.mark.parametrize("name", ["resnet18", *LARGE])
-def test_torchvision_from_a_file(project_root, name):
-    file = write(torchvision.models.get_model(name, num_classes=5), project_root / "net.safetensors")
-    params = Torchvision(source="torchvision", model=name, weights=file)
+@pytest.mark.parametrize("name", ["resnet18", *LARGE, "test_resnet"])
+def test_weights_from_a_file(project_root, name):
+    kind, library, size, mean = (Torchvision, torchvision.models.get_model, 224, 0.485)
+    if name == "test_resnet":
+        kind, library, size, mean = (Timm, timm.create_model, 160, 0.5)
+    params = kind(source=kind.__name__.lower(), model=name, weights=write(library(name, num_classes=5), project_root))
     model, history = classifier.train_or_load("net", params, data(), data(0), 5, 0, None)
     assert history.epoch.tolist() == [0]
     assert history.clean_accuracy.isna().all()
-    assert (model.size, model.mean.flatten()[0].item()) == (224, pytest.approx(0.485))
+    assert (model.size, model.mean.flatten()[0].item()) == (size, pytest.approx(mean))
     check_round_trip(model, params, 5, project_root, side=64)
 
 
-def test_timm_from_a_file(project_root):
-    file = write(timm.create_model("test_resnet", num_classes=5), project_root / "net.safetensors")
-    params = Timm(source="timm", model="test_resnet", weights=file)
-    model, _ = classifier.train_or_load("net", params, data(), data(30, 1), 5, 0, None)
-    assert (model.size, model.mean.flatten().tolist()) == (160, [0.5] * 3)
-    check_round_trip(model, params, 5, project_root)
+def test_the_network_that_autoattack_ships(project_root):
+    params = FromZoo(source="model_zoo", name="AutoAttack-ResNet18")
+    check_round_trip(freeze(Classifier(*pretrained.load(params, 10, KEY))), params, 10, project_root)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -68,53 +68,42 @@ def finetuned(**changes) -> FineTuned:
     return FineTuned(**(values | {"learning_rate": 1e-3} | changes))
 
 
-def test_a_killed_fine_tuning_ends_with_the_same_bytes(project_root):
-    params = finetuned(augment=True)
-    resumed, history = same_bytes_after_death(
-        project_root / "resume",
-        classifier,
-        "train_epoch",
-        1,
-        lambda resume: classifier.train_or_load("net", params, data(32), data(12, 1), 3, 0, resume),
-    )
+def test_a_killed_fine_tuning_ends_with_the_same_bytes_of_every_layer(project_root):
+    params = finetuned(augment=True, learning_rate=0.01)
+
+    def train(resume):
+        return classifier.train_or_load("net", params, data(32), data(12, 1), 3, 0, resume)
+
+    resumed, history = same_bytes_after_death(project_root / "resume", classifier, "train_epoch", 1, train)
     assert history[history.chosen].clean_accuracy.item() == history.clean_accuracy.max()
-    assert not any(p.requires_grad for p in resumed.parameters())
+    torch.manual_seed(0)
+    start = pretrained.load(params, 3, KEY)[0].state_dict()
+    for name, tensor in resumed.network.named_parameters():
+        assert not tensor.requires_grad
+        assert not torch.equal(start[name], tensor.cpu()), name
     check_round_trip(resumed, params, 3, project_root)
 
 
 def test_fine_tuning_starts_from_the_weights_but_for_the_head(project_root):
     published = torchvision.models.resnet18(num_classes=1000)
-    file = write(published, project_root / "net.safetensors")
+    file = write(published, project_root)
     network, mean, _, size = pretrained.load(finetuned(weights=file), 3, KEY)
     assert torch.equal(network.conv1.weight, published.conv1.weight)
-    assert network.fc.weight.shape == (3, 512)
-    assert (size, mean) == (224, [0.485, 0.456, 0.406])
-    broken = {k: v for k, v in published.state_dict().items() if k != "conv1.weight"}
-    save_file(broken, project_root / "net.safetensors")
+    assert (network.fc.weight.shape, size, mean) == ((3, 512), 224, [0.485, 0.456, 0.406])
+    del published.conv1
+    write(published, project_root)
     with pytest.raises(UserError, match=r"1 keys are missing \(such as \['conv1.weight'\]\)"):
         pretrained.load(finetuned(weights=file), 3, KEY)
     with pytest.raises(UserError, match="no linear layer"):
         pretrained.load(finetuned(model="squeezenet1_0", weights="DEFAULT"), 3, KEY)
 
 
-def test_fine_tuning_trains_every_layer(project_root):
-    torch.manual_seed(0)
-    start = pretrained.load(finetuned(), 3, KEY)[0].state_dict()
-    model, _ = classifier.train_or_load(
-        "net", finetuned(epochs=1, learning_rate=0.1), data(32), data(12, 1), 3, 0, None
-    )
-    trained = dict(model.network.named_parameters())
-    assert all(not torch.equal(start[name], tensor.cpu()) for name, tensor in trained.items())
-
-
 FACTORY = """import torch
 def shapes(classes):
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, classes))
-def short(classes):
-    return torch.nn.Flatten()
-def nothing(classes):
-    return None
+short = lambda classes: torch.nn.Flatten()
+nothing = lambda classes: None
 """
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from packaging.requirements import Requirement
 
-from conftest import ROOT
+from conftest import ROOT, run
 from multishield.errors import UserError
 from paper.models import pretrained
 from paper.models.model_zoo import ENTRIES
@@ -16,13 +16,6 @@ from paper.params.sections import FromZoo
 
 # Packages that the extra adds to this environment.
 ADDED = {"robustbench", "torchdiffeq", "geotorch", "gdown", "pysocks"}
-
-
-def pins() -> list[str]:
-    base, extra = (set((ROOT / f"requirements{name}.lock").read_text().splitlines()) for name in ("", "-robustbench"))
-    added = [line for line in extra - base if line and not line.startswith("#")]
-    assert {Requirement(line).name for line in added} == ADDED, "nothing that is installed already is replaced"
-    return added
 
 
 @pytest.mark.skipif(importlib.util.find_spec("robustbench") is not None, reason="robustbench is installed here")
@@ -34,8 +27,11 @@ def test_without_the_package_a_sentence_says_how_to_install_it():
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory):
     """A folder with the packages that it adds, for PYTHONPATH: the rest of the environment stays as it is."""
+    base, extra = (set((ROOT / f"requirements{name}.lock").read_text().splitlines()) for name in ("", "-robustbench"))
+    pins = [line for line in extra - base if line and not line.startswith("#")]
+    assert {Requirement(line).name for line in pins} == ADDED, "nothing that is installed already is replaced"
     folder = tmp_path_factory.mktemp("overlay")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps", *pins()]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps", *pins]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"pip cannot install the extra here: {done.stderr.strip()[-200:]}")
@@ -45,14 +41,8 @@ def overlay(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_model_of_robustbench_runs_through_our_code(overlay, project_root):
-    code = [str(overlay), str(ROOT / "src")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "paper" / "models" / "robustbench_models.py")],
-        cwd=project_root,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(code)},
-        capture_output=True,
-        text=True,
-    )
+    script = ROOT / "tests" / "paper" / "models" / "robustbench_models.py"
+    done = run(project_root, sys.executable, str(script), PYTHONPATH=os.pathsep.join([str(overlay), str(ROOT / "src")]))
     assert done.returncode == 0, done.stderr[-3000:]
     wanted = [name for name, entry in ENTRIES.items() if entry.source == "robustbench"]
     assert done.stdout.splitlines() == wanted

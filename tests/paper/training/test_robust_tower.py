@@ -34,15 +34,11 @@ def a_clip():
     return clip, embed_prompts(clip, CLASSES, PROMPTS)
 
 
-class Scores(nn.Module):
+class Scores(nn.Linear):
     """An alignment whose embedding is one linear function of the pixels."""
 
-    def __init__(self, weights):
-        super().__init__()
-        self.weights = nn.Parameter(weights)
-
     def embed(self, x):
-        return x.flatten(1) @ self.weights.T
+        return x.flatten(1) @ self.weight.T
 
     def forward(self, x):
         return F.normalize(self.embed(x), dim=1)
@@ -50,33 +46,32 @@ class Scores(nn.Module):
 
 def test_fare_attacks_what_moves_the_embedding_furthest():
     # Of a linear embedding with one number the furthest is known: eps times the sum of the weights' sizes.
-    weights = torch.randn(1, 12)
-    alignment, x, eps = Scores(weights), 0.3 + 0.4 * torch.rand(8, 3, 2, 2), 0.05
+    alignment, x, eps = Scores(12, 1), 0.3 + 0.4 * torch.rand(8, 3, 2, 2), 0.05
     loss_of = robust_tower.tower_loss(alignment, 1.0, copy.deepcopy(alignment).embed, x, None, "fare")
     assert loss_of(x).item() == 0
     attacked = perturb(loss_of, x, eps, torch.Generator().manual_seed(0), eps, eps / 2, 8)
-    assert loss_of(attacked).item() == pytest.approx((eps * weights.abs().sum().item()) ** 2, rel=1e-4)
+    furthest = eps * alignment.weight.abs().sum().item()
+    assert loss_of(attacked).item() == pytest.approx(furthest**2, rel=1e-4)
 
 
 def test_tecoa_is_the_cross_entropy_of_scaled_cosines():
-    alignment, x, y = Scores(torch.randn(3, 12)), torch.rand(8, 3, 2, 2), torch.randint(0, 3, (8,))
+    alignment, x, y = Scores(12, 3), torch.rand(8, 3, 2, 2), torch.randint(0, 3, (8,))
     loss = robust_tower.tower_loss(alignment, 7.0, None, x, y, "tecoa")(x)
-    cosines = F.normalize(x.flatten(1) @ alignment.weights.T, dim=1)
+    cosines = F.normalize(x.flatten(1) @ alignment.weight.T, dim=1)
     assert loss.item() == pytest.approx(-(7 * cosines).log_softmax(1)[torch.arange(8), y].mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["tecoa", "fare"])
 def test_training_lowers_what_an_attack_gains(method):
     clip, text = a_clip()
-    before = copy.deepcopy(clip.model.visual.state_dict())
-    others = {k: v.clone() for k, v in clip.model.state_dict().items() if not k.startswith("visual.")}
+    before = copy.deepcopy(clip.model.state_dict())
     history = robust_tower.harden(clip, options(method, epochs=6), data(), data(30, 1), text, 0, None)
     assert history.loss.iloc[-1] < history.loss.iloc[0]
     assert history[history.chosen].pgd_accuracy.item() == history.pgd_accuracy.max()
-    assert any(not torch.equal(v, before[k]) for k, v in clip.model.visual.state_dict().items())
-    assert all(torch.equal(clip.model.state_dict()[k], v) for k, v in others.items()), "the text side stays"
+    moved = {k for k, v in clip.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved
+    assert all(k.startswith("visual.") for k in moved), "the text side stays"
     assert not clip.model.training
-    assert not any(p.requires_grad for p in clip.model.parameters())
     if method == "tecoa":
         assert history.pgd_accuracy.max() > history.pgd_accuracy[0] + 0.2
 
@@ -109,7 +104,7 @@ def test_the_robust_tower_is_the_one_that_is_loaded(project_root, source, values
     assert torch.allclose(load_alignment()(x), scores, atol=1e-5)
 
 
-def test_without_a_section_nothing_is_trained_and_without_images_there_is_one_sentence():
+def test_without_a_section_or_images_nothing_is_trained():
     clip, text = a_clip()
     before = copy.deepcopy(clip.model.state_dict())
     assert robust_tower.harden(clip, None, data(), data(30, 1), text, 0, None).empty
