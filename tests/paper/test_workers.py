@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def result(kept=None):
         digest.update(str((images.broken_by, images.forwards, images.backwards)).encode())
     return digest.hexdigest()
 """
-ONCE = f"{EVALUATION}\nprint(result(Path('kept')))"
 ALONE = f"{EVALUATION}\nprint(result())"
 
 
@@ -70,13 +68,15 @@ ALONE = f"{EVALUATION}\nprint(result())"
 def script(project_root):
     """Starts a script in a project, with MULTISHIELD_WORKERS and more of the environment."""
 
-    def run(code, workers="2", wait=True, **more):
+    def run(code, workers="2", **more):
         more |= {"MULTISHIELD_WORKERS": workers, "PYTHONPATH": str(Path(__file__).parents[1])}
-        options = {"cwd": project_root, "env": os.environ | more, "text": True}
-        if not wait:
-            return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, **options)
-        done = subprocess.run([sys.executable, "-uc", code], capture_output=True, timeout=300, **options)
-        assert done.returncode in (0, -signal.SIGTERM), done.stderr
+        options = {"cwd": project_root, "env": os.environ | more, "text": True, "timeout": 300}
+        for _ in range(3):
+            done = subprocess.run([sys.executable, "-uc", code], capture_output=True, **options)
+            if "try again with less load" not in done.stderr:
+                break
+        # Ray ends with the number of the signal.
+        assert done.returncode in (0, signal.SIGTERM, -signal.SIGKILL), done.stderr
         assert "SIGTERM" not in done.stderr, "a driver that is told to end leaves no trace of a crash"
         return done.stdout
 
@@ -98,19 +98,27 @@ for number in "123":
     assert (project_root / "killed").exists()
 
 
+# In the driver: `lose` is called as soon as results are on disk.
+LOSE = """
+import threading
+
+def wait():
+    while not list(Path("kept").rglob("0*")):
+        time.sleep(0.1)
+    lose()
+
+threading.Thread(target=wait, daemon=True).start()
+print(result(Path("kept")))
+"""
+
+
 @ray
 @pytest.mark.long
 def test_a_driver_that_is_killed_continues_where_it_was(script, project_root):
-    running, kept = script(ONCE, wait=False, MISHAP="slow"), project_root / "kept"
-    patience = time.monotonic() + 120
-    while not list(kept.rglob("0*")):
-        assert time.monotonic() < patience
-        assert running.poll() is None
-        time.sleep(0.1)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    before = {file: file.stat().st_mtime_ns for file in kept.rglob("0*")}
-    again = script(ONCE)
+    assert not script(f"{EVALUATION}\ndef lose():\n    os.kill(os.getpid(), signal.SIGKILL)\n{LOSE}", MISHAP="slow")
+    before = {file: file.stat().st_mtime_ns for file in (project_root / "kept").rglob("0*")}
+    assert before
+    again = script(f"{EVALUATION}\nprint(result(Path('kept')))")
     assert {file: file.stat().st_mtime_ns for file in before} == before, "finished pieces are not done again"
     assert again == script(ALONE, workers="1")
 
@@ -118,25 +126,21 @@ def test_a_driver_that_is_killed_continues_where_it_was(script, project_root):
 @ray
 @pytest.mark.long
 def test_a_machine_that_leaves_in_the_middle_changes_nothing(script):
-    leaving = """
-import threading
+    cluster = """
+from paper.workers import QUIET
+os.environ.update(QUIET)
 from ray.cluster_utils import Cluster
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-other, kept = cluster.add_node(num_cpus=1), Path("kept")
+other = cluster.add_node(num_cpus=1)
 os.environ["MULTISHIELD_WORKERS"] = cluster.address
 
-def leave():
-    while not list(kept.rglob("0*")):
-        time.sleep(0.1)
+def lose():
     cluster.remove_node(other, allow_graceful=False)
-    print("left", flush=True)
-
-threading.Thread(target=leave).start()
-print(result(kept))
+    print("left")
 """
     expected = script(ALONE, workers="1").split()
-    assert sorted(script(EVALUATION + leaving, MISHAP="slow").split()) == sorted(["left", *expected])
+    assert sorted(script(EVALUATION + cluster + LOSE, MISHAP="slow").split()) == sorted(["left", *expected])
 
 
 # One Ray for all of these, because each start costs seconds.
