@@ -31,7 +31,7 @@ def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params:
         modules) hold a hash by module, "packages" a version by package.
     """
     code = "\n".join(cell.source for cell in code_cells(notebook))
-    # `stage("adaptive", ...)` in a notebook imports `paper.stages.adaptive`; the arithmetic is chosen before it.
+    # `stage("adaptive")` in a notebook imports `paper.stages.adaptive`; the arithmetic is chosen before it.
     roots = {*_imports(code), f"paper.stages.{stage}", "paper.pipeline.arithmetic"}
     modules = {module: _text(SOURCE, module) for module in _closure(roots, drawing=stage == "report")}
     classifiers = [item] if item in params.training else params.classifiers
