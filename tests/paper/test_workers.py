@@ -70,7 +70,7 @@ def script(project_root):
 
     def run(code, workers="2", **more):
         more |= {"MULTISHIELD_WORKERS": workers, "PYTHONPATH": str(Path(__file__).parents[1])}
-        options = {"cwd": project_root, "env": os.environ | more, "text": True, "timeout": 300}
+        options = {"cwd": project_root, "env": os.environ | more, "text": True, "timeout": 900}
         for _ in range(3):
             done = subprocess.run([sys.executable, "-uc", code], capture_output=True, **options)
             if "try again with less load" not in done.stderr:
