@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 # Long tests that were adapted to the two halves and not run since. They run, and the summary shows how they end. Issue
 # 32 stays open until this set is empty.
-NOT_YET_RUN = {"test_vit", "test_exact", "test_baseline", "test_workers", "test_pipeline", "test_robustbench"}
+NOT_YET_RUN = {"test_vit", "test_baseline", "test_workers", "test_pipeline", "test_robustbench"}
 NOT_YET_RUN |= {"test_profiles"}
 
 
