@@ -17,10 +17,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from multishield.errors import UserError, closest
+from multishield.errors import UserError
 from multishield.forward import device
 from multishield.resume import Each
-from paper import paths
 
 # A worker's arithmetic and memory are as here; but each has one thread: more would wait for each other.
 AS_HERE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
@@ -44,34 +43,22 @@ class Workers:
 
 
 def setting() -> Workers:
-    """The workers of MULTISHIELD_WORKERS and MULTISHIELD_GPUS, or else of `.multishield/config`; 1 is this process.
+    """The workers of MULTISHIELD_WORKERS, by default this process, and their GPUs of MULTISHIELD_GPUS.
 
-    Raises UserError for a value or a line of another form.
+    Raises UserError for a value of another form.
     """
-    given = _config() | {n: v for n in ("workers", "gpus") if (v := os.environ.get(f"MULTISHIELD_{n.upper()}"))}
-    who, gpus = given.get("workers", "1"), given.get("gpus")
-    if gpus is not None and not re.fullmatch(r"\d+(\.\d+)?", gpus):
-        raise UserError(f"gpus is {gpus!r}; a number from 0 is accepted")
+    who, gpus = os.environ.get("MULTISHIELD_WORKERS") or "1", os.environ.get("MULTISHIELD_GPUS") or None
+    if gpus and not re.fullmatch(r"\d+(\.\d+)?", gpus):
+        raise UserError(f"MULTISHIELD_GPUS is {gpus!r}; a number from 0 is accepted")
     gpus = float(gpus) if gpus else None
     if re.fullmatch(r"0*[1-9]\d*|local", who):
         return Workers(count=None if who == "local" else int(who), gpus=gpus)
     if re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", who):
         return Workers(who, None, gpus)
     raise UserError(
-        f"workers is {who!r}; accepted are a number of processes from 1, 'local' for one per GPU or core, or the "
-        "address of a Ray cluster as HOST:PORT"
+        f"MULTISHIELD_WORKERS is {who!r}; accepted are a number of processes from 1, 'local' for one per GPU or core, "
+        "or the address of a Ray cluster as HOST:PORT"
     )
-
-
-def _config() -> dict[str, str]:
-    file, values = paths.state("config"), {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        name, colon, value = (text.strip() for text in line.partition("#")[0].partition(":"))
-        if name and (not colon or name not in ("workers", "gpus")):
-            fix = closest(name if colon else "", ("workers", "gpus"), "a line is `workers: VALUE` or `gpus: VALUE`")
-            raise UserError(f"{file} has the line {line.strip()!r}; {fix}")
-        values |= {name: value} if name else {}
-    return values
 
 
 def each() -> Each:
@@ -159,18 +146,15 @@ def _started(workers: Workers):
     try:
         ray.init(**options)
     except Exception as error:  # noqa: BLE001 - where a node does not start in time, Ray raises no other kind
-        reason = " ".join(str(error).split())
-        if not workers.address:
-            raise UserError(f"Ray cannot be started here ({reason}); try again with less load on it") from None
-        raise UserError(
-            f"the Ray cluster at {workers.address} cannot be used ({reason}); its machines need this Python and Ray "
-            f"{ray.__version__}: start it by `ray start --head` there, give its HOST:PORT, and set "
-            "RAY_AUTH_MODE=token here where it asks for a token"
-        ) from None
+        given, remedy = "Ray cannot be started here", "try again with less load on this machine"
+        if workers.address:
+            given = f"the Ray cluster at {workers.address} cannot be used"
+            remedy = f"start it by `ray start --head` with this Python and Ray {ray.__version__}, and give its token"
+        raise UserError(f"{given} ({' '.join(str(error).split())}); {remedy}") from None
     gpus = ray.cluster_resources().get("GPU", 0)
     if workers.gpus and gpus < workers.gpus:
         ray.shutdown()
-        raise UserError(f"gpus is {workers.gpus:g} for each worker, but there are {gpus:g}; set gpus: 0 for CPUs alone")
+        raise UserError(f"MULTISHIELD_GPUS is {workers.gpus:g}, but the workers have {gpus:g}; set 0 for CPUs alone")
     return ray
 
 
@@ -182,5 +166,5 @@ def _reach(address: str) -> None:
     except OSError as error:
         raise UserError(
             f"the Ray cluster at {address} cannot be reached ({error}); start one by `ray start --head --port {port}` "
-            "there, or set workers: local"
+            "there, or set MULTISHIELD_WORKERS=local"
         ) from None

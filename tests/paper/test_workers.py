@@ -188,51 +188,45 @@ def test_pieces_errors_and_ends(script):
 @ray
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host:6379"])
 def test_an_address_where_nobody_answers_is_one_sentence(address):
-    with pytest.raises(UserError, match=rf"^the Ray cluster at {address} cannot be reached .* or set workers: local$"):
+    with pytest.raises(UserError, match=rf"^the Ray cluster at {address} cannot be reached .*WORKERS=local$"):
         list(over_ray(Workers(address, None), partial(print), [1]))
 
 
-def test_without_ray_a_sentence_says_how_to_install_it_and_one_worker_does_not_ask(config, monkeypatch):
+def test_without_ray_a_sentence_says_how_to_install_it_and_one_worker_does_not_ask(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("MULTISHIELD_WORKERS", "1")
     assert workers.each() is map
-    config("workers: 2\n")
+    monkeypatch.setenv("MULTISHIELD_WORKERS", "2")
     with pytest.raises(UserError, match=r"pip install --requirement requirements-cluster.lock$"):
         list(workers.each()(partial(print), [1]))
 
 
-@pytest.fixture
-def config(project_root, monkeypatch):
-    """Writes `.multishield/config`."""
-    for name in ("WORKERS", "GPUS"):
-        monkeypatch.delenv(f"MULTISHIELD_{name}", raising=False)
-    (project_root / ".multishield").mkdir()
-    return (project_root / ".multishield" / "config").write_text
-
-
-def test_the_file_is_read_and_the_environment_goes_before_it(config, monkeypatch):
-    assert workers.setting() == Workers("", 1, None)
-    config("# my machine\nworkers: 4\ngpus: 0\n")
-    assert workers.setting() == Workers(count=4, gpus=0.0)
-    for value, expected in (("head:6379", Workers("head:6379", None, 0.0)), ("local", Workers(count=None, gpus=0.0))):
-        monkeypatch.setenv("MULTISHIELD_WORKERS", value)
-        assert workers.setting() == expected
-        assert workers.each() is not map
-    monkeypatch.setenv("MULTISHIELD_WORKERS", "1")
-    assert workers.each() is map
+@pytest.mark.parametrize(
+    ("value", "gpus", "expected"),
+    [
+        ("", "", Workers("", 1, None)),
+        ("4", "0", Workers("", 4, 0.0)),
+        ("local", "0.5", Workers("", None, 0.5)),
+        ("head:6379", "", Workers("head:6379", None, None)),
+    ],
+)
+def test_the_environment_sets_the_workers(monkeypatch, value, gpus, expected):
+    monkeypatch.setenv("MULTISHIELD_WORKERS", value)
+    monkeypatch.setenv("MULTISHIELD_GPUS", gpus)
+    assert workers.setting() == expected
 
 
 @pytest.mark.parametrize(
-    ("lines", "sentence"),
+    ("value", "gpus", "sentence"),
     [
-        ("workers: 0", "workers is '0'; accepted are a number of processes from 1"),
-        ("workers: ray://head:10001", "accepted are a number"),
-        ("workers 2", "has the line 'workers 2'; a line is `workers: VALUE`"),
-        ("wrokers: 2", "did you mean workers"),
-        ("workers: 2\ngpus: -1", "gpus is '-1'; a number from 0"),
+        ("0", "", "WORKERS is '0'; accepted are a number of processes from 1"),
+        ("ray://head:10001", "", "accepted are a number"),
+        ("2", "-1", "GPUS is '-1'; a number from 0"),
     ],
 )
-def test_another_setting_is_one_sentence(config, lines, sentence):
-    config(lines)
+def test_another_setting_is_one_sentence(monkeypatch, value, gpus, sentence):
+    monkeypatch.setenv("MULTISHIELD_WORKERS", value)
+    monkeypatch.setenv("MULTISHIELD_GPUS", gpus)
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
         workers.setting()
     assert sentence in str(error.value)

@@ -169,18 +169,6 @@ def tolerance_curve(records: pd.DataFrame, alone: pd.DataFrame, tolerance: float
     return figure
 
 
-def attacks(metrics: pd.DataFrame) -> Figure:
-    """Robust accuracy under each attack that knows the shield, with 95 % intervals."""
-    shown = metrics[(metrics.metric == "robust_accuracy") & metrics.scenario.isin(("paper", "joint", "worst_case"))]
-    figure, axis = plt.subplots(figsize=(5.2, 1.9))
-    error = _errors(shown.value, shown.low, shown.high)
-    axis.barh(shown.scenario.map(TITLES), shown.value, xerr=error, capsize=3, height=0.6, color=RED)
-    axis.set(xlim=(0, 1), xlabel="robust accuracy with the shield")
-    axis.xaxis.set_major_formatter(PERCENT)
-    axis.invert_yaxis()
-    return figure
-
-
 def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:
     """An image clean and attacked, above both models' scores of at most 12 classes; see `shields.examples`."""
     highest = pd.concat(list(scores.values()), axis=1).max(axis=1)

@@ -1,7 +1,6 @@
 """The files of the report stage in artifacts/report/: records, tables and figures (`publish` copies them)."""
 
 import html
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from paper import paths
 from paper.naming import STUDIES
 from paper.params import Params
 from paper.report import tables
-from paper.report.figures import ACCURACIES
 from paper.stages import comparison, studies
 
 
@@ -91,38 +89,13 @@ def write_table(stage: str, params: Params) -> pd.DataFrame:
     return table
 
 
-def write_curves(compared: pd.DataFrame, varied: pd.DataFrame, histories: dict[str, pd.DataFrame]) -> None:
-    """Write the curves for `dvc plots show`: a row per point, in per cent, with a `panel` and a `curve`.
-
-    The frames are those of `comparison.table` and `studies.table`, and the training histories by name.
-    """
-    plots = {"rejection": pd.DataFrame(columns=["panel", "curve"]), "training": _training(histories)}
-    if len(compared):
-        rows = compared.sort_values(["classifier", "defence", "rejection"], kind="stable")
-        rows = rows.rename(columns={"robust": "ratio", "robust_low": "low", "robust_high": "high"})
-        plots["rejection"] = _points(rows, "defence", "clean rejection", 100 * rows.rejection)
-    for study, unit in (("eps", 255), ("tolerance", 1)):
-        rows = varied[(varied.study == study) & (varied.metric == "robust_accuracy")]
-        plots[study] = _points(rows, "of", study, [float(unit * Fraction(value)) for value in rows.value])
-    for name, rows in plots.items():
-        write_text(_file("plots", f"{name}.csv"), rows.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
-
-
-def _points(rows: pd.DataFrame, curve: str, name: str, x) -> pd.DataFrame:
-    """Points (x, robust accuracy) with their intervals; `curve` is the column that names the curve."""
-    shares = {"robust accuracy": 100 * rows.ratio, "low": 100 * rows.low, "high": 100 * rows.high}
-    return pd.DataFrame({"panel": rows.classifier, "curve": rows[curve], name: x, **shares, "n": rows.n})
-
-
-def _training(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    points = [
-        (name, curve, epoch, 100 * accuracy)
-        for name, history in histories.items()
-        for column, curve in ACCURACIES.items()
-        if column in history
-        for epoch, accuracy in zip(history.epoch, history[column], strict=True)
-    ]
-    return pd.DataFrame(points, columns=["panel", "curve", "epoch", "accuracy"])
+def write_training(histories: dict[str, pd.DataFrame]) -> None:
+    """Write the accuracies of the training histories for `dvc plots show`: a row per model, epoch and accuracy."""
+    if histories:
+        table = pd.concat(histories, names=["model"]).reset_index("model")
+        accuracies = [column for column in table if column.endswith("accuracy")]
+        table = table.melt(["model", "epoch"], accuracies, "curve", "accuracy").dropna()
+        records.save(table, _file("tables", "training.csv"))
 
 
 class Picture(Image):

@@ -130,7 +130,7 @@ class TestTheWholePipeline:
         done = run(project, "dvc", "plots", "show", "--out", "plots")
         assert done.returncode == 0, done.stderr
         page = (project / "plots" / "index.html").read_text()
-        assert page.count("vegaEmbed('#") == 4, "curves that can be pointed at"
+        assert page.count("vegaEmbed('#") == 3, "curves that can be pointed at"
         assert "window.vegaEmbed=" in (project / ".multishield" / "vega.js").read_text(), "and no network is needed"
         shutil.rmtree(project / "plots")
 

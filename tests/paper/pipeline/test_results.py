@@ -19,15 +19,12 @@ def table(**hits: int) -> pd.DataFrame:
     ("hits", "sentence"),
     [
         ({"clean_accuracy": 180, "robust_accuracy": 98}, ": the same."),
-        ({"clean_accuracy": 180, "robust_accuracy": 99}, "1 of 2 figures differ, all of them within the committed"),
-        (
-            {"clean_accuracy": 180, "robust_accuracy": 133},
-            "lie: robust, joint, robust accuracy 66.5 (committed 49.0 [42.2, 55.9])",
-        ),
-        ({"robust_accuracy": 98}, "have not the same rows: only one of them has robust, joint."),
+        ({"clean_accuracy": 180, "robust_accuracy": 99}, ": 1 of 2 figures differ, 0 of them beyond the committed"),
+        ({"clean_accuracy": 180, "robust_accuracy": 133}, ": 1 of 2 figures differ, 1 of them beyond the committed"),
+        ({"robust_accuracy": 98}, ": 1 of 2 figures differ, 1 of them beyond the committed"),
     ],
 )
-def test_differences_are_counted_and_named(hits, sentence):
+def test_differences_are_counted(hits, sentence):
     assert sentence in compare(table(**hits), table(clean_accuracy=180, robust_accuracy=98))
 
 

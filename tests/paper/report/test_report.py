@@ -1,6 +1,7 @@
 """The report's files, tables and sentences say what the records say."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -82,32 +83,18 @@ def test_the_comparison_as_a_table_and_in_sentences():
     assert "no threshold was chosen" in sentences.verdict(compared()[:0])
 
 
-def test_curves_are_points_in_per_cent_in_the_columns_that_dvc_looks_for(project_root):
-    rows = [("eps", "8/255", 0.25), ("eps", "0.5", 0.0), ("tolerance", "0.001", 0.3)]
-    varied = pd.DataFrame(rows, columns=["study", "value", "ratio"]).assign(classifier="robust", of="shield", n=32)
-    varied = varied.assign(metric="robust_accuracy", low=0.2, high=0.4)
-    varied = pd.concat([varied, varied.assign(metric="clean_accuracy", ratio=0.9)])
-    history = pd.DataFrame({"epoch": [1, 2], "clean_accuracy": [0.5, 0.75], "pgd_accuracy": [0.25, 0.5]})
-    report.write_curves(compared()[::-1], varied, {"robust": history})
-    folder = project_root / "artifacts" / "report" / "plots"
-    written = {file.stem: pd.read_csv(file) for file in folder.iterdir()}
-    rejection = written["rejection"][["panel", "curve", "clean rejection", "robust accuracy"]].values.tolist()
-    assert rejection[:2] == [["robust", "Multi-Shield", 6, 40], ["robust", "Multi-Shield", 21, 40]], "along the curve"
-    assert written["eps"][["eps", "robust accuracy"]].values.tolist() == [[8, 25], [127.5, 0]]
-    assert written["tolerance"][["tolerance", "robust accuracy", "low"]].values.tolist() == [[0.001, 30, 20]]
-    points = [[name, epoch, y] for name, *ys in (("clean", 50, 75), ("PGD", 25, 50)) for epoch, y in enumerate(ys, 1)]
-    assert written["training"].values.tolist() == [["robust", *point] for point in points]
-    plots = YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
-    for plot in (plot for entry in plots if isinstance(entry, dict) for plot in entry.values()):
+def test_dvc_finds_the_columns_of_its_curves(project_root):
+    history = pd.DataFrame({"epoch": [1, 2], "loss": 1.0, "clean_accuracy": [0.5, 0.75]})
+    report.write_training({"robust": history, "CLIP": history.assign(clean_accuracy=None, zero_shot_accuracy=0.25)})
+    written = pd.read_csv(project_root / "artifacts" / "report" / "tables" / "training.csv")
+    points = [["robust", 1, "clean_accuracy", 0.5], ["robust", 2, "clean_accuracy", 0.75]]
+    assert written.values.tolist() == points + [["CLIP", epoch, "zero_shot_accuracy", 0.25] for epoch in (1, 2)]
+    for plot in (plot for entry in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"][:-1] for plot in entry.values()):
         ((file, y),) = plot["y"].items()
-        columns = written.pop(file.removeprefix("reports/plots/").removesuffix(".csv")).columns
-        assert {plot["x"], y, "panel", "curve"} <= set(columns)
-        assert plot["template"] == "curves"
-    assert not written, "dvc.yaml names every file"
-    assert json.loads((ROOT / ".dvc" / "plots" / "curves.json").read_text())["facet"]["field"] == "panel"
-    report.write_curves(pd.DataFrame(), varied, {})  # without a comparison and a history
-    assert (folder / "rejection.csv").read_text() == "panel,curve\n"
-    assert (folder / "training.csv").read_text() == "panel,curve,epoch,accuracy\n"
+        columns = pd.read_csv(ROOT / file).columns
+        template = (ROOT / ".dvc" / "plots" / f"{plot['template']}.json").read_text()
+        named = {field for field in re.findall(r'"field": "(\w+)"', template) if field != "rev"}
+        assert {plot["x"], y} | named <= set(columns), "dvc.yaml and the template name columns of the committed file"
 
 
 def test_a_picture_is_a_file_and_an_output_without_addresses(project_root):
