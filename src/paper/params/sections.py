@@ -172,7 +172,7 @@ class ClipFile(Clip):
 
 
 class ClipFactory(Clip, ClassifierFactory):
-    """A CLIP that an extension builds: "module:function" returns a `paper.models.clip.Clip`."""
+    """A CLIP that an extension builds: "module:function" returns a `multishield.Clip`."""
 
 
 Clips = ClipTrained | ClipOpen | ClipFile | ClipFactory

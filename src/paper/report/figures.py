@@ -110,11 +110,8 @@ def studies(table: pd.DataFrame) -> Figure:
         for label, of, metric, colour, line in series:
             curve = rows[(rows.of == of) & (rows.metric == metric)]
             if len(curve):
-                error, look = (
-                    _errors(curve.ratio, curve.low, curve.high),
-                    {"color": colour, "fmt": line, "label": label},
-                )
-                axis.errorbar(range(len(curve)), curve.ratio, error, **look, **POINTS)
+                look = POINTS | {"color": colour, "fmt": line, "label": label}
+                axis.errorbar(range(len(curve)), curve.ratio, _errors(curve.ratio, curve.low, curve.high), **look)
         values, rotation = rows.value.unique(), 20 if rows.study.iloc[0] == "prompts" else 0
         axis.set_xticks(range(len(values)), values, rotation=rotation, fontsize=8)
     return _with_legend(figure, ncols=4, fontsize=8)
@@ -150,23 +147,6 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))  # powers are mathematics
     return _with_legend(figure)
-
-
-def tolerance_curve(records: pd.DataFrame, alone: pd.DataFrame, tolerance: float) -> Figure:
-    """Robust accuracy, attacker unaware, by clean rejection; `alone` are records of scenario 1, `records` of 2."""
-    wrong = (alone.attacked_decision != alone.label).to_numpy()
-    quantiles = np.quantile(records.gap_attacked, np.linspace(0, 1, 60))
-    tolerances = (tolerance, *np.unique([tolerance, *quantiles]))
-    rejection = [(records.gap_clean > t).mean() for t in tolerances]
-    robust = [1 - (wrong & (records.gap_attacked <= t).to_numpy()).mean() for t in tolerances]
-    figure, axis = plt.subplots(figsize=(5.2, 3.6))
-    axis.plot(rejection[1:], robust[1:], ".-", color=BLUE, markersize=4)
-    axis.plot(rejection[0], robust[0], "o", color=RED, label=f"tolerance {tolerance:g}")
-    axis.set(xlabel="clean rejection", ylabel="robust accuracy, unaware attacker", ylim=(-0.02, 1.02))
-    axis.xaxis.set_major_formatter(PERCENT)
-    axis.yaxis.set_major_formatter(PERCENT)
-    axis.legend(fontsize=8)
-    return figure
 
 
 def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], classes: list[str], label: int) -> Figure:

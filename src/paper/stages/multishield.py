@@ -3,7 +3,6 @@
 import pandas as pd
 
 from multishield import records
-from paper import paths
 from paper.stages.attacking import Attacking
 
 
@@ -15,7 +14,3 @@ class Stage(Attacking):
         rows = records.records_of(self.item, "unaware", self.shield, self.data, self.unaware, self.ball)
         records.save(rows, self.folder / "records.csv")
         return rows
-
-    def without_shield(self) -> pd.DataFrame:
-        """The records of scenario 1."""
-        return records.load(paths.artifacts("baseline", self.item, "records.csv"))

@@ -64,17 +64,6 @@ def test_robust_accuracy_is_drawn_against_the_rejection_that_was_reached():
         assert lines["Multi-Shield"].get_xydata().tolist() == [[0.06, 0.4], [0.21, 0.4]]
 
 
-def test_the_tolerance_curve_follows_the_gaps():
-    # Two of four attacked images are wrong, with gaps 0.1 and 0.3; one of the clean images has a gap of 0.2.
-    records = pd.DataFrame({"gap_clean": [0, 0, 0, 0.2], "gap_attacked": [0.1, 0.3, 0.0, 0.0]})
-    alone = pd.DataFrame({"label": [0, 0, 1, 1], "attacked_decision": [1, 1, 1, 1]})
-    figure = figures.tolerance_curve(records, alone, 0.15)
-    (chosen,) = (line for line in figure.axes[0].lines if line.get_label() == "tolerance 0.15")
-    assert chosen.get_xydata().tolist() == [[0.25, 0.75]], "one clean image is rejected, one wrong one accepted"
-    curve = figure.axes[0].lines[0].get_xydata()
-    assert curve[-1].tolist() == [0.0, 0.5], "at the largest gap everything is accepted"
-
-
 def test_labels_of_the_gaps_are_numbers():
     figures.style()
     records = pd.DataFrame({"classifier": "net", "scenario": ["unaware"] * 3, "gap_clean": [0, 0.1, 0.5]})
