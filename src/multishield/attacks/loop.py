@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 # Called after every step: indices of finished images (often none), their results, the most steps that are still to do.
 Watch = Callable[[Tensor, AttackedImages, int], None]
-# Larger batches do not pay (benchmarks/README.md). Where memory does not suffice, the batch is halved.
+# Where memory does not suffice, the batch is halved.
 BATCH_SIZE = {"cpu": 128, "cuda": 1024}
 
 
