@@ -34,34 +34,21 @@ RENAMED = (
     (".mlp.fc2.", ".mlp.c_proj."),
     (".self_attn.", ".attn."),
 )
-# Beginnings of keys beside the image tower that are not needed: the text side, and numbers that OpenAI's files hold.
-OTHERS = ("text", "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "attn_mask", "logit_")
-OTHERS += ("input_resolution", "context_length", "vocab_size")
-# Cosine between two towers' weight matrices: fine-tuning leaves it near 1, independent trainings near 0.
-KIN = 0.5
 
 
 def replace_tower(visual: nn.Module, source: str) -> None:
     """Load a file of weights, or those of "hf-hub:owner/name", into a CLIP's image tower; a text side is ignored.
 
-    Files of transformers without `visual_projection` leave the projection as it is. A wrong activation fits without an
-    error. So a configuration beside the weights must state the tower's own, or the weights must be recognisable as
-    fine-tuned from the tower's. Raises UserError if they are neither, cannot be read, or do not fit.
+    Files of transformers without `visual_projection` leave the projection as it is. A wrong activation or number of
+    heads fits without an error: a configuration beside the weights must state the activation, and is compared. Raises
+    UserError if there is none or it differs, or if the weights cannot be read or do not fit.
     """
     path = _weights_file(source)
-    weights = _image_side(_read(path), source)
-    configs = (read_json(path.with_name(name)) for name in CONFIGS if path.with_name(name).is_file())
-    config = next((config for config in configs if _activation(config)), {})
-    _check_config(visual, config, source)
-    before = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
-    if "proj" in before and any(".self_attn.q_proj." in key for key in weights):
-        weights = _from_transformers(weights, before["proj"])
+    _check_config(visual, path, source)
+    weights = _image_side(_read(path))
+    if hasattr(visual, "proj") and any(".self_attn.q_proj." in key for key in weights):
+        weights = _from_transformers(weights, visual.proj.detach().clone())
     load_exactly(visual, weights, source)
-    if not config and _kinship(before, weights) < KIN:
-        raise UserError(
-            f"alignment.image_tower is {source!r}, whose weights are not fine-tuned from the tower that they replace, "
-            "and no config.json beside them states their activation; add that file, or choose the model they are from"
-        )
 
 
 def _weights_file(source: str) -> Path:
@@ -82,28 +69,19 @@ def _weights_file(source: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, as float32."""
+    """The state dict of a file."""
     try:
-        content = load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+        return load_tensors(path) if path.suffix == ".safetensors" else dict(torch.load(path, "cpu", weights_only=True))
+    except (UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
         given = f"{path} is not a file of tensors alone ({reason_of(error)[:120]}), and anything else may run code"
         raise UserError(f"{given}; convert it once with safetensors.torch.save_file(state_dict, path)") from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no named tensors; give a state dict of an image tower or of a whole CLIP")
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
-def _image_side(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights of a CLIP's image tower, without prefix."""
-    weights = {k: v for k, v in weights.items() if not k.endswith("position_ids")}  # numbers that old files hold
+def _image_side(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a CLIP's image tower, without prefix, and without the numbers of positions in old files."""
     prefix = next((p for p in ("visual.", "vision_model.") if any(k.startswith(p) for k in weights)), "")
-    inside = ("visual_projection.", prefix)
-    extra = sorted(k for k in weights if not k.startswith((*inside, *OTHERS)))
-    if extra:
-        raise UserError(f"{source} holds {extra[:2]}, which belong to no CLIP; give a state dict of a CLIP")
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(inside)}
+    inside = [k for k in weights if k.startswith((prefix, "visual_projection.")) and not k.endswith("position_ids")]
+    return {k.removeprefix(prefix): weights[k] for k in inside}
 
 
 def _from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[str, Tensor]:
@@ -122,31 +100,28 @@ def _from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[s
     return out
 
 
-def _activation(config: dict) -> str:
-    """The activation that transformers' or open_clip's configuration states, such as "quick_gelu"; "" for none."""
+def _stated(config: dict) -> dict:
+    """What transformers' or open_clip's configuration states of an image tower; nothing for another one."""
     if "model_cfg" in config:
-        return "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"
-    if str(config.get("model_type", "")).startswith("clip"):  # with transformers' default for CLIP
-        return config.get("vision_config", config).get("hidden_act", "quick_gelu")
-    return ""
+        return {"activation": "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"}
+    if not str(config.get("model_type", "")).startswith("clip"):
+        return {}
+    vision = config.get("vision_config", config)
+    activation = vision.get("hidden_act", "quick_gelu")  # transformers' default for CLIP
+    return {"activation": activation, "num_attention_heads": vision.get("num_attention_heads")}
 
 
-def _check_config(visual: nn.Module, config: dict, source: str) -> None:
-    """Raises UserError if a configuration states another activation or number of heads than the tower has."""
-    theirs, heads = _activation(config), config.get("vision_config", config).get("num_attention_heads")
-    ours = "quick_gelu" if any(isinstance(m, QuickGELU) for m in visual.modules()) else "gelu"
-    own = next((m.num_heads for m in visual.modules() if isinstance(m, nn.MultiheadAttention)), heads)
-    given, model = f"alignment.image_tower is {source!r} with", "but alignment.model has"
-    if theirs and theirs != ours:
-        choice = "with" if theirs == "quick_gelu" else "without"
-        raise UserError(f"{given} activation {theirs!r}, {model} {ours!r}; choose a name {choice} '-quickgelu'")
-    if heads and heads != own:
-        raise UserError(f"{given} {heads} attention heads, {model} {own}; choose the model that it was fine-tuned from")
-
-
-def _kinship(before: dict[str, Tensor], weights: dict[str, Tensor]) -> float:
-    """Cosine between two towers' weight matrices. Vectors (norms, biases) are alike in all towers."""
-    names = [name for name, tensor in before.items() if tensor.ndim >= 2]
-    towers = ((before, weights), (before, before), (weights, weights))
-    dot, ours, theirs = (sum((a[n].double() * b[n].double()).sum().item() for n in names) for a, b in towers)
-    return dot / (ours * theirs) ** 0.5
+def _check_config(visual: nn.Module, path: Path, source: str) -> None:
+    """Raises UserError unless a configuration beside the weights states the tower's activation, and no other heads."""
+    given, files = f"alignment.image_tower is {source!r}", (path.with_name(name) for name in CONFIGS)
+    stated = next(filter(None, (_stated(read_json(file)) for file in files if file.is_file())), None)
+    if not stated:
+        reason = f"beside which no {' or '.join(CONFIGS)} states the activation, and a wrong one loads without an error"
+        raise UserError(f'{given}, {reason}; put one there, such as {{"model_cfg": {{"quick_gelu": true}}}}')
+    heads = next((m.num_heads for m in visual.modules() if isinstance(m, nn.MultiheadAttention)), None)
+    quick = any(isinstance(m, QuickGELU) for m in visual.modules())
+    own = {"activation": "quick_gelu" if quick else "gelu", "num_attention_heads": heads}
+    for name, theirs in stated.items():
+        if theirs and theirs != own[name]:
+            remedy = "choose the model that it is from; '-quickgelu' at the end of its name stands for 'quick_gelu'"
+            raise UserError(f"{given} with {name} {theirs!r}, but alignment.model has {own[name]!r}; {remedy}")

@@ -54,6 +54,7 @@ def test_another_image_tower_in_a_clip_from_the_hub(project_root):
     weights = hub.put_clip(project_root / "hub", "someone/base")
     moved = {k.removeprefix("visual."): v + 0.001 for k, v in weights.items() if k.startswith("visual.")}
     torch.save(moved, project_root / "fare.pt")
+    write_json(project_root / "config.json", {"model_cfg": {"quick_gelu": True}})
     made, _ = stored(project_root, named("hf-hub:someone/base", image_tower="fare.pt"))
     assert torch.equal(made.model.visual.proj.cpu(), moved["proj"])
     assert torch.equal(made.model.text_projection.cpu(), weights["text_projection"])
