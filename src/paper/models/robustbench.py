@@ -2,16 +2,14 @@
 
 import importlib
 import pickle
-import re
 import sys
 import warnings
-from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import nn
 
-from multishield.errors import UserError
+from multishield.errors import UserError, reason_of
 from multishield.progress import quiet
 from paper import paths
 from paper.models.model_zoo import Entry
@@ -39,15 +37,11 @@ def architecture(entry: Entry) -> nn.Module:
     """The network of an entry with random weights, without a download. Raises UserError as `package` does."""
     import timm
 
-    listed, registered = _listed(entry)
-    return timm.create_model(registered, num_classes=entry.classes) if timm.is_model(registered) else listed["model"]()
-
-
-def _listed(entry: Entry) -> tuple[dict, str]:
-    """An entry of robustbench's own model zoo, and the name that timm knows it by if robustbench registers it there."""
     models, enums = package(entry, "model_zoo").model_dicts, package(entry, "model_zoo.enums")
-    listed = models[enums.BenchmarkDataset(entry.dataset)][enums.ThreatModel(entry.norm)][entry.name]
-    return listed, f"{entry.name}_{entry.dataset}_{entry.norm}".lower().replace("-", "_")
+    name = f"{entry.name}_{entry.dataset}_{entry.norm}".lower().replace("-", "_")
+    if timm.is_model(name):  # robustbench registers some there
+        return timm.create_model(name, num_classes=entry.classes)
+    return models[enums.BenchmarkDataset(entry.dataset)][enums.ThreatModel(entry.norm)][entry.name]["model"]()
 
 
 def load(entry: Entry) -> nn.Module:
@@ -60,13 +54,12 @@ def load(entry: Entry) -> nn.Module:
         with quiet():
             return utils.load_model(entry.name, paths.datasets("robustbench"), entry.dataset, entry.norm)
     except failures as error:
-        text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
-        reason, remedy = text[:200] or type(error).__name__, "remove the file of a broken attempt, or put there "
-        if pickled := re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text):
-            reason = f"they hold an object of {pickled[1]}, which may run any code and is not read"
-            remedy = "put a file of the state dict alone in place of "
-        given = f"the weights of {entry.name} could not be downloaded or read"
-        raise UserError(f"{given} ({reason}); {remedy}{_expected(entry)}") from None
+        unsafe = "the file is no state dict alone, and pickled objects may run any code"
+        reason = unsafe if isinstance(error, pickle.UnpicklingError) else reason_of(error)
+        given = f"the weights of {entry.name} could not be downloaded or read ({reason})"
+        folder = paths.datasets("robustbench", entry.dataset, entry.norm)
+        folders = f"{folder}, or where timm loads it into {torch.hub.get_dir()}/checkpoints"
+        raise UserError(f"{given}; put their file, whose address is in robustbench/model_zoo, into {folders}") from None
 
 
 def _load_every_weight(model: nn.Module, name: str, weights: dict, dataset) -> nn.Module:
@@ -76,16 +69,3 @@ def _load_every_weight(model: nn.Module, name: str, weights: dict, dataset) -> n
     if wrong:
         raise RuntimeError(f"the file does not fit the network: {len(wrong)} keys differ, such as {wrong[0]}")
     return model
-
-
-def _expected(entry: Entry) -> str:
-    """The files of weights that robustbench looks for, and their addresses."""
-    import timm
-
-    listed, registered = _listed(entry)
-    if timm.is_model(registered):
-        url = timm.get_pretrained_cfg(registered).url
-        return f"{Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name} from {url}"
-    ids, file = listed["gdrive_id"], paths.datasets("robustbench", entry.dataset, entry.norm, f"{entry.name}.pt")
-    files = {f"{file}_m{i}.pt": drive_id for i, drive_id in enumerate(ids)} if isinstance(ids, list) else {file: ids}
-    return ", ".join(f"{name} from https://drive.google.com/uc?id={drive_id}" for name, drive_id in files.items())

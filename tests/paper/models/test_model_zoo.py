@@ -14,7 +14,7 @@ from multishield.attacks.apgd import apgd
 from multishield.attacks.threat_model import Ball
 from multishield.errors import UserError
 from multishield.forward import accuracy, device, freeze, outputs
-from paper.data.folders import open_folder
+from paper.data.datasets import open_folder
 from paper.data.prepare import read_split
 from paper.models import model_zoo, pretrained
 from paper.models.classifier import Classifier
