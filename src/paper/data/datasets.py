@@ -1,5 +1,6 @@
 """Data sets by name: how each is read from the disk, and how a user gets the files that are not there."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import torch
 
 from multishield.errors import UserError
 from paper import paths
-from paper.data import class_names, folders, shapes
+from paper.data import class_names, shapes
 from paper.data.source import Source, read_image
 from paper.params.sections import Dataset
 from paper.params.values import load_factory
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
 SPLIT_SEED = 20241213  # belongs to the data sets without a split of their own, not to the experiment
 
 
@@ -38,6 +40,52 @@ def open_shapes(root: Path, split: str) -> Source:
     return Source(torch.from_numpy(labels).long(), list(shapes.CLASSES), images.__getitem__, captions)
 
 
+def natural(name: str) -> list:
+    """Sort key for names in natural order: 2 before 10."""
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of a folder's visible folders, in natural order."""
+    return sorted((p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
+
+
+def class_folders(root: Path, split: str) -> list[str]:
+    """The names of a split's class folders, in natural order. Raises UserError for fewer than two."""
+    folder = root / split
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} does not exist; dataset.root must name a folder that holds train/<class>/* and "
+            "test/<class>/* images"
+        )
+    names = subfolders(folder)
+    if strange := [name for name in names if not name.isprintable()]:
+        raise UserError(f"{folder} holds a folder whose name is no UTF-8 text: {strange[0]!r}; rename it")
+    if len(names) < 2:
+        raise UserError(f"{folder} holds {len(names)} class folders; at least 2 are needed, one folder per class")
+    return names
+
+
+def open_folder(root: Path, split: str) -> Source | None:
+    """Open `root/<split>/<class>/*`. Returns None for "train" if there is no folder `root/train`.
+
+    Classes are in natural order, and so are the images of all classes by their file names: numbered files keep their
+    order. A printed sentence counts entries that are no images. Raises UserError if folders are missing or empty.
+    """
+    if split == "train" and not (root / "train").is_dir():
+        return None
+    names = class_folders(root, split)
+    entries = [p for name in names for p in (root / split / name).iterdir() if not p.name.startswith(".")]
+    files = [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file()]
+    files.sort(key=lambda p: (natural(p.name), natural(p.parent.name)))
+    if empty := set(names) - {p.parent.name for p in files}:
+        raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
+    if others := sorted({p.suffix or p.name for p in set(entries) - set(files)}):
+        print(f"{root / split}: {len(entries) - len(files)} entries are no image files ({', '.join(others[:5])})")
+    labels = torch.tensor([names.index(p.parent.name) for p in files])
+    return Source(labels, class_names.without_underscores(names), lambda i: read_image(files[i]))
+
+
 def open_imagenet(root: Path, split: str) -> Source | None:
     """ImageNet: `root/val/<WordNet id>/*` is the test split, `root/train/<WordNet id>/*` the training split.
 
@@ -49,7 +97,7 @@ def open_imagenet(root: Path, split: str) -> Source | None:
     folder = root / ("train" if split == "train" else "val")
     if split == "train" and not folder.is_dir():
         return None
-    names, present = class_names.imagenet(), folders.subfolders(folder)
+    names, present = class_names.imagenet(), subfolders(folder)
     strange = sorted(set(present) - set(names))
     if strange or not present:
         raise UserError(
@@ -97,13 +145,13 @@ def open_pathmnist(root: Path, split: str) -> Source:
 
 OPENERS = {
     "shapes": open_shapes,
-    "folder": folders.open_folder,
+    "folder": open_folder,
     "imagenet": open_imagenet,
     "pathmnist": open_pathmnist,
     **{name: partial(_open_torchvision, name) for name in TORCHVISION},
 }
-# The remedy where the images of a data set are missing; all others are downloaded.
 HOW_TO_GET = {
+    **dict.fromkeys([*TORCHVISION, "pathmnist"], "run `python -m paper data`, which downloads it"),
     "shapes": "run `python -m paper data`, which renders it into data/shapes",
     "folder": "give the path of a folder that holds train/<class>/* and test/<class>/* images",
     "imagenet": (
@@ -114,19 +162,14 @@ HOW_TO_GET = {
 }
 
 
-def _how_to_get(name: str) -> str:
-    if name not in OPENERS:
-        return f"give the path of the folder that {name} reads"
-    return HOW_TO_GET.get(name, "run `python -m paper data`, which downloads it")
-
-
 def check_root(params: Dataset) -> None:
     """Raise a UserError that says how to get the raw images if their folder is not there."""
     if params.root.startswith("~"):  # DVC reads this path too, and knows no home folder
         raise UserError(f"dataset.root is {params.root!r}; write the whole path, {Path(params.root).expanduser()}")
     below, wanted = ("val", "a folder that holds val") if params.name == "imagenet" else ("", "a folder")
     if not (paths.resolve(params.root) / below).is_dir():
-        raise UserError(f"dataset.root is {params.root!r}, which is not {wanted}; {_how_to_get(params.name)}")
+        remedy = HOW_TO_GET.get(params.name, f"give the path of the folder that {params.name} reads")
+        raise UserError(f"dataset.root is {params.root!r}, which is not {wanted}; {remedy}")
 
 
 def open_source(params: Dataset, split: str) -> Source | None:
@@ -134,11 +177,6 @@ def open_source(params: Dataset, split: str) -> Source | None:
 
     Raises UserError if files are missing or damaged, or if names or labels make no sense.
     """
-    if params.name == "shapes" and params.image_size != shapes.SIZE:
-        raise UserError(
-            f"dataset.image_size is {params.image_size}, but the shapes are {shapes.SIZE}x{shapes.SIZE}; "
-            f"set it to {shapes.SIZE}"
-        )
     opener = OPENERS.get(params.name) or load_factory("dataset.name", params.name)
     try:
         source = opener(paths.resolve(params.root), split)
@@ -147,8 +185,7 @@ def open_source(params: Dataset, split: str) -> Source | None:
             raise
         reason = str(error).split(". ")[0]  # torchvision goes on with advice that does not fit here
         raise UserError(
-            f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason}); "
-            f"{'' if params.name in HOW_TO_GET else 'remove what is unpacked there and '}{_how_to_get(params.name)}"
+            f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason}); {HOW_TO_GET[params.name]}"
         ) from None
     if isinstance(source, Source) or (source is None and split == "train"):
         return source

@@ -3,8 +3,7 @@
 from multishield.errors import UserError
 from multishield.files import write_json
 from paper import paths
-from paper.data.datasets import check_root
-from paper.data.folders import class_folders
+from paper.data.datasets import check_root, class_folders
 from paper.models import model_zoo, pretrained
 from paper.naming import runs
 from paper.params import Params

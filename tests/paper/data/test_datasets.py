@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 import raw
 from multishield.errors import UserError
 from multishield.images import Images
-from paper.data import class_names, datasets, downloads, folders, prepare
+from paper.data import class_names, datasets, downloads, prepare
 from paper.data.source import Source
 from paper.params.values import DATASETS
 from raw import options
@@ -150,7 +150,7 @@ def test_a_data_set_that_is_not_there(name, tmp_path):
 
 def test_every_name_of_the_parameters_has_an_opener_and_a_way_to_get_it():
     assert set(datasets.OPENERS) == set(DATASETS)
-    assert {*datasets.TORCHVISION, "pathmnist", *datasets.HOW_TO_GET} == set(DATASETS)
+    assert set(datasets.HOW_TO_GET) == set(DATASETS)
 
 
 def test_only_drawn_images_are_read(monkeypatch, tmp_path):
@@ -244,7 +244,7 @@ def test_real_imagenet_photographs(tmp_path):
 
 @pytest.mark.cifar10
 def test_real_cifar10_pixels_through_the_real_format(unpacked, tmp_path):
-    folder = folders.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+    folder = datasets.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
     images = np.stack([np.asarray(folder.read(i)) for i in range(300)])
     labels = folder.labels[:300].tolist()
     _, test = unpacked("cifar10", raw.cifar10(tmp_path / "made", (images[:50], labels[:50]), (images, labels)))

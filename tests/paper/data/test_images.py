@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from multishield.errors import UserError
-from paper.data.folders import natural, open_folder
+from paper.data.datasets import natural, open_folder
 from paper.data.source import read_image
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5

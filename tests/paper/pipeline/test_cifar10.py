@@ -15,7 +15,7 @@ import torch
 from conftest import CHEAP, copy_project, edit_params, run, run_notebooks
 from multishield import align_classes
 from multishield.forward import accuracy, freeze
-from paper.data import folders, prepare
+from paper.data import datasets, prepare
 from paper.models import pretrained
 from paper.models.classifier import Classifier
 from paper.models.clip import load_clip
@@ -49,7 +49,7 @@ def real(tmp_path_factory) -> Path:
 
 def test_the_checkpoint_and_the_clip_are_as_good_as_published(real, monkeypatch):
     monkeypatch.chdir(real)
-    params, source = Params.load(), folders.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
+    params, source = Params.load(), datasets.open_folder(Path(os.environ["MULTISHIELD_CIFAR10"]), "test")
     images = prepare.read_split(source, torch.arange(len(source)), 32)
     model = freeze(Classifier(*pretrained.load(params.training["resnet20"], 10, "training.resnet20")))
     assert accuracy(model, images) == pytest.approx(0.917, abs=0.03)
