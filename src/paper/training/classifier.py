@@ -97,16 +97,13 @@ def usable(classifier: nn.Module, classes: int, side: int, key: str) -> None:
     pixels, or answers differently when asked again.
     """
     x = torch.rand(6, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device()).requires_grad_()
-    wanted = (len(x), classes)
     try:
         logits = classifier(x)
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if shape == wanted:
-            torch.autograd.grad(logits.sum(), x)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        given = f"{key} cannot be used: on RGB images {tuple(x.shape)} in [0,1] it fails with: {reason_of(error)}"
-        raise UserError(f"{given}; it must return logits that are differentiable in the pixels") from None
-    if shape != wanted:
-        given = f"{key} returns {shape} for {len(x)} images, but the data set has {classes} classes"
-        raise UserError(f"{given}; it must return one logit per class: {wanted}")
+        if logits.shape != (len(x), classes):
+            raise ValueError(f"it returns {tuple(logits.shape)}")
+        torch.autograd.grad(logits.sum(), x)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        given = f"{key} cannot be used on RGB images {tuple(x.shape)} in [0,1]: {reason_of(error)}"
+        wanted = f"{(len(x), classes)}, because the data set has {classes} classes"
+        raise UserError(f"{given}; it must return logits {wanted}, with a gradient to the pixels") from None
     check_repeatable(classifier, x.detach(), key)
