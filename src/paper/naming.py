@@ -1,8 +1,10 @@
 """The naming law: stage = notebook = module in `paper.stages` = section of params.yaml = folder under artifacts/."""
 
+from paper.params.sections import Studies
+
 STAGES = ("dataset", "training", "alignment", "baseline", "multishield", "adaptive", "comparison", "studies", "report")
 PER_CLASSIFIER = ("training", "baseline", "multishield", "adaptive", "comparison")
-STUDIES = ("prompts", "tolerance", "eps")
+STUDIES = tuple(name for name in Studies.model_fields if name != "images")
 
 
 def runs(classifiers: list[str]) -> list[tuple[str, str | None]]:
