@@ -45,20 +45,9 @@ def natural(name: str) -> list:
     return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
-def subfolders(folder: Path) -> list[str]:
-    """The names of a folder's visible folders, in natural order."""
-    return sorted((p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
-
-
-def class_folders(root: Path, split: str) -> list[str]:
-    """The names of a split's class folders, in natural order. Raises UserError for fewer than two."""
-    folder = root / split
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist; dataset.root must name a folder that holds train/<class>/* and "
-            "test/<class>/* images"
-        )
-    names = subfolders(folder)
+def class_folders(folder: Path) -> list[str]:
+    """The names of the visible folders in a split's folder, in natural order. Raises UserError for fewer than two."""
+    names = sorted((p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
     if strange := [name for name in names if not name.isprintable()]:
         raise UserError(f"{folder} holds a folder whose name is no UTF-8 text: {strange[0]!r}; rename it")
     if len(names) < 2:
@@ -72,16 +61,17 @@ def open_folder(root: Path, split: str) -> Source | None:
     Classes are in natural order, and so are the images of all classes by their file names: numbered files keep their
     order. A printed sentence counts entries that are no images. Raises UserError if folders are missing or empty.
     """
-    if split == "train" and not (root / "train").is_dir():
+    folder = root / split
+    if split == "train" and not folder.is_dir():
         return None
-    names = class_folders(root, split)
-    entries = [p for name in names for p in (root / split / name).iterdir() if not p.name.startswith(".")]
+    names = class_folders(folder)
+    entries = [p for name in names for p in (folder / name).iterdir() if not p.name.startswith(".")]
     files = [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file()]
     files.sort(key=lambda p: (natural(p.name), natural(p.parent.name)))
     if empty := set(names) - {p.parent.name for p in files}:
-        raise UserError(f"{root / split / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
+        raise UserError(f"{folder / min(empty)} holds no image; accepted are {', '.join(SUFFIXES)}")
     if others := sorted({p.suffix or p.name for p in set(entries) - set(files)}):
-        print(f"{root / split}: {len(entries) - len(files)} entries are no image files ({', '.join(others[:5])})")
+        print(f"{folder}: {len(entries) - len(files)} entries are no image files ({', '.join(others[:5])})")
     labels = torch.tensor([names.index(p.parent.name) for p in files])
     return Source(labels, class_names.without_underscores(names), lambda i: read_image(files[i]))
 
@@ -90,19 +80,18 @@ def open_imagenet(root: Path, split: str) -> Source | None:
     """ImageNet: `root/val/<WordNet id>/*` is the test split, `root/train/<WordNet id>/*` the training split.
 
     A label is the synset's index among all 1000, whichever folders are there. Returns None without a training folder.
-    Raises UserError if there is no class folder, or if one is not named by a WordNet id of ImageNet's 1000.
+    Raises UserError if there are fewer than two class folders, or one is not named by a WordNet id of the 1000.
     """
     from torchvision.datasets import ImageFolder  # slow to import
 
     folder = root / ("train" if split == "train" else "val")
     if split == "train" and not folder.is_dir():
         return None
-    names, present = class_names.imagenet(), subfolders(folder)
-    strange = sorted(set(present) - set(names))
-    if strange or not present:
+    names, present = class_names.imagenet(), class_folders(folder)
+    if strange := set(present) - set(names):
         raise UserError(
-            f"{folder} holds {f'the folder {strange[0]}' if strange else 'no folder'}; it must hold a folder per "
-            "class, named by one of ImageNet's 1000 WordNet ids, such as n01440764"
+            f"{folder} holds the folder {min(strange)}; every folder must be named by one of ImageNet's 1000 WordNet "
+            "ids, such as n01440764"
         )
     index = torch.tensor([list(names).index(wnid) for wnid in present])
     data = ImageFolder(folder, loader=read_image)
@@ -155,9 +144,8 @@ HOW_TO_GET = {
     "shapes": "run `python -m paper data`, which renders it into data/shapes",
     "folder": "give the path of a folder that holds train/<class>/* and test/<class>/* images",
     "imagenet": (
-        "register at image-net.org, get ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, and lay the images "
-        "out as val/<WordNet id>/*.JPEG in that folder, which torchvision.datasets.ImageNet(folder, 'val') does for "
-        "archives that lie in it"
+        "put ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz of image-net.org into that folder, and call "
+        "torchvision.datasets.ImageNet(folder, 'val'), which makes val/<WordNet id>/*.JPEG there"
     ),
 }
 
@@ -166,10 +154,10 @@ def check_root(params: Dataset) -> None:
     """Raise a UserError that says how to get the raw images if their folder is not there."""
     if params.root.startswith("~"):  # DVC reads this path too, and knows no home folder
         raise UserError(f"dataset.root is {params.root!r}; write the whole path, {Path(params.root).expanduser()}")
-    below, wanted = ("val", "a folder that holds val") if params.name == "imagenet" else ("", "a folder")
-    if not (paths.resolve(params.root) / below).is_dir():
+    folder = paths.resolve(params.root) / {"imagenet": "val", "folder": "test"}.get(params.name, "")
+    if not folder.is_dir():
         remedy = HOW_TO_GET.get(params.name, f"give the path of the folder that {params.name} reads")
-        raise UserError(f"dataset.root is {params.root!r}, which is not {wanted}; {remedy}")
+        raise UserError(f"dataset.root is {params.root!r}, but {folder} is not a folder; {remedy}")
 
 
 def open_source(params: Dataset, split: str) -> Source | None:

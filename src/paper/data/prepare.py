@@ -79,10 +79,10 @@ def _training_source(params: Dataset, test: Source) -> Source:
             f"training split in {params.root}; set both to 0"
         )
     if train.classes != test.classes:
-        mine, other = set(train.classes), set(test.classes)
+        differing = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(
-            f"{params.name} in {params.root} has different classes in train and test: only in train "
-            f"{sorted(mine - other)}, only in test {sorted(other - mine)}; both must have the same, in one order"
+            f"{params.name} in {params.root} has different classes in train and test, {differing} in only one of them; "
+            "both must have the same, in one order"
         )
     return train
 

@@ -28,15 +28,12 @@ SPLITS = {
 
 def load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Load a split that `materialise` wrote, as `render_split` returns it. Raises UserError for other bytes."""
-    try:
-        images, labels, captions = ((folder / name.format(split)).read_bytes() for name in FILES)
-        if hashlib.sha256(images + labels + captions).hexdigest() != SPLITS[split][1]:
-            raise ValueError("these are other bytes than those that are rendered")
-    except (OSError, ValueError) as error:
+    images, labels, captions = ((folder / name.format(split)).read_bytes() for name in FILES)
+    if hashlib.sha256(images + labels + captions).hexdigest() != SPLITS[split][1]:
         raise UserError(
-            f"the shapes in {folder} are missing or damaged ({error}); remove that folder and run "
-            "`python -m paper data`, which renders them again"
-        ) from None
+            f"the shapes in {folder} are damaged, because they are other bytes than those that are rendered; remove "
+            "that folder and run `python -m paper data`, which renders them again"
+        )
     return np.load(io.BytesIO(images)), np.load(io.BytesIO(labels)), json.loads(captions)
 
 
@@ -122,15 +119,14 @@ def render_split(split: str, count: int) -> tuple[np.ndarray, np.ndarray, list[s
 
 
 def materialise(folder: Path) -> None:
-    """Write the data set into `folder`, three files per split. A split that is complete is checked and left alone."""
+    """Write the data set into `folder`, three files per split, unless they are there. Raises UserError if damaged."""
     for split, (count, _) in SPLITS.items():
-        images, labels, captions = (folder / name.format(split) for name in FILES)
-        if captions.exists():  # it is written last
-            load(folder, split)  # DVC would pin damaged files
-            continue
-        *arrays, sentences = render_split(split, count)
-        for file, array in zip((images, labels), arrays, strict=True):
-            buffer = io.BytesIO()
-            np.save(buffer, array)
-            write_atomically(file, lambda p, b=buffer: p.write_bytes(b.getvalue()))
-        write_json(captions, sentences)
+        *files, captions = (folder / name.format(split) for name in FILES)
+        if not all(file.exists() for file in (*files, captions)):
+            *arrays, sentences = render_split(split, count)
+            for file, array in zip(files, arrays, strict=True):
+                buffer = io.BytesIO()
+                np.save(buffer, array)
+                write_atomically(file, lambda p, b=buffer: p.write_bytes(b.getvalue()))
+            write_json(captions, sentences)
+        load(folder, split)  # DVC would pin damaged files

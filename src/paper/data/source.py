@@ -62,8 +62,6 @@ def read_image(path: str | Path) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
-    except PermissionError:
-        raise UserError(f"{path} may not be read by this user; change its permissions") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split("<")[0].strip() or type(error).__name__
-        raise UserError(f"{path} cannot be read as an image ({reason}); replace or remove it") from None
+        raise UserError(f"{path} cannot be read as an image ({reason}); mend, replace or remove it") from None

@@ -33,7 +33,7 @@ def check() -> None:
     model_zoo.check(params)
     if params.dataset.name == "folder":
         attacks = AA_STANDARD if params.baseline.attacks == "standard" else params.baseline.attacks
-        check_attacks(attacks, len(class_folders(paths.resolve(params.dataset.root), "test")))
+        check_attacks(attacks, len(class_folders(paths.resolve(params.dataset.root) / "test")))
     if params.alignment.source == "train":
         pretrained.check_timm(params.alignment.tower, "alignment.tower")
     else:

@@ -112,8 +112,9 @@ def test_imagenet_labels_count_all_1000_classes(imagenet):
     assert len(test.classes) == 1000
     assert test.labels.tolist() == [0] * 4 + [489] * 4 + [999] * 4
     assert [test.classes[i] for i in (0, 489, 999)] == ["tench", "chain-link fence", "toilet paper"]
-    raw.save(imagenet / "train" / "n03000134" / "n03000134_7.JPEG", 1)
-    assert datasets.open_source(options("imagenet", imagenet), "train").labels.tolist() == [489]
+    for wnid in ("n03000134", "n01440764"):
+        raw.save(imagenet / "train" / wnid / f"{wnid}_7.JPEG", 1)
+    assert datasets.open_source(options("imagenet", imagenet), "train").labels.tolist() == [0, 489]
 
 
 def test_imagenet_without_training_images(imagenet, tmp_path):
@@ -130,10 +131,11 @@ def test_imagenet_without_training_images(imagenet, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "words"), [("val/tench", "holds the folder tench; .* WordNet ids"), ("val", "holds no folder")]
+    ("folder", "words"), [("val/tench", "holds the folder tench; .* WordNet ids"), ("val", "holds 1 class folders")]
 )
 def test_imagenet_that_lies_wrong(tmp_path, folder, words):
     raw.save(tmp_path / folder / "a.JPEG", 0)
+    raw.save(tmp_path / "val" / "n01440764" / "a.JPEG", 0)
     with pytest.raises(UserError, match=words):
         datasets.open_source(options("imagenet", tmp_path), "test")
 
