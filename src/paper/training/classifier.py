@@ -3,6 +3,7 @@
 FGSM with random start is of Wong et al. 2020, PGD of Madry et al. 2018, TRADES of Zhang et al. 2019.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,14 +15,14 @@ from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from multishield.errors import UserError, reason_of
 from multishield.forward import accuracy, check_repeatable, device, freeze
 from multishield.images import Images
+from multishield.resume import Checkpoint
 from paper.models import pretrained
 from paper.models.classifier import Classifier
 from paper.params.sections import Classifiers, Fit
-from paper.training.attacked import grown, perturb, pgd_accuracy
-from paper.training.epochs import Epochs, need_images, train_epoch
+from paper.training.epochs import fit, need_images, perturb, pgd_accuracy, train_epoch
 
 
-def batch_loss(model: nn.Module, x: Tensor, y: Tensor, params: Fit, eps: float, generator: torch.Generator) -> Tensor:
+def batch_loss(model: nn.Module, params: Fit, x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """The training loss of pixels (B,3,H,W) in [0,1] and labels (B,) at radius `eps`; 0 trains on clean images."""
     if eps == 0 or params.method == "standard":
         return F.cross_entropy(model(x), y)
@@ -45,7 +46,7 @@ def _kl(clean_log_probabilities: Tensor, logits: Tensor) -> Tensor:
 def train_or_load(
     name: str, params: Classifiers, data: Images, validation: Images, classes: int, seed: int, resume: Path | None
 ) -> tuple[Classifier, pd.DataFrame]:
-    """Train a classifier, resumably (see `Epochs`), or load it, as the parameters say.
+    """Train a classifier, resumably (see `fit`), or load it, as the parameters say.
 
     Returns the classifier, frozen, and a row per epoch: epoch, loss, clean_accuracy, pgd_accuracy (not for
     fine-tuning), chosen. Accuracies are shares of the validation images. Adversarial training chooses the epoch by PGD
@@ -56,8 +57,7 @@ def train_or_load(
     """
     key = f"training.{name}"
     if params.source in ("train", "finetune"):
-        given, remedy = f"{key}.source is {params.source!r}", "load a classifier that is trained already"
-        need_images(given, remedy, train=data, validation=validation)
+        need_images(f"{key}.source is {params.source!r}", train=data, validation=validation)
         return _train(name, params, data, validation, classes, seed, resume)
     model = freeze(Classifier(*pretrained.load(params, classes, key))).to(device())
     usable(model, classes, data.images.shape[-1], key)
@@ -67,26 +67,20 @@ def train_or_load(
 def _train(name: str, params: Fit, data: Images, validation: Images, classes: int, seed: int, resume: Path | None):
     torch.manual_seed(seed)
     scratch, batches, rate = params.source == "train", -(-len(data) // params.batch_size), params.learning_rate
-    adversarial, steps = scratch and params.method != "standard", params.epochs * batches + 1
+    task, steps = f"training {name}", params.epochs * batches + 1
     model = Classifier(*pretrained.load(params, classes, f"training.{name}")).to(device())
     optimiser = torch.optim.SGD(model.parameters(), rate, 0.9, weight_decay=params.weight_decay, nesterov=scratch)
-    schedule = OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.3) if scratch else ConstantLR(optimiser, 1.0)
+    schedule = OneCycleLR(optimiser, rate, total_steps=steps) if scratch else ConstantLR(optimiser, 1.0)
 
-    def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
-        eps = params.eps * grown(epoch, params.warmup_epochs) if adversarial else 0.0
-        return batch_loss(model, x, y, params, eps, generator)
+    def scores() -> dict[str, float]:
+        row = {"clean_accuracy": accuracy(model.eval(), validation)}
+        return row | {"pgd_accuracy": pgd_accuracy(model, validation, params, seed)} if scratch else row
 
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
-    states = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    criterion = "pgd_accuracy" if adversarial else "clean_accuracy"
-    epochs = Epochs(f"training {name}", resume, inputs, states, params.epochs, batches, criterion)
-    for epoch in epochs:
-        row = {"loss": train_epoch(epochs, epoch, data, params, loss_of, seed)}
-        row["clean_accuracy"] = accuracy(model.eval(), validation)
-        if scratch:
-            row["pgd_accuracy"] = pgd_accuracy(model, validation, params, seed)
-        epochs.end(row)
-    history = epochs.best_history()
+    one_epoch = partial(train_epoch, model, data, params, partial(batch_loss, model, params), seed)
+    criterion = "pgd_accuracy" if scratch and params.method != "standard" else "clean_accuracy"
+    checkpoint = Checkpoint(resume, task, *inputs)
+    history = fit(task, checkpoint, model, schedule, params, batches, one_epoch, scores, criterion)
     return freeze(model), history
 
 

@@ -1,6 +1,8 @@
 """Training of the demo's small CLIP on image-caption pairs (Radford et al. 2021): open_clip's model and loss."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +13,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
+from multishield.resume import Checkpoint
 from multishield.zero_shot import Clip, Preprocess, align, embed_prompts
 from paper.models.clip import build_clip, load_clip
 from paper.params.sections import Clips, ClipTrained
-from paper.training.epochs import Epochs, converging, need_images
+from paper.training.epochs import fit, need_images
 
 # Without this limit on the first epochs' gradients, some runs learned and others, nearly alike, did not.
 MAX_NORM = 0.5
@@ -35,7 +38,7 @@ def zero_shot(clip: Clip, data: Images, text: Tensor) -> float:
     return accuracy(align(clip, text).eval().to(device()), data)
 
 
-def _one_epoch(epochs: Epochs, epoch: int, clip: Clip, data: Images, tokens: Tensor, size: int, seed: int) -> float:
+def _one_epoch(clip: Clip, data: Images, tokens: Tensor, size: int, seed: int, epoch: int, step: Callable) -> float:
     """Train one epoch on batches of one size, because the loss compares within a batch; returns the mean loss."""
     model, loss_of = clip.model.train(), ClipLoss()
     preprocess = Preprocess(clip.preprocessing, clip.antialias).to(device())
@@ -48,24 +51,23 @@ def _one_epoch(epochs: Epochs, epoch: int, clip: Clip, data: Images, tokens: Ten
         different, caption = tokens[batch].unique(dim=0, return_inverse=True)
         text = model.encode_text(different.to(device()), normalize=True)[caption.to(device())]
         loss = loss_of(image, text, model.logit_scale.exp())
-        epochs.step(loss, MAX_NORM)
+        total += step(loss, MAX_NORM) / len(batches)
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))  # as CLIP: a temperature of at most 100
-        total += loss.item() / len(batches)
-    return converging(total, model)
+    return total
 
 
 def train_or_load(
     params: Clips, data: Images, captions: list, validation: Images, classes: list, seed: int, resume: Path | None
 ) -> tuple[Clip, dict | None, pd.DataFrame]:
-    """Train a CLIP, resumably (see `Epochs`), or load one, as the parameters say.
+    """Train a CLIP, resumably (see `fit`), or load one, as the parameters say.
 
     `captions` has one for each training image; only a training needs them. Returns the CLIP of the last epoch, or the
     loaded one, frozen; its configuration if it was trained here; and a row per epoch (of a loaded one a single row,
     epoch 0): epoch, loss, zero_shot_accuracy on the validation images.
     """
     if params.source == "train":
-        need_images("alignment.source is 'train'", "load a CLIP that is trained already", train=data)
+        need_images("alignment.source is 'train'", train=data)
         return _train(params, data, captions, validation, classes, seed, resume)
     clip = load_clip(params)
     freeze(clip.model).to(device())
@@ -84,14 +86,14 @@ def _train(params: ClipTrained, data: Images, captions, validation: Images, clas
     rate, size = params.learning_rate, min(params.batch_size, len(data))
     batches = len(data) // size
     optimiser = torch.optim.AdamW(trained, rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    schedule = OneCycleLR(optimiser, rate, total_steps=params.epochs * batches + 1, pct_start=0.3)
-    tokens, inputs = clip.tokenizer(captions), (params.model_dump(), data.images, captions, seed)
-    states = {"model": clip.model, "optimiser": optimiser, "schedule": schedule}
-    epochs = Epochs("training CLIP", resume, inputs, states, params.epochs, batches, "zero_shot_accuracy")
-    for epoch in epochs:
-        loss = _one_epoch(epochs, epoch, clip, data, tokens, size, seed)
-        score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))
-        epochs.end({"loss": loss, "zero_shot_accuracy": score})
-    freeze(clip.model)
+    schedule = OneCycleLR(optimiser, rate, total_steps=params.epochs * batches + 1)
+    checkpoint = Checkpoint(resume, "training CLIP", params.model_dump(), data.images, captions, seed)
+    one_epoch = partial(_one_epoch, clip, data, clip.tokenizer(captions), size, seed)
+
+    def scores() -> dict[str, float]:
+        return {"zero_shot_accuracy": zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))}
+
     # The last epoch stays: nothing overfits here, and zero-shot accuracy on few images is noise.
-    return clip, config, pd.DataFrame(epochs.rows)
+    history = fit("training CLIP", checkpoint, clip.model, schedule, params, batches, one_epoch, scores, None)
+    freeze(clip.model)
+    return clip, config, history

@@ -1,101 +1,131 @@
-"""Training epoch by epoch, the same for classifiers and CLIPs: resume, progress, and a row of history for each."""
+"""Training epoch by epoch: resume, progress, a row of history for each; and the images of adversarial training."""
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from multishield.attacks.pgd import pgd
+from multishield.attacks.threat_model import Ball
 from multishield.errors import UserError
 from multishield.forward import device
 from multishield.images import Images
 from multishield.progress import progress
 from multishield.resume import Checkpoint
 from paper.params.sections import Fit
-from paper.training.attacked import augment
 
 
-class Epochs:
-    """The epochs of a training. A killed run goes on after its last one and ends with the same bytes (on a CPU).
+def fit(
+    task: str, checkpoint: Checkpoint, model: nn.Module, schedule, params: Fit, steps: int, one_epoch, scores, criterion
+) -> pd.DataFrame:
+    """Train epoch by epoch. A killed run goes on after its last one and ends with the same bytes (on a CPU).
 
-    Iterate over it for the numbers of the epochs that are left, from 0, and call `end` after each. All random numbers
-    of an epoch must come from its number. For `resume`, `task` and `inputs` see `Checkpoint`. `states` are "model",
-    "optimiser" and "schedule". The best epoch is highest in the history's column `criterion`.
+    The schedule holds the optimiser; an epoch has so many steps. `one_epoch(epoch, step)` calls `step` with the loss of
+    each batch, and with the largest norm of the gradient if that is limited; it returns the mean loss. All its random
+    numbers must come from the number of the epoch, from 0. `scores()` evaluates the model.
+
+    Returns a row per epoch, from 1: epoch, loss, the scores. With a criterion, which is one of the scores, the model
+    gets the weights of its best epoch, and the column "chosen" says which it was; of equals it is the last. Raises
+    UserError if the loss or a weight is not finite.
     """
+    states = {"model": model, "optimiser": schedule.optimizer, "schedule": schedule}
+    saved = checkpoint.get("state") or {"states": {}, "rows": [], "best": {}}
+    for name, state in saved["states"].items():
+        states[name].load_state_dict(state)
+    rows, best = saved["rows"], saved["best"]
+    bar = progress(None, task, "batch", params.epochs * steps, len(rows) * steps)
 
-    def __init__(self, task: str, resume: Path | None, inputs, states: dict, count: int, batches: int, criterion: str):
-        self.states, self.count, self.criterion = states, count, criterion
-        self.checkpoint = Checkpoint(resume, task, *inputs)
-        saved = self.checkpoint.get("state") or {"states": {}, "rows": [], "best": {}}
-        for name, state in saved["states"].items():
-            states[name].load_state_dict(state)
-        self.rows, self.best = saved["rows"], saved["best"]
-        self.bar = progress(None, task, "batch", count * batches, len(self.rows) * batches)
-
-    def __iter__(self) -> Iterator[int]:
-        yield from range(len(self.rows), self.count)
-        self.bar.close()
-
-    def step(self, loss: Tensor, max_norm: float | None = None) -> None:
-        """One step of the optimiser, with gradients of at most that norm."""
-        self.states["optimiser"].zero_grad(set_to_none=True)
+    def step(loss: Tensor, max_norm: float | None = None) -> float:
+        schedule.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if max_norm:
-            nn.utils.clip_grad_norm_(self.states["model"].parameters(), max_norm)
-        self.states["optimiser"].step()
-        self.states["schedule"].step()
-        self.bar.update()
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        schedule.optimizer.step()
+        schedule.step()
+        bar.update()
+        return loss.item()
 
-    def end(self, row: dict[str, float]) -> None:
-        """Keep an epoch and its row of history; of equally good epochs the last is the best."""
-        self.rows.append({"epoch": len(self.rows) + 1, **row})
-        score = row[self.criterion]
-        if score >= max(r[self.criterion] for r in self.rows):
-            self.best = {k: v.detach().cpu().clone() for k, v in self.states["model"].state_dict().items()}
-        states = {name: state.state_dict() for name, state in self.states.items()}
-        self.checkpoint.put("state", {"states": states, "rows": self.rows, "best": self.best})
-        self.bar.set_postfix_str(f"epoch {len(self.rows)}, validation {score:.0%}")
+    for epoch in range(len(rows), params.epochs):
+        loss = one_epoch(epoch, step)
+        _check_convergence(loss, model)
+        rows.append({"epoch": epoch + 1, "loss": loss, **scores()})
+        if criterion and rows[-1][criterion] >= max(row[criterion] for row in rows):
+            best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        now = {name: state.state_dict() for name, state in states.items()}
+        checkpoint.put("state", {"states": now, "rows": rows, "best": best})
+        bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3g}")
+    bar.close()
+    history = pd.DataFrame(rows)
+    if criterion:
+        model.load_state_dict(best)
+        history["chosen"] = history.index == history[criterion][::-1].idxmax()
+    return history
 
-    def best_history(self) -> pd.DataFrame:
-        """Load the best epoch into the model. Returns a row per epoch, from 1; "chosen" says which was the best."""
-        history = pd.DataFrame(self.rows)
-        self.states["model"].load_state_dict(self.best)
-        return history.assign(chosen=history.index == history[self.criterion][::-1].idxmax())
 
+def train_epoch(model: nn.Module, data: Images, params: Fit, loss_of, seed: int, epoch: int, step: Callable) -> float:
+    """Train one epoch on batches in random order, see `fit`; returns the mean loss.
 
-def train_epoch(epochs: Epochs, epoch: int, data: Images, params: Fit, loss_of: Callable, seed: int) -> float:
-    """Train one epoch on batches in random order; returns the mean loss (see `converging`).
-
-    `loss_of` gets pixels (B,3,H,W), labels (B,), the epochs so far with a fraction, and the source of random numbers.
+    `loss_of` gets pixels (B,3,H,W), labels (B,), the radius (0 without an attack) and the source of random numbers.
     """
-    model = epochs.states["model"].train()
+    model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # resuming needs no generator state
     order = torch.randperm(len(data), generator=generator)
     batches = [b for b in order.split(params.batch_size) if len(b) > 1]  # batch norm needs two images
-    total = 0.0
+    total, warmup = 0.0, getattr(params, "warmup_epochs", 0)  # with the full radius from the start FGSM can fail
     for i, batch in enumerate(batches):
         x, y = data[batch].pixels, data.labels[batch].to(device())
         x = (augment(x, generator) if params.augment else x).to(device())
-        loss = loss_of(x, y, epoch + i / len(batches), generator)
-        epochs.step(loss)
-        total += loss.item() * len(batch)
-    return converging(total / len(data), model)
+        share = min(1.0, (epoch + i / len(batches)) / warmup) ** 2 if warmup else 1.0
+        total += step(loss_of(x, y, getattr(params, "eps", 0.0) * share, generator)) * len(batch)
+    return total / len(data)
 
 
-def converging(loss: float, model: nn.Module) -> float:
-    """The mean loss of an epoch. Raises UserError if the loss or a weight is not finite."""
+def _check_convergence(loss: float, model: nn.Module) -> None:
     weights = [w for w in model.state_dict().values() if w.is_floating_point()]
-    if math.isfinite(loss) and all(bool(w.isfinite().all()) for w in weights):
-        return loss
-    given = f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite"
-    raise UserError(f"{given}; lower learning_rate or weight_decay, and check the training images")
+    if not (math.isfinite(loss) and all(bool(w.isfinite().all()) for w in weights)):
+        given = f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite"
+        raise UserError(f"{given}; lower learning_rate or weight_decay, and check the training images")
 
 
-def need_images(given: str, remedy: str, **splits: Images) -> None:
-    """Raises UserError if a split is empty; `given` and `remedy` are the beginning and the end of the sentence."""
+def need_images(given: str, **splits: Images) -> None:
+    """Raises UserError if a split is empty; `given` is the beginning of the sentence."""
     reason = "training needs images, and validation images to choose its epoch"
     for key, split in splits.items():
         if not len(split):
-            raise UserError(f"{given}, but dataset.{key} is 0; {reason}: raise it, or {remedy}")
+            raise UserError(f"{given}, but dataset.{key} is 0; {reason}: raise it, or train nothing")
+
+
+def perturb(
+    loss_of: Callable, x: Tensor, noise: float, generator: torch.Generator, eps: float, step: float, steps: int
+) -> Tensor:
+    """Signed gradient ascent on `loss_of(x_adv)` in the Linf ball around x (B,3,H,W), from x with uniform noise."""
+    ball, uniform = Ball(eps), 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
+    x_adv = ball.project(x + noise * uniform, x)
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(x_adv), x_adv)
+        x_adv = ball.project(x_adv.detach() + step * gradient.sign(), x)
+    return x_adv.detach()
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random horizontal flips, and shifts by up to an eighth of the side with zero padding, drawn for each image."""
+    flip = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
+    pad = x.shape[2] // 8
+    padded = F.pad(x, (pad,) * 4)
+    shifts = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)
+    rows = shifts[0].view(-1, 1) + torch.arange(x.shape[2])
+    columns = shifts[1].view(-1, 1) + torch.arange(x.shape[3])
+    image = torch.arange(len(x)).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def pgd_accuracy(model: Callable, data: Images, params, seed: int) -> float:
+    """The share of images that stay right under PGD with steps of eps/4; `params` has eps and validation_steps."""
+    rule = {"ball": Ball(params.eps), "steps": params.validation_steps, "step_size": params.eps / 4}
+    result = pgd(model, data.pixels, data.labels, seed=seed, ids=data.ids, **rule)
+    return 1 - result.success.float().mean().item()

@@ -6,6 +6,7 @@ no labels: an attacked image's embedding stays near the one that the original to
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +17,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
+from multishield.resume import Checkpoint
 from multishield.zero_shot import Clip, align
 from paper.params.sections import Fit
-from paper.training.attacked import grown, perturb, pgd_accuracy
-from paper.training.epochs import Epochs, need_images, train_epoch
+from paper.training.epochs import fit, need_images, perturb, pgd_accuracy, train_epoch
 
 WARM = 0.1  # of all steps, over which the learning rate rises; then it falls as a cosine
 
@@ -39,7 +40,7 @@ def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor
 def harden(
     clip: Clip, params: Fit | None, data: Images, validation: Images, text: Tensor, seed: int, resume: Path | None
 ) -> pd.DataFrame:
-    """Train the image tower of a CLIP adversarially, in place and resumably (see `Epochs`), and freeze it.
+    """Train the image tower of a CLIP adversarially, in place and resumably (see `fit`), and freeze it.
 
     `params` is a `RobustTower`; None leaves the tower as it is. `text` holds text embeddings (K,D), normalised per
     class. The tower gets the weights of the best epoch by PGD accuracy. Returns a row per epoch: epoch, loss,
@@ -47,8 +48,7 @@ def harden(
     """
     if not params:
         return pd.DataFrame()
-    remedy = "take alignment.robust out"
-    need_images("alignment.robust trains an image tower", remedy, train=data, validation=validation)
+    need_images("alignment.robust trains an image tower", train=data, validation=validation)
     torch.manual_seed(seed)
     alignment, scale = align(clip, text).to(device()), float(clip.model.logit_scale.detach().exp())
     original = freeze(copy.deepcopy(alignment)).embed
@@ -58,18 +58,17 @@ def harden(
     steps = params.epochs * batches + 1
     schedule = OneCycleLR(optimiser, rate, total_steps=steps, pct_start=WARM, cycle_momentum=False)
 
-    def loss_of(x: Tensor, y: Tensor, epoch: float, generator: torch.Generator) -> Tensor:
-        eps = params.eps * grown(epoch, params.warmup_epochs)
-        loss, step = tower_loss(alignment, scale, original, x, y, params.method), params.step_size * eps / params.eps
-        return loss(perturb(loss, x, eps, generator, eps, step, params.steps))
+    def loss_of(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+        loss, size = tower_loss(alignment, scale, original, x, y, params.method), params.step_size * eps / params.eps
+        return loss(perturb(loss, x, eps, generator, eps, size, params.steps))
+
+    def scores() -> dict[str, float]:
+        row = {"zero_shot_accuracy": accuracy(alignment.eval(), validation)}
+        return row | {"pgd_accuracy": pgd_accuracy(lambda x: scale * alignment(x), validation, params, seed)}
 
     inputs = (params.model_dump(), clip.model, text, data.images, data.labels, validation.images, seed)
-    states = {"model": tower, "optimiser": optimiser, "schedule": schedule}
-    epochs = Epochs("training the robust tower", resume, inputs, states, params.epochs, batches, "pgd_accuracy")
-    for epoch in epochs:
-        row = {"loss": train_epoch(epochs, epoch, data, params, loss_of, seed)}
-        row["zero_shot_accuracy"] = accuracy(alignment.eval(), validation)
-        epochs.end(row | {"pgd_accuracy": pgd_accuracy(lambda x: scale * alignment(x), validation, params, seed)})
-    history = epochs.best_history()
+    task, one_epoch = "training the robust tower", partial(train_epoch, tower, data, params, loss_of, seed)
+    checkpoint = Checkpoint(resume, task, *inputs)
+    history = fit(task, checkpoint, tower, schedule, params, batches, one_epoch, scores, "pgd_accuracy")
     freeze(clip.model)
     return history

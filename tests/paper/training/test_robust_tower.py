@@ -17,8 +17,8 @@ from paper.models.alignment import load_alignment, save_alignment
 from paper.models.clip import build_clip
 from paper.params.sections import Clips, RobustTower
 from paper.training import robust_tower
-from paper.training.attacked import perturb
 from paper.training.clip import small_config
+from paper.training.epochs import perturb
 
 CLASSES, PROMPTS = ["ant", "bee", "cow"], ["a {}"]
 

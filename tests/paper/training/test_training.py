@@ -10,7 +10,7 @@ from multishield.errors import UserError
 from multishield.forward import forward
 from paper.models.classifier import Classifier
 from paper.params.sections import ClipTrained, Trained
-from paper.training import attacked, classifier, clip
+from paper.training import classifier, clip, epochs
 from small import Linear
 
 
@@ -27,7 +27,7 @@ def test_adversarial_losses_on_a_linear_model(method):
     model = Linear(2, 12)
     x, y = 0.3 + 0.4 * torch.rand(8, 3, 2, 2), torch.randint(0, 2, (8,))
     params = options(method=method, beta=0.0, step_size="10/255")
-    loss = classifier.batch_loss(model, x, y, params, params.eps, torch.Generator().manual_seed(0))
+    loss = classifier.batch_loss(model, params, x, y, params.eps, torch.Generator().manual_seed(0))
     z = model(x)
     clean = F.cross_entropy(z, y)
     if method == "trades":  # with beta 0 nothing but the clean loss is left
@@ -44,7 +44,7 @@ def test_trades_adds_the_robust_term():
 
     def loss(beta: float) -> float:
         params = options(method="trades", beta=beta)
-        return classifier.batch_loss(model, x, y, params, 8 / 255, torch.Generator().manual_seed(0)).item()
+        return classifier.batch_loss(model, params, x, y, 8 / 255, torch.Generator().manual_seed(0)).item()
 
     assert loss(0.0) < loss(1.0) < loss(2.0)
     assert loss(2.0) - loss(1.0) == pytest.approx(loss(1.0) - loss(0.0), rel=1e-4)
@@ -60,12 +60,12 @@ def test_every_method_trains_and_chooses_its_best_epoch(project_root, method):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("epochs", [0, 2])
-def test_a_killed_training_ends_with_the_same_weights(tmp_path, epochs):
+@pytest.mark.parametrize("finished", [0, 2])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, finished):
     def train(resume):
         return classifier.train_or_load("net", options(), data(), data(30, 1), 3, 0, resume)
 
-    same_bytes_after_death(tmp_path, classifier, "train_epoch", epochs, train)
+    same_bytes_after_death(tmp_path, classifier, "train_epoch", finished, train)
 
 
 def test_a_killed_clip_training_ends_with_the_same_weights(tmp_path):
@@ -82,7 +82,7 @@ def test_a_killed_clip_training_ends_with_the_same_weights(tmp_path):
 
 def test_augmentation_moves_but_does_not_invent():
     x = torch.rand(50, 3, 32, 32)
-    moved = attacked.augment(x, torch.Generator().manual_seed(0))
+    moved = epochs.augment(x, torch.Generator().manual_seed(0))
     assert moved.shape == x.shape
     assert (moved.mean((1, 2, 3)) <= x.mean((1, 2, 3)) + 0.05).all()
     assert set(moved[0].flatten().tolist()) <= {0.0, *x[0].flatten().tolist()}
