@@ -38,14 +38,9 @@ IMAGENET = {
 }
 
 
-def without_underscores(names: Iterable[str]) -> list[str]:
-    """Names without underscores: `polar_bear` becomes `polar bear`."""
-    return [" ".join(name.replace("_", " ").split()) for name in names]
-
-
-def in_words(names: Iterable[str]) -> list[str]:
-    """Names of a public data set as words: those of `IN_WORDS` are replaced, the others lose their underscores."""
-    return without_underscores(IN_WORDS.get(name, name) for name in names)
+def in_words(names: Iterable[str], known: dict[str, str] = IN_WORDS) -> list[str]:
+    """Names as words of a prompt: those that are `known` are replaced, and the others lose their underscores."""
+    return [" ".join(known.get(name, name).replace("_", " ").split()) for name in names]
 
 
 def imagenet() -> dict[str, str]:

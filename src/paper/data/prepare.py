@@ -68,11 +68,25 @@ def _check_count(key: str, wanted: int, available: int, images: str) -> None:
         raise UserError(f"dataset.{key} is {wanted}, but there are only {max(0, available)} {images}; lower it")
 
 
-def _training_source(params: Dataset, test: Source) -> Source:
-    """The raw training split, or the test split if no training image is asked for."""
-    if params.train == 0 and params.validation == 0:
-        return test
-    train = open_source(params, "train")
+def _draw_training(source: Source, params: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training images, and of the validation images held out of them."""
+    labels, left = source.labels, len(source) - params.validation
+    wanted = left if params.train is None else params.train
+    _check_count("validation", params.validation, len(source) - len(source.classes), "training images to spare")
+    _check_count("train", wanted, left, "training images beside those held out for validation")
+    held_out = draw(labels, params.validation, "stratified", seed)
+    rest = torch.from_numpy(np.setdiff1d(np.arange(len(labels)), held_out))
+    return rest[draw(labels[rest], wanted, "stratified", seed + 1)], held_out
+
+
+def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
+    """Draw images by their labels, read them, and write the splits `train`, `validation` and `evaluation` to `out`.
+
+    `validation` is held out of the training images, and chooses epochs. Splits may be empty. `out` also gets captions,
+    class names, and the images' size and resizing. Raises UserError if data are damaged, or too few.
+    """
+    test = open_source(params, "test")
+    train = test if params.train == params.validation == 0 else open_source(params, "train")
     if train is None:
         raise UserError(
             f"dataset.train is {params.train} and dataset.validation is {params.validation}, but {params.name} has no "
@@ -84,30 +98,8 @@ def _training_source(params: Dataset, test: Source) -> Source:
             f"{params.name} in {params.root} has different classes in train and test, {differing} in only one of them; "
             "both must have the same, in one order"
         )
-    return train
-
-
-def _draw_training(source: Source, params: Dataset, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training images, and of the validation images held out of them."""
-    labels, left = source.labels, len(source) - params.validation
-    _check_count("validation", params.validation, len(source) - len(source.classes), "training images to spare")
-    _check_count("train", params.train or 0, left, "training images beside those held out for validation")
-    held_out = draw(labels, params.validation, "stratified", seed)
-    rest = torch.arange(len(labels))
-    rest = rest[~torch.isin(rest, held_out)]
-    return rest[draw(labels[rest], left if params.train is None else params.train, "stratified", seed + 1)], held_out
-
-
-def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
-    """Draw images by their labels, read them, and write the splits `train`, `validation` and `evaluation` to `out`.
-
-    `validation` is held out of the training images, and chooses epochs. Splits may be empty. `out` also gets captions,
-    class names, and the images' size and resizing. Raises UserError if data are damaged, or too few.
-    """
-    test = open_source(params, "test")
     wanted = params.evaluate or len(test)
     _check_count("evaluate", wanted, len(test), "test images")
-    train = _training_source(params, test)
     chosen, held_out = _draw_training(train, params, seed)
     evaluated = draw(test.labels, wanted, params.order, seed)
     drawn = {"train": (train, chosen), "validation": (train, held_out), "evaluation": (test, evaluated)}

@@ -18,8 +18,8 @@ NAMES = {
     "imagenet": (1000, lambda: list(class_names.imagenet().values())),
     "stl10": (10, lambda: raw.STL10),
     "caltech101": (101, lambda: class_names.in_words(raw.CALTECH101)),
-    "food101": (101, lambda: class_names.without_underscores(sorted(raw.FOOD101))),
-    "pets": (37, lambda: [name.title() for name in class_names.without_underscores(raw.PETS)]),
+    "food101": (101, lambda: class_names.in_words(sorted(raw.FOOD101))),
+    "pets": (37, lambda: [name.title() for name in class_names.in_words(raw.PETS)]),
     "eurosat": (10, lambda: class_names.in_words(raw.EUROSAT)),
 }
 
@@ -63,6 +63,7 @@ def test_tricky_names_of_caltech101_and_eurosat():
     assert set(class_names.IN_WORDS) <= set(raw.CALTECH101) | set(raw.EUROSAT)
     names = class_names.in_words(["Faces", "Faces_easy", "Leopards", "car_side", "water_lilly", "grand_piano"])
     assert names == ["off-center face", "centered face", "leopard", "side of a car", "water lily", "grand piano"]
+    assert class_names.in_words(["Faces", "Faces_2"], known={}) == ["Faces", "Faces 2"], "a user's own names stay"
     assert class_names.in_words(["AnnualCrop", "River", "SeaLake"]) == ["annual crop", "river", "sea or lake"]
 
 
