@@ -6,7 +6,7 @@ from torch import Tensor
 from multishield.clip import Clip
 from multishield.zero_shot import embed_prompts
 from paper.data.splits import load_captions, load_split
-from paper.models.alignment import save_alignment
+from paper.models.clip import save_alignment
 from paper.stages.base import Base
 from paper.training.clip import train_or_load, zero_shot
 from paper.training.robust_tower import harden

@@ -20,7 +20,7 @@ from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
 from multishield.zero_shot import align, embed_prompts, prompt_similarity
-from paper.models.alignment import load_pipeline_clip
+from paper.models.clip import load_pipeline_clip
 from paper.params.sections import PromptSet
 from paper.stages.attacking import Attacking
 

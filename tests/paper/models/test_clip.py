@@ -10,7 +10,6 @@ import hub
 from multishield.errors import UserError
 from multishield.files import save_tensors, write_json
 from multishield.zero_shot import embed_prompts
-from paper.models import alignment
 from paper.models import clip as clips
 from paper.params.sections import Clips
 from paper.training.clip import small_config
@@ -43,8 +42,8 @@ def stored(root, params: Clips, config=None):
     """A CLIP and its scores before, and after the files of the alignment stage are written and read."""
     made = clips.load_clip(params)
     text = embed_prompts(made, CLASSES, PROMPTS)
-    alignment.save_alignment(made, params, config, text, root / "artifacts" / "alignment")
-    loaded = alignment.load_alignment()
+    clips.save_alignment(made, params, config, text, root / "artifacts" / "alignment")
+    loaded = clips.load_alignment()
     assert torch.equal(loaded.text.cpu(), text)
     assert not any(p.requires_grad for p in loaded.parameters())
     return made, loaded

@@ -13,8 +13,7 @@ from multishield.errors import UserError
 from multishield.files import save_tensors, write_json
 from multishield.zero_shot import embed_prompts
 from paper import paths
-from paper.models.alignment import load_alignment, save_alignment
-from paper.models.clip import build_clip
+from paper.models.clip import build_clip, load_alignment, save_alignment
 from paper.params.sections import Clips, RobustTower
 from paper.training import robust_tower
 from paper.training.clip import small_config
