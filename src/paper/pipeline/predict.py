@@ -21,18 +21,12 @@ def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dic
         Per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
         "classifier" and "clip": both models' scores by class name, the best first (softmax of z; cosines c).
     """
-    v = decide(shield, pixels, batch_size=32)
-    names, (logits, cosines) = [*classes, "rejected"], v.scores
-    return [
-        {
-            "decision": names[v.decision[i]],
-            "gap": float(v.gap[i]),
-            "tolerance": shield.tolerance,
-            "classifier": _ranked(logits[i].softmax(0), classes),
-            "clip": _ranked(cosines[i], classes),
-        }
-        for i in range(len(pixels))
-    ]
+    decided, names = decide(shield, pixels, batch_size=32), [*classes, "rejected"]
+    (logits, cosines), explained = decided.scores, []
+    for k, gap, z, c in zip(decided.decision.tolist(), decided.gap.tolist(), logits, cosines, strict=True):
+        by_model = {"classifier": _ranked(z.softmax(0), classes), "clip": _ranked(c, classes)}
+        explained.append({"decision": names[k], "gap": gap, "tolerance": shield.tolerance} | by_model)
+    return explained
 
 
 def _ranked(scores: Tensor, classes: list[str]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from paper import paths
 from paper.naming import run_name, runs
 from paper.params import Params
 from paper.pipeline.notebooks import read_notebook, source_path, with_source_text, write_notebook
-from paper.report.pages import Page, title_of, write_page
+from paper.report.pages import title_of, write_page
 
 KEPT = ("seeds.csv", "seeds.md")  # of benchmarks/seeds.py
 
@@ -32,7 +32,7 @@ def publish() -> None:
         notebook = with_source_text(executed, read_notebook(source_path(stage)))
         title = title_of(notebook) + (f": {item}" if item else "")
         written.add(write_notebook(notebook, paths.reports(f"{name}.ipynb")))
-        pages.append(Page(name, title, name if page == name else None))
+        pages.append({"name": name, "title": title, "file": name if page == name else None})
         index = (params.report.title, pages) if page == "index" else (title,)
         written.add(write_page(notebook, paths.reports(f"{page}.html"), *index))
     for file in (file for file in paths.artifacts("report").rglob("*") if file.is_file()):

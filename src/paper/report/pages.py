@@ -3,21 +3,12 @@
 import html
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 import nbformat
 from nbconvert import HTMLExporter
 
 from multishield.files import write_text
-
-
-class Page(NamedTuple):
-    """An executed notebook in the list of the index; `file` is its page, None for the index itself."""
-
-    name: str
-    title: str
-    file: str | None
 
 
 def title_of(notebook: nbformat.NotebookNode) -> str:
@@ -27,10 +18,11 @@ def title_of(notebook: nbformat.NotebookNode) -> str:
     return heading[1] if heading else "Multi-Shield"
 
 
-def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebooks: list[Page] | None = None) -> Path:
+def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebooks: list[dict] | None = None) -> Path:
     """Write an executed notebook as one HTML file, which runs no script and loads nothing from elsewhere.
 
-    The index alone has `notebooks`, the list of all. It shows no code, and its figures are the saved files.
+    The index alone has `notebooks`, the list of all: their "name", "title", and "file", the page, which is None for the
+    index itself. It shows no code, and its figures are the saved files.
     """
     prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_input=notebooks is not None, **prompts)
