@@ -15,7 +15,6 @@ from paper.params.sections import Dataset
 from paper.params.values import load_factory
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
-SPLIT_SEED = 20241213  # belongs to the data sets without a split of their own, not to the experiment
 
 
 def _caltech101_file(data, i: int) -> Path:
@@ -32,12 +31,6 @@ TORCHVISION = {
     "pets": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}, "_labels", lambda data, i: data._images[i]),
     "eurosat": ("EuroSAT", {}, {}, "targets", lambda data, i: data.samples[i][0]),
 }
-
-
-def open_shapes(root: Path, split: str) -> Source:
-    """The demo's rendered shapes: 12,000 training and 2,000 test images, 32x32, with captions."""
-    images, labels, captions = shapes.load(root, split)
-    return Source(torch.from_numpy(labels).long(), list(shapes.CLASSES), images.__getitem__, captions)
 
 
 def natural(name: str) -> list:
@@ -111,7 +104,7 @@ def _open_torchvision(name: str, root: Path, split: str) -> Source:
 
 def _share(source: Source, split: str) -> Source:
     """A split of a whole data set: a fifth of each class is the test split, the same on every machine."""
-    labels, rng = source.labels, np.random.default_rng(SPLIT_SEED)
+    labels, rng = source.labels, np.random.default_rng(20241213)  # the data set's seed, not the experiment's
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for k in labels.unique():
         members = (labels == k).nonzero().squeeze(1)
@@ -133,7 +126,7 @@ def open_pathmnist(root: Path, split: str) -> Source:
 
 
 OPENERS = {
-    "shapes": open_shapes,
+    "shapes": shapes.load,
     "folder": open_folder,
     "imagenet": open_imagenet,
     "pathmnist": open_pathmnist,

@@ -44,6 +44,7 @@ def _unpack(name: str, root: Path) -> None:
     unfinished, links = root / ".unfinished", []
 
     def link(url: str, folder: Path, file: str, md5: str) -> None:
+        """What torchvision calls instead of its `download_url`: a link to the archive, which is there or fetched."""
         place = root if (root / file).is_file() else root.parent / "archives"  # DVC hashes all of the root
         archive = fetch(place / file, md5, *MIRRORS.get(file, []), url)
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def _unpack(name: str, root: Path) -> None:
         links[-1].symlink_to(archive)
         print(f"unpacking {file}")
 
-    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
     # The data filter refuses files outside the folder, and devices. Python 3.11.3 and older have no filters.
     tarfile.TarFile.extraction_filter = staticmethod(getattr(tarfile, "data_filter", None))
     try:

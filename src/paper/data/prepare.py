@@ -88,10 +88,7 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
     test = open_source(params, "test")
     train = test if params.train == params.validation == 0 else open_source(params, "train")
     if train is None:
-        raise UserError(
-            f"dataset.train is {params.train} and dataset.validation is {params.validation}, but {params.name} has no "
-            f"training split in {params.root}; set both to 0"
-        )
+        raise UserError(f"{params.root} holds no train split; set dataset.train and dataset.validation to 0")
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(

@@ -9,10 +9,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from multishield.errors import UserError
 from multishield.files import write_atomically, write_json
 from multishield.progress import progress
+from paper.data.source import Source
 
 SIZE, SUPERSAMPLING = 32, 3
 CLASSES = ("arrow", "bar", "circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
@@ -26,15 +28,16 @@ SPLITS = {
 }
 
 
-def load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Load a split that `materialise` wrote, as `render_split` returns it. Raises UserError for other bytes."""
+def load(folder: Path, split: str) -> Source:
+    """Load a split that `materialise` wrote, with captions. Raises UserError for other bytes than those rendered."""
     images, labels, captions = ((folder / name.format(split)).read_bytes() for name in FILES)
     if hashlib.sha256(images + labels + captions).hexdigest() != SPLITS[split][1]:
         raise UserError(
             f"the shapes in {folder} are damaged, because they are other bytes than those that are rendered; remove "
             "that folder and run `python -m paper data`, which renders them again"
         )
-    return np.load(io.BytesIO(images)), np.load(io.BytesIO(labels)), json.loads(captions)
+    labels = torch.from_numpy(np.load(io.BytesIO(labels)))
+    return Source(labels, list(CLASSES), np.load(io.BytesIO(images)).__getitem__, json.loads(captions))
 
 
 def _half_planes(u: np.ndarray, v: np.ndarray, corners: int, turn: float, inradius: float) -> np.ndarray:
@@ -70,13 +73,6 @@ def _coverage(inside, x0: float, y0: float, radius: float, angle: float) -> np.n
     return inside(u, v).reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING).mean(axis=(1, 3))
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    while True:
-        shape, background = rng.uniform(0.1, 0.9, (2, 3))
-        if CONTRAST[0] <= np.linalg.norm(shape - background) <= CONTRAST[1]:
-            return shape, background
-
-
 def _texture(rng: np.random.Generator) -> np.ndarray:
     """Smooth noise: a 5x5 grid of normal values, enlarged bilinearly. (SIZE, SIZE, 1)."""
     coarse = rng.normal(0, TEXTURE, (5, 5))
@@ -92,7 +88,9 @@ def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
 
     The caption names the shape and, with probability one half, its size; from colours a CLIP would learn nothing else.
     """
-    shape, background = _two_colours(rng)
+    shape = background = np.zeros(3)
+    while not CONTRAST[0] <= np.linalg.norm(shape - background) <= CONTRAST[1]:
+        shape, background = rng.uniform(0.1, 0.9, (2, 3))
     radius = rng.uniform(9, 14)
     x0, y0 = rng.uniform(radius, SIZE - radius, 2)
     image = background + _texture(rng)

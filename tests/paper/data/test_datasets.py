@@ -119,8 +119,7 @@ def test_imagenet_labels_count_all_1000_classes(imagenet):
 
 def test_imagenet_without_training_images(imagenet, tmp_path):
     out = tmp_path / "out"
-    words = "train is None and dataset.validation is 0, but imagenet has no training split .*set both to 0"
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=r"holds no train split; set dataset\.train and dataset\.validation to 0"):
         prepare.prepare(options("imagenet", imagenet), 0, out)
     assert not out.exists()
     splits = prepare.prepare(options("imagenet", imagenet, train=0, image_size=24, resize=28, evaluate=6), 0, out)

@@ -76,7 +76,7 @@ def test_draw():
         (lambda f: (f / "test" / "red").rename(f / "test" / "green"), r"\['green', 'red'\] in only one"),
         (lambda f: shutil.rmtree(f / "test" / "red"), "holds 1 class folders; at least 2 are needed"),
         (lambda f: (f / "test").rename(f / "tset"), "No such file .*test'.* holds train/<class>"),
-        (lambda f: (f / "train").rename(f / "tain"), "folder has no training split .*set both to 0"),
+        (lambda f: (f / "train").rename(f / "tain"), "holds no train split; set dataset"),
     ],
 )
 def test_damaged_folders_leave_nothing_half_written(folder, tmp_path, damage, words):
@@ -93,8 +93,8 @@ def test_more_images_than_there_are(folder, tmp_path, key):
 
 
 def test_damaged_shapes(rendered, tmp_path):
-    images, labels, captions = shapes.load(rendered, "test")
-    assert (len(images), len(labels), len(captions)) == (2000, 2000, 2000)
+    source = shapes.load(rendered, "test")
+    assert (len(source), len(source.captions), source.read(1999).shape) == (2000, 2000, (32, 32, 3))
     with pytest.raises(UserError, match=r"No such file .*python -m paper data"):
         open_source(options("shapes", tmp_path), "train")
     for path in rendered.glob("test_*"):
