@@ -67,8 +67,6 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
     Raises UserError, which names `source`, if a key is missing, extra or of another shape, or a weight is not finite.
     """
     own = module.state_dict()
-    if weights and all(key.startswith("module.") for key in weights):  # saved from DataParallel
-        weights = {key.removeprefix("module."): weight for key, weight in weights.items()}
     # Old checkpoints lack batch norm's counters, which have no influence on inference.
     missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
     extra = sorted(weights.keys() - own.keys())

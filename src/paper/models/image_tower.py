@@ -39,12 +39,12 @@ RENAMED = (
 def replace_tower(visual: nn.Module, source: str) -> None:
     """Load a file of weights, or those of "hf-hub:owner/name", into a CLIP's image tower; a text side is ignored.
 
-    Files of transformers without `visual_projection` leave the projection as it is. A wrong activation or number of
-    heads fits without an error: a configuration beside the weights must state the activation, and is compared. Raises
-    UserError if there is none or it differs, or if the weights cannot be read or do not fit.
+    Files of transformers without `visual_projection` leave the projection as it is. A wrong activation fits without an
+    error, so a configuration beside the weights must state it. Raises UserError if there is none or it differs, or if
+    the weights cannot be read or do not fit.
     """
     path = _weights_file(source)
-    _check_config(visual, path, source)
+    _check_activation(visual, path, source)
     weights = _image_side(_read(path))
     if hasattr(visual, "proj") and any(".self_attn.q_proj." in key for key in weights):
         weights = _from_transformers(weights, visual.proj.detach().clone())
@@ -100,28 +100,23 @@ def _from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[s
     return out
 
 
-def _stated(config: dict) -> dict:
-    """What transformers' or open_clip's configuration states of an image tower; nothing for another one."""
+def _activation(config: dict) -> str:
+    """The activation that transformers' or open_clip's configuration states, such as "quick_gelu"; "" for none."""
     if "model_cfg" in config:
-        return {"activation": "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"}
-    if not str(config.get("model_type", "")).startswith("clip"):
-        return {}
-    vision = config.get("vision_config", config)
-    activation = vision.get("hidden_act", "quick_gelu")  # transformers' default for CLIP
-    return {"activation": activation, "num_attention_heads": vision.get("num_attention_heads")}
+        return "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"
+    if str(config.get("model_type", "")).startswith("clip"):  # with transformers' default for CLIP
+        return config.get("vision_config", config).get("hidden_act", "quick_gelu")
+    return ""
 
 
-def _check_config(visual: nn.Module, path: Path, source: str) -> None:
-    """Raises UserError unless a configuration beside the weights states the tower's activation, and no other heads."""
+def _check_activation(visual: nn.Module, path: Path, source: str) -> None:
+    """Raises UserError unless a configuration beside the weights states the tower's own activation."""
     given, files = f"alignment.image_tower is {source!r}", (path.with_name(name) for name in CONFIGS)
-    stated = next(filter(None, (_stated(read_json(file)) for file in files if file.is_file())), None)
-    if not stated:
+    theirs = next(filter(None, (_activation(read_json(file)) for file in files if file.is_file())), None)
+    if not theirs:
         reason = f"beside which no {' or '.join(CONFIGS)} states the activation, and a wrong one loads without an error"
         raise UserError(f'{given}, {reason}; put one there, such as {{"model_cfg": {{"quick_gelu": true}}}}')
-    heads = next((m.num_heads for m in visual.modules() if isinstance(m, nn.MultiheadAttention)), None)
-    quick = any(isinstance(m, QuickGELU) for m in visual.modules())
-    own = {"activation": "quick_gelu" if quick else "gelu", "num_attention_heads": heads}
-    for name, theirs in stated.items():
-        if theirs and theirs != own[name]:
-            remedy = "choose the model that it is from; '-quickgelu' at the end of its name stands for 'quick_gelu'"
-            raise UserError(f"{given} with {name} {theirs!r}, but alignment.model has {own[name]!r}; {remedy}")
+    ours = "quick_gelu" if any(isinstance(m, QuickGELU) for m in visual.modules()) else "gelu"
+    if theirs != ours:
+        choice = f"a name {'without' if theirs == 'gelu' else 'with'} '-quickgelu'"
+        raise UserError(f"{given} with activation {theirs!r}, but alignment.model has {ours!r}; choose {choice}")

@@ -56,19 +56,15 @@ def train_or_load(
     Raises UserError if there are no images to train on or to choose an epoch by, or it cannot be loaded.
     """
     key = f"training.{name}"
-    if params.source in ("train", "finetune"):
-        need_images(f"{key}.source is {params.source!r}", train=data, validation=validation)
-        return _train(name, params, data, validation, classes, seed, resume)
-    model = freeze(Classifier(*pretrained.load(params, classes, key))).to(device())
-    usable(model, classes, data.images.shape[-1], key)
-    return model, pd.DataFrame([{"epoch": 0, "clean_accuracy": accuracy(model, validation)}])
-
-
-def _train(name: str, params: Fit, data: Images, validation: Images, classes: int, seed: int, resume: Path | None):
+    if params.source not in ("train", "finetune"):
+        model = freeze(Classifier(*pretrained.load(params, classes, key))).to(device())
+        usable(model, classes, data.images.shape[-1], key)
+        return model, pd.DataFrame([{"epoch": 0, "clean_accuracy": accuracy(model, validation)}])
+    need_images(f"{key}.source is {params.source!r}", train=data, validation=validation)
     torch.manual_seed(seed)
     scratch, batches, rate = params.source == "train", -(-len(data) // params.batch_size), params.learning_rate
     task, steps = f"training {name}", params.epochs * batches + 1
-    model = Classifier(*pretrained.load(params, classes, f"training.{name}")).to(device())
+    model = Classifier(*pretrained.load(params, classes, key)).to(device())
     optimiser = torch.optim.SGD(model.parameters(), rate, 0.9, weight_decay=params.weight_decay, nesterov=scratch)
     schedule = OneCycleLR(optimiser, rate, total_steps=steps) if scratch else ConstantLR(optimiser, 1.0)
 

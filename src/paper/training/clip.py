@@ -16,7 +16,7 @@ from multishield.images import Images
 from multishield.resume import Checkpoint
 from multishield.zero_shot import Clip, Preprocess, align, embed_prompts
 from paper.models.clip import build_clip, load_clip
-from paper.params.sections import Clips, ClipTrained
+from paper.params.sections import Clips
 from paper.training.epochs import fit, need_images
 
 # Without this limit on the first epochs' gradients, some runs learned and others, nearly alike, did not.
@@ -66,16 +66,12 @@ def train_or_load(
     loaded one, frozen; its configuration if it was trained here; and a row per epoch (of a loaded one a single row,
     epoch 0): epoch, loss, zero_shot_accuracy on the validation images.
     """
-    if params.source == "train":
-        need_images("alignment.source is 'train'", train=data)
-        return _train(params, data, captions, validation, classes, seed, resume)
-    clip = load_clip(params)
-    freeze(clip.model).to(device())
-    score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))
-    return clip, None, pd.DataFrame([{"epoch": 0, "loss": float("nan"), "zero_shot_accuracy": score}])
-
-
-def _train(params: ClipTrained, data: Images, captions, validation: Images, classes, seed: int, resume):
+    if params.source != "train":
+        clip = load_clip(params)
+        freeze(clip.model).to(device())
+        score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))
+        return clip, None, pd.DataFrame([{"epoch": 0, "loss": float("nan"), "zero_shot_accuracy": score}])
+    need_images("alignment.source is 'train'", train=data)
     torch.manual_seed(seed)
     config = small_config(params.tower, data.images.shape[-1])
     clip = build_clip(config)

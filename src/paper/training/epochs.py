@@ -50,7 +50,9 @@ def fit(
 
     for epoch in range(len(rows), params.epochs):
         loss = one_epoch(epoch, step)
-        _check_convergence(loss, model)
+        if not (math.isfinite(loss) and all(bool(w.isfinite().all()) for w in model.state_dict().values())):
+            given = f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite"
+            raise UserError(f"{given}; lower learning_rate or weight_decay, and check the training images")
         rows.append({"epoch": epoch + 1, "loss": loss, **scores()})
         if criterion and rows[-1][criterion] >= max(row[criterion] for row in rows):
             best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
@@ -81,13 +83,6 @@ def train_epoch(model: nn.Module, data: Images, params: Fit, loss_of, seed: int,
         share = min(1.0, (epoch + i / len(batches)) / warmup) ** 2 if warmup else 1.0
         total += step(loss_of(x, y, getattr(params, "eps", 0.0) * share, generator)) * len(batch)
     return total / len(data)
-
-
-def _check_convergence(loss: float, model: nn.Module) -> None:
-    weights = [w for w in model.state_dict().values() if w.is_floating_point()]
-    if not (math.isfinite(loss) and all(bool(w.isfinite().all()) for w in weights)):
-        given = f"the training has diverged: the mean loss of this epoch is {loss:.4g}, or weights are not finite"
-        raise UserError(f"{given}; lower learning_rate or weight_decay, and check the training images")
 
 
 def need_images(given: str, **splits: Images) -> None:

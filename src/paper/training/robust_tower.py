@@ -22,8 +22,6 @@ from multishield.zero_shot import Clip, align
 from paper.params.sections import Fit
 from paper.training.epochs import fit, need_images, perturb, pgd_accuracy, train_epoch
 
-WARM = 0.1  # of all steps, over which the learning rate rises; then it falls as a cosine
-
 
 def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor, y: Tensor, method: str) -> Callable:
     """The loss that the attack raises and the training lowers, as a function of attacked pixels (B,3,H,W).
@@ -56,7 +54,8 @@ def harden(
     optimiser = torch.optim.AdamW(tower.parameters(), rate, weight_decay=params.weight_decay)
     batches = sum(len(b) > 1 for b in torch.arange(len(data)).split(params.batch_size))
     steps = params.epochs * batches + 1
-    schedule = OneCycleLR(optimiser, rate, total_steps=steps, pct_start=WARM, cycle_momentum=False)
+    # The learning rate rises over a tenth of all steps; then it falls as a cosine.
+    schedule = OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False)
 
     def loss_of(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
         loss, size = tower_loss(alignment, scale, original, x, y, params.method), params.step_size * eps / params.eps

@@ -119,9 +119,8 @@ def test_towers_that_do_not_fit_say_so(tmp_path):
     ("config", "words"),
     [
         ({}, 'no open_clip_config.json or config.json states the activation, .* put one there, such as {"model_cfg"'),
-        ({"model_cfg": {}}, "activation 'gelu', but alignment.model has 'quick_gelu'.* choose the model"),
+        ({"model_cfg": {}}, "activation 'gelu', but alignment.model has 'quick_gelu'.* without '-quickgelu'"),
         ({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}, "activation 'gelu'"),
-        ({"model_type": "clip_vision_model", "num_attention_heads": 4}, "num_attention_heads 4, but .* has 2"),
         ({"model_cfg": {"quick_gelu": True}}, None),
         ({"model_type": "clip_vision_model", "hidden_act": "quick_gelu"}, None),
     ],
