@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multishield.errors import UserError
+from multishield.errors import UserError, reason_of
 
 
 class Block(nn.Module):
@@ -64,19 +64,14 @@ def build_network(architecture: str, classes: int) -> nn.Module:
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load a state dict whose keys and shapes match exactly: no layer stays random.
 
-    Raises UserError, which names `source`, if a key is missing, extra or of another shape, or a weight is not finite.
+    Batch norm's counters, which have no influence on inference, may be missing, as in old checkpoints. Raises
+    UserError, which names `source`, if the weights do not match, or one is not finite.
     """
-    own = module.state_dict()
-    # Old checkpoints lack batch norm's counters, which have no influence on inference.
-    missing = sorted(k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked"))
-    extra = sorted(weights.keys() - own.keys())
-    if missing or extra:
-        keys = f"{len(missing)} keys are missing (such as {missing[:2]}), {len(extra)} are extra (such as {extra[:2]})"
-        raise UserError(f"{source} does not fit the architecture: {keys}; name the architecture it was made for")
-    for key, weight in sorted(weights.items()):
-        if own[key].shape != weight.shape:
-            shapes = f"{key} has shape {tuple(weight.shape)}, expected {tuple(own[key].shape)}"
-            raise UserError(f"{source} does not fit: {shapes}; the architecture or the number of classes differs")
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        remedy = "name the architecture it was made for, and give weights for this number of classes"
+        raise UserError(f"{source} does not fit ({reason_of(error)}); {remedy}") from None
+    for key, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")
-    module.load_state_dict(weights, strict=False)

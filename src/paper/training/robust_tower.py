@@ -53,9 +53,8 @@ def harden(
     tower, rate = clip.model.visual.requires_grad_(True), params.learning_rate
     optimiser = torch.optim.AdamW(tower.parameters(), rate, weight_decay=params.weight_decay)
     batches = sum(len(b) > 1 for b in torch.arange(len(data)).split(params.batch_size))
-    steps = params.epochs * batches + 1
     # The learning rate rises over a tenth of all steps; then it falls as a cosine.
-    schedule = OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False)
+    schedule = OneCycleLR(optimiser, rate, total_steps=params.epochs * batches + 1, pct_start=0.1, cycle_momentum=False)
 
     def loss_of(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
         loss, size = tower_loss(alignment, scale, original, x, y, params.method), params.step_size * eps / params.eps
