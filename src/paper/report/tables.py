@@ -45,21 +45,18 @@ def findings(frame: pd.DataFrame) -> str:
 
 
 def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
-    """A table as HTML whose numbers, from the third column on, link to the page of the notebook that made them.
+    """A table as HTML. The second cell of a row links to the page of the notebook that made the row.
 
     The first column is the classifier, or the study, that the stage's notebook is run for. Without a stage the table
-    is `records.results`, whose scenarios come from three stages. Rows of the worst case are set off.
+    is `records.results`, whose scenarios come from three stages; its worst cases are set in bold.
     """
     stages = {TITLES["no_shield"]: "baseline", TITLES["unaware"]: "multishield"}
-    lines = []
-    for row in frame.itertuples(index=False):
-        item, second, *numbers = (html.escape(str(value)) for value in row)
-        page = f"{run_name(stage or stages.get(second, 'adaptive'), item)}.html"
-        links = "".join(f'<td><a href="{page}">{text}</a></td>' if text else "<td></td>" for text in numbers)
-        kind = ' class="worst"' if second == TITLES["worst_case"] else ""
-        lines.append(f"<tr{kind}><td>{item}</td><td>{second}</td>{links}</tr>")
-    head, rows = "".join(f"<th>{html.escape(name)}</th>" for name in frame.columns), "\n".join(lines)
-    return f'<table class="dataframe linked">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
+    shown = frame.astype(str).map(html.escape)
+    for i, (item, second) in enumerate(zip(shown.iloc[:, 0], frame.iloc[:, 1], strict=True)):
+        page = run_name(stage or stages.get(second, "adaptive"), item)
+        text = f"<b>{second}</b>" if second == TITLES["worst_case"] else shown.iloc[i, 1]
+        shown.iloc[i, 1] = f'<a href="{page}.html">{text}</a>'
+    return shown.to_html(index=False, border=0, escape=False, classes="linked")
 
 
 def headline(metrics: pd.DataFrame) -> dict:
