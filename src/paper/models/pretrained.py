@@ -20,6 +20,7 @@ from paper.models.model_zoo import ENTRIES, check_name
 from paper.params.sections import Classifiers, FineTuned, Timm, Torchvision
 from paper.params.values import load_factory
 
+FILE = ".safetensors"  # weights with this ending are a file, others a tag
 PLAIN = ([0.0] * 3, [1.0] * 3)  # mean and std for networks that take pixels as they are, or normalise inside
 # Published weights of the Inceptions have auxiliary heads, for training only, and expect another normalisation.
 INCEPTION = {"aux_logits": False, "transform_input": True, "init_weights": False}
@@ -53,7 +54,7 @@ def check(params: Classifiers, key: str) -> None:
     """
     if params.source == "checkpoint":
         paths.existing(f"{key}.path", params.path)
-    elif _is_file(weights := getattr(params, "weights", None)):
+    elif str(weights := getattr(params, "weights", None)).endswith(FILE):
         paths.existing(f"{key}.weights", weights)
     if params.source in ("torchvision", "finetune"):
         from torchvision import models
@@ -61,7 +62,7 @@ def check(params: Classifiers, key: str) -> None:
         names, listing = models.list_models(module=models), "torchvision.models.list_models() lists the names"
         check_name(f"{key}.model", params.model, names, "torchvision", listing)
         tags = models.get_model_weights(params.model).__members__
-        if not (weights is None or _is_file(weights) or weights in tags):
+        if not (weights is None or weights.endswith(FILE) or weights in tags):
             accepted = f"a .safetensors file or one of {', '.join(tags)}"
             raise UserError(f"{key}.weights is {weights!r}; for {params.model} give {accepted}")
     elif params.source == "timm":
@@ -108,13 +109,8 @@ def load(params: Classifiers, classes: int, key: str) -> tuple[nn.Module, list[f
             raise UserError(f"{given}; it must return a torch module from pixels in [0,1] to logits")
         return network, *PLAIN, None
     if params.source == "checkpoint":
-        file = paths.resolve(params.path)
-        load_exactly(network, load_tensors(file), str(file))
+        load_exactly(network, load_tensors(paths.resolve(params.path)), params.path)
     return network, params.mean, params.std, None
-
-
-def _is_file(weights: str | None) -> bool:
-    return (weights or "").endswith(".safetensors")
 
 
 def _download(key: str, get: Callable):
@@ -144,7 +140,7 @@ def _load_torchvision(params: Torchvision | FineTuned, classes: int, key: str) -
     if weights is None:
         return network, setting.mean, setting.std, None
     new_head = _head(network, classes, f"{key}.model is {params.model!r}") if params.source == "finetune" else {}
-    if _is_file(weights):
+    if weights.endswith(FILE):
         state = load_tensors(paths.resolve(weights))
     else:
         state = _download(key, lambda: published.get_state_dict(check_hash=True))

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from multishield.errors import UserError, reason_of
 from multishield.forward import accuracy, check_repeatable, device, freeze
 from multishield.images import Images
-from multishield.resume import Checkpoint
 from paper.models import pretrained
 from paper.models.classifier import Classifier
 from paper.params.sections import Classifiers, Fit
@@ -75,8 +74,7 @@ def train_or_load(
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
     one_epoch = partial(train_epoch, model, data, params, partial(batch_loss, model, params), seed)
     criterion = "pgd_accuracy" if scratch and params.method != "standard" else "clean_accuracy"
-    checkpoint = Checkpoint(resume, task, *inputs)
-    history = fit(task, checkpoint, model, schedule, params, batches, one_epoch, scores, criterion)
+    history = fit(task, resume, inputs, model, schedule, params, batches, one_epoch, scores, criterion)
     return freeze(model), history
 
 
@@ -94,6 +92,5 @@ def usable(classifier: nn.Module, classes: int, side: int, key: str) -> None:
         torch.autograd.grad(logits.sum(), x)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         given = f"{key} cannot be used on RGB images {tuple(x.shape)} in [0,1]: {reason_of(error)}"
-        wanted = f"{(len(x), classes)}, because the data set has {classes} classes"
-        raise UserError(f"{given}; it must return logits {wanted}, with a gradient to the pixels") from None
+        raise UserError(f"{given}; it must return differentiable logits for the data set's {classes} classes") from None
     check_repeatable(classifier, x.detach(), key)

@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
-from multishield.resume import Checkpoint
 from multishield.zero_shot import Clip, Preprocess, align, embed_prompts
 from paper.models.clip import build_clip, load_clip
 from paper.params.sections import Clips
@@ -83,13 +82,13 @@ def train_or_load(
     batches = len(data) // size
     optimiser = torch.optim.AdamW(trained, rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     schedule = OneCycleLR(optimiser, rate, total_steps=params.epochs * batches + 1)
-    checkpoint = Checkpoint(resume, "training CLIP", params.model_dump(), data.images, captions, seed)
+    task, inputs = "training CLIP", (params.model_dump(), data.images, captions, seed)
     one_epoch = partial(_one_epoch, clip, data, clip.tokenizer(captions), size, seed)
 
     def scores() -> dict[str, float]:
         return {"zero_shot_accuracy": zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))}
 
     # The last epoch stays: nothing overfits here, and zero-shot accuracy on few images is noise.
-    history = fit("training CLIP", checkpoint, clip.model, schedule, params, batches, one_epoch, scores, None)
+    history = fit(task, resume, inputs, clip.model, schedule, params, batches, one_epoch, scores, None)
     freeze(clip.model)
     return clip, config, history

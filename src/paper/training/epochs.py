@@ -19,19 +19,21 @@ from paper.params.sections import Fit
 
 
 def fit(
-    task: str, checkpoint: Checkpoint, model: nn.Module, schedule, params: Fit, steps: int, one_epoch, scores, criterion
+    task: str, resume, inputs: tuple, model: nn.Module, schedule, params: Fit, steps: int, one_epoch, scores, criterion
 ) -> pd.DataFrame:
     """Train epoch by epoch. A killed run goes on after its last one and ends with the same bytes (on a CPU).
 
-    The schedule holds the optimiser; an epoch has so many steps. `one_epoch(epoch, step)` calls `step` with the loss of
-    each batch, and with the largest norm of the gradient if that is limited; it returns the mean loss. All its random
-    numbers must come from the number of the epoch, from 0. `scores()` evaluates the model.
+    For `resume`, `task` and `inputs` see `Checkpoint`. The schedule holds the optimiser; an epoch has so many steps.
+    `one_epoch(epoch, step)` returns the mean loss. It calls `step` with the loss of each batch, and with a limit of the
+    gradient's norm if there is one. All its random numbers must come from the number of the epoch, which starts at 0.
+    `scores()` evaluates the model.
 
     Returns a row per epoch, from 1: epoch, loss, the scores. With a criterion, which is one of the scores, the model
     gets the weights of its best epoch, and the column "chosen" says which it was; of equals it is the last. Raises
     UserError if the loss or a weight is not finite.
     """
     states = {"model": model, "optimiser": schedule.optimizer, "schedule": schedule}
+    checkpoint = Checkpoint(resume, task, *inputs)
     saved = checkpoint.get("state") or {"states": {}, "rows": [], "best": {}}
     for name, state in saved["states"].items():
         states[name].load_state_dict(state)

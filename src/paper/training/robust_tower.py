@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
-from multishield.resume import Checkpoint
 from multishield.zero_shot import Clip, align
 from paper.params.sections import Fit
 from paper.training.epochs import fit, need_images, perturb, pgd_accuracy, train_epoch
@@ -66,7 +65,6 @@ def harden(
 
     inputs = (params.model_dump(), clip.model, text, data.images, data.labels, validation.images, seed)
     task, one_epoch = "training the robust tower", partial(train_epoch, tower, data, params, loss_of, seed)
-    checkpoint = Checkpoint(resume, task, *inputs)
-    history = fit(task, checkpoint, tower, schedule, params, batches, one_epoch, scores, "pgd_accuracy")
+    history = fit(task, resume, inputs, tower, schedule, params, batches, one_epoch, scores, "pgd_accuracy")
     freeze(clip.model)
     return history

@@ -52,7 +52,7 @@ def test_weights_from_a_file(project_root, name):
 def test_the_network_that_autoattack_ships(project_root):
     params = FromZoo(source="model_zoo", name="AutoAttack-ResNet18")
     check_round_trip(freeze(Classifier(*pretrained.load(params, 10, KEY))), params, 10, project_root)
-    with pytest.raises(UserError, match=r"it returns \(6, 10\); .* the data set has 37 classes"):
+    with pytest.raises(UserError, match=r"it returns \(6, 10\); .* the data set's 37 classes"):
         classifier.train_or_load("net", params, data(), data(0), 37, 0, None)
 
 
