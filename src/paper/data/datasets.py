@@ -121,8 +121,7 @@ def open_pathmnist(root: Path, split: str) -> Source:
     loaded = [PathMNIST(split=s, root=root) for s in (["train", "val"] if split == "train" else ["test"])]
     images = [image for data in loaded for image in data.imgs]
     labels = torch.cat([torch.from_numpy(data.labels).long().squeeze(1) for data in loaded])
-    names = INFO["pathmnist"]["label"]
-    return Source(labels, class_names.in_words(names[str(k)] for k in range(len(names))), images.__getitem__)
+    return Source(labels, class_names.in_words(INFO["pathmnist"]["label"].values()), images.__getitem__)
 
 
 OPENERS = {
