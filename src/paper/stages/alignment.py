@@ -4,8 +4,9 @@ import pandas as pd
 from torch import Tensor
 
 from multishield.clip import Clip
+from multishield.files import read_json
 from multishield.zero_shot import embed_prompts
-from paper.data.splits import load_captions, load_split
+from paper import paths
 from paper.models.clip import save_alignment
 from paper.stages.base import Base
 from paper.training.clip import train_or_load, zero_shot
@@ -17,7 +18,8 @@ class Stage(Base):
 
     def train_or_load(self) -> tuple[Clip, dict | None, pd.DataFrame]:
         """The CLIP, its configuration if it is trained here, and a row per epoch."""
-        data = load_split("train"), load_captions(), self.validation, self.classes
+        captions = read_json(paths.artifacts("dataset", "captions.json"))  # null where the data set has none
+        data = self.train, captions, self.validation, self.classes
         return train_or_load(self.params.alignment, *data, self.params.seed, self.resume)
 
     def embed(self, clip: Clip) -> Tensor:
@@ -26,8 +28,8 @@ class Stage(Base):
 
     def harden(self, clip: Clip, text: Tensor) -> pd.DataFrame:
         """Train the image tower adversarially, in place, if params.yaml says so; returns a row per epoch."""
-        robust, train = self.params.alignment.robust, load_split("train")
-        return harden(clip, robust, train, self.validation, text, self.params.seed, self.resume)
+        robust = self.params.alignment.robust
+        return harden(clip, robust, self.train, self.validation, text, self.params.seed, self.resume)
 
     def save(self, clip: Clip, config: dict | None, text: Tensor, history: pd.DataFrame, robust: pd.DataFrame) -> str:
         """Write the alignment and its histories; returns a sentence about the accuracy."""

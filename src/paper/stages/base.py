@@ -5,9 +5,9 @@ from functools import cached_property
 import torch
 
 from multishield.attacks.threat_model import Ball
+from multishield.files import read_json
 from multishield.images import Images, StoredImages
 from paper import paths, workers
-from paper.data.splits import load_classes, load_split
 from paper.naming import run_name
 from paper.params import Params
 
@@ -30,17 +30,22 @@ class Base:
     @cached_property
     def classes(self) -> list[str]:
         """The class names, in the order of the labels."""
-        return load_classes()
+        return read_json(paths.artifacts("dataset", "classes.json"))
+
+    @cached_property
+    def train(self) -> Images:
+        """The training images."""
+        return Images.load(paths.artifacts("dataset", "train.safetensors"))
 
     @cached_property
     def data(self) -> Images:
         """The evaluation images."""
-        return load_split("evaluation")
+        return Images.load(paths.artifacts("dataset", "evaluation.safetensors"))
 
     @cached_property
     def validation(self) -> Images:
         """The validation images."""
-        return load_split("validation")
+        return Images.load(paths.artifacts("dataset", "validation.safetensors"))
 
     def unaware_of(self, name: str) -> StoredImages:
         """AutoAttack's images of a classifier alone (scenario 1)."""

@@ -3,7 +3,6 @@
 import pandas as pd
 
 from multishield.forward import accuracy
-from paper.data.splits import load_split
 from paper.models.classifier import Classifier, save_classifier
 from paper.stages.base import Base
 from paper.training.classifier import train_or_load
@@ -19,8 +18,8 @@ class Stage(Base):
 
     def train_or_load(self) -> tuple[Classifier, pd.DataFrame]:
         """The classifier, and a row per epoch."""
-        train, classes, seed = load_split("train"), len(self.classes), self.params.seed
-        return train_or_load(self.item, self.description, train, self.validation, classes, seed, self.resume)
+        data, classes, seed = (self.train, self.validation), len(self.classes), self.params.seed
+        return train_or_load(self.item, self.description, *data, classes, seed, self.resume)
 
     def save(self, classifier: Classifier, history: pd.DataFrame) -> str:
         """Write weights and history; returns a sentence about the accuracy."""
