@@ -30,17 +30,8 @@ from paper.pipeline.notebooks import code_cells, read_notebook, source_path
 ROOT = Path(__file__).parent.parent
 
 
-# Long tests that were adapted to the two halves and not run since. They run, and the summary shows how they end. Issue
-# 32 stays open until this set is empty.
-NOT_YET_RUN = {"test_vit", "test_baseline", "test_workers", "test_pipeline", "test_robustbench"}
-NOT_YET_RUN |= {"test_profiles"}
-
-
 def pytest_collection_modifyitems(items):
     """Skip tests that need a GPU or real files, with the reason, where there are none."""
-    for item in items:
-        if item.get_closest_marker("long") and item.path.stem in NOT_YET_RUN:
-            item.add_marker(pytest.mark.xfail(strict=False, reason="not run since the two halves were cut"))
     needs = {"cifar10": ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS"), "imagenet": ("MULTISHIELD_IMAGENET",)}
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
