@@ -6,8 +6,6 @@ from importlib import import_module
 def stage(name: str, item: str | None = None):
     """A stage as its notebook uses it: parameters, images, models, threat model and folder (see `paper.stages.base`).
 
-    Args:
-        name: of the stage, which is also the name of its module in `paper.stages`.
-        item: the classifier, or the study, that the notebook is run for.
+    The name is that of its module in `paper.stages`; the item is the classifier, or the study, of this run.
     """
     return import_module(f"paper.stages.{name}").Stage(name, item)

@@ -34,6 +34,9 @@ RENAMED = (
     (".mlp.fc2.", ".mlp.c_proj."),
     (".self_attn.", ".attn."),
 )
+# Beginnings of keys beside the image tower: the text side, and numbers in OpenAI's files.
+TEXT_SIDE = ("text", "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "logit_", "attn_mask")
+TEXT_SIDE += ("input_resolution", "context_length", "vocab_size")
 
 
 def replace_tower(visual: nn.Module, source: str) -> None:
@@ -78,9 +81,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _image_side(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a CLIP's image tower, without prefix, and without the numbers of positions in old files."""
+    """The weights of a CLIP's image tower, without prefix. Raises UserError for weights that belong to no CLIP."""
     prefix = next((p for p in ("visual.", "vision_model.") if any(k.startswith(p) for k in weights)), "")
-    inside = [k for k in weights if k.startswith((prefix, "visual_projection.")) and not k.endswith("position_ids")]
+    weights = {k: v for k, v in weights.items() if not k.endswith("position_ids")}  # numbers in old files
+    inside = [k for k in weights if k.startswith((prefix, "visual_projection."))]
+    if extra := [k for k in weights if k not in inside and not k.startswith(TEXT_SIDE)]:
+        raise UserError(f"alignment.image_tower holds {extra[0]}, which belongs to no CLIP; give a CLIP's state dict")
     return {k.removeprefix(prefix): weights[k] for k in inside}
 
 

@@ -57,8 +57,7 @@ def load(entry: Entry) -> nn.Module:
         unsafe = "the file is no state dict alone, and pickled objects may run any code"
         reason = unsafe if isinstance(error, pickle.UnpicklingError) else reason_of(error)
         given = f"the weights of {entry.name} could not be downloaded or read ({reason})"
-        folder = paths.datasets("robustbench", entry.dataset, entry.norm)
-        folders = f"{folder}, or where timm loads it into {torch.hub.get_dir()}/checkpoints"
+        folders = f"{paths.datasets('robustbench', entry.dataset, entry.norm)} or {torch.hub.get_dir()}/checkpoints"
         raise UserError(f"{given}; put their file, whose address is in robustbench/model_zoo, into {folders}") from None
 
 

@@ -71,19 +71,16 @@ class Params(sections.Section, strict=False):  # a dictionary is accepted for th
             raise UserError("\n".join(f"{source}: {s}" for s in sentences(error.errors()))) from None
 
 
-def read_yaml(path: Path):
-    """Read a YAML 1.2 file, in which 1e-3 is a number. Raises UserError if it is missing, not UTF-8, or not YAML."""
+def read_yaml(path: Path, reader: YAML | None = None):
+    """The values of a YAML 1.2 file, in which 1e-3 is a number; `reader` may keep its comments.
+
+    Raises UserError if the file is missing, not UTF-8, or not YAML.
+    """
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), path.name)
+        return (reader or YAML(typ="safe", pure=True)).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; copy {DEFAULTS} there") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8") from None
-
-
-def parse_yaml(text: str, name: str, reader: YAML | None = None):
-    """The values of a YAML 1.2 text; `reader` may keep its comments. Raises UserError, naming the file, if not YAML."""
-    try:
-        return (reader or YAML(typ="safe", pure=True)).load(text)
     except YAMLError as error:
-        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None

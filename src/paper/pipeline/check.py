@@ -21,11 +21,7 @@ def make_data() -> None:
 
 
 def check() -> None:
-    """Refuse before the first stage what would fail after hours, and write artifacts/check/.
-
-    Raises:
-        UserError: a sentence per mistake.
-    """
+    """Refuse before the first stage what would fail after hours, by a UserError, and write artifacts/check/."""
     params, root = Params.load(), paths.root()
     if not any((folder / ".git").exists() for folder in (root, *root.parents)):
         raise UserError(f"{root} is in no git repository, and DVC needs one; run `git init` there")

@@ -17,9 +17,8 @@ from paper.params import Params
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
     """The decision of a `MultiShield` of K named classes on each image (B,3,H,W) in [0,1], and its reasons.
 
-    Returns:
-        Per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
-        "classifier" and "clip": both models' scores by class name, the best first (softmax of z; cosines c).
+    Returns per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
+    "classifier" and "clip": both models' scores by class name, the best first (softmax of z; cosines c).
     """
     decided, names = decide(shield, pixels, batch_size=32), [*classes, "rejected"]
     (logits, cosines), explained = decided.scores, []

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from multishield.errors import UserError
 from multishield.files import write_text
 from paper import paths
-from paper.params import DEFAULTS, Params, parse_yaml
+from paper.params import DEFAULTS, Params, read_yaml
 
 # ${NAME} or ${NAME:-a path of the project}: a folder of this machine.
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]+))?\}")
@@ -47,25 +47,25 @@ def profile_text(name: str) -> str:
         del values["training"][unused]
     stream = io.StringIO()
     _YAML.dump(values, stream)
-    head = re.match(r"(#.*\n)*", _text(name))[0]
+    head = re.match(r"(#.*\n)*", _file(name).read_text(encoding="utf-8"))[0]
     lines = [line for line in stream.getvalue().splitlines() if line.strip()]
     return head + "".join(("\n" if re.match(r"\w", line) else "") + line + "\n" for line in lines)
 
 
-def _text(name: str) -> str:
+def _file(name: str) -> Path:
     names = {p.stem: p for p in sorted((paths.root() / "profiles").glob("*.yaml"))}
     if name not in names:
         raise UserError(f"the profile is {name!r}; accepted are {', '.join(names)}")
-    return names[name].read_text(encoding="utf-8")
+    return names[name]
 
 
 def _merged(name: str) -> dict:
     """The values of a profile, laid over those of its `base`, or else over the defaults."""
-    changes = parse_yaml(_text(name), f"profiles/{name}.yaml", _YAML) or {}
+    changes = read_yaml(_file(name), _YAML) or {}
     if not isinstance(changes, dict):
         raise UserError(f"profiles/{name}.yaml must hold keys of params.yaml; see profiles/cifar10.yaml")
     base = changes.pop("base", None)
-    values = _merged(base) if base else _YAML.load(DEFAULTS)
+    values = _merged(base) if base else read_yaml(DEFAULTS, _YAML)
     _lay_over(values, changes)
     return values
 
@@ -98,8 +98,6 @@ def _fill(values: dict, name: str) -> None:
 
 def _save(text: str) -> Path:
     """Write the text to the first name that is free, or that holds it already."""
-    path, number = paths.root() / "params.backup.yaml", 1
-    while path.exists() and path.read_text(encoding="utf-8") != text:
-        number += 1
-        path = path.with_name(f"params.backup.{number}.yaml")
-    return write_text(path, text)
+    names = ("params.backup.yaml", *(f"params.backup.{number}.yaml" for number in range(2, 1000)))
+    files = map(paths.root().joinpath, names)
+    return write_text(next(f for f in files if not f.exists() or f.read_text(encoding="utf-8") == text), text)

@@ -7,7 +7,6 @@ import pandas as pd
 
 from multishield.errors import UserError
 from paper import paths
-from paper.params import Params, parse_yaml
 
 
 def show() -> None:
@@ -20,18 +19,15 @@ def show() -> None:
     values, metrics = _committed("params.yaml"), _committed("reports/tables/metrics.csv")
     if values is None or metrics is None:
         print("There is no committed table to compare it with.")
-    elif Params.parse(parse_yaml(values, "the committed params.yaml"), "the committed params.yaml") != Params.load():
-        print("The committed table is of other parameters; nothing is compared.")
+    elif values != (paths.root() / "params.yaml").read_text(encoding="utf-8"):
+        print("The committed table is of another params.yaml; nothing is compared.")
     else:
         print(compare(pd.read_csv(paths.reports("tables", "metrics.csv")), pd.read_csv(io.StringIO(metrics))))
 
 
 def _committed(name: str) -> str | None:
-    """A file of the last commit, or None: there is no git, no repository, no commit, or no such file in it."""
-    try:
-        shown = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=paths.root(), capture_output=True)
-    except FileNotFoundError:
-        return None
+    """A file of the last commit, or None: there is no repository, no commit, or no such file in it."""
+    shown = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=paths.root(), capture_output=True)
     return shown.stdout.decode("utf-8") if shown.returncode == 0 else None
 
 

@@ -35,8 +35,7 @@ def run_stage(stage: str, item: str | None = None) -> None:
 def execute(stage: str, item: str | None = None) -> None:
     """Execute a stage's notebook for a classifier or a study; the executed copy goes to artifacts/notebooks/.
 
-    Raises:
-        UserError: the notebook failed; the sentence names it, the cell, the error, and the executed copy.
+    Raises UserError if the notebook fails; the sentence names it, the cell, the error, and the executed copy.
     """
     import papermill  # slow to import; the check does without
     from nbclient.exceptions import DeadKernelError

@@ -26,9 +26,8 @@ OWN_MODULE = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')
 def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params: Params) -> dict:
     """Everything that a run of a stage depends on, beside its data and the parameters that dvc.yaml names.
 
-    Returns:
-        A readable dictionary: the difference of two of them names what has changed. "modules" and "own" (the user's
-        modules) hold a hash by module, "packages" a version by package.
+    The difference of two such dictionaries names what has changed. "modules" and "own" (the user's modules) hold a
+    hash by module, "packages" a version by package.
     """
     code = "\n".join(cell.source for cell in code_cells(notebook))
     # `stage("adaptive")` in a notebook imports `paper.stages.adaptive`; the arithmetic is chosen before it.

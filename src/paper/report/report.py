@@ -27,8 +27,8 @@ def gather(params: Params) -> pd.DataFrame:
 def histories(params: Params) -> dict[str, pd.DataFrame]:
     """Training histories of the classifiers, "CLIP" and its "robust tower"; loaded models have none."""
     files = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
-    files |= {"CLIP": paths.artifacts("alignment", "history.csv")}
-    files |= {"robust tower": paths.artifacts("alignment", "robust.csv")}
+    clip = {"CLIP": "history.csv", "robust tower": "robust.csv"}
+    files |= {name: paths.artifacts("alignment", file) for name, file in clip.items()}
     frames = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
     return {name: frame for name, frame in frames.items() if frame.epoch.min() > 0}
 

@@ -36,12 +36,9 @@ def autoattack(
 ) -> AttackedImages:
     """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
 
-    Its random numbers are drawn per batch, so a result depends on the batch. Passes are the mean over the images that
-    an attack was run on. Raises UserError if an attack needs more classes than there are.
-
-    Args:
-        classifier: pixels to logits (B,K). images, labels: (B,3,H,W) in [0,1]; (B,).
-        ball: the threat model. attacks: names of AutoAttack; the default is its version `standard`.
+    The classifier takes pixels (B,3,H,W) in [0,1] to logits (B,K); labels are (B,). `attacks` are names of AutoAttack,
+    by default those of its version `standard`. Its random numbers are drawn per batch: a result depends on the batch.
+    Passes are the mean over the images that an attack was run on. Raises UserError if an attack needs more classes.
     """
     from pyautoattack import AutoAttack  # slow to import: only the baseline needs it
 

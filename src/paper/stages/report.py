@@ -2,6 +2,4 @@
 
 from paper.stages.attacking import Attacking
 
-
-class Stage(Attacking):
-    """See `Attacking`; there is no item."""
+Stage = Attacking

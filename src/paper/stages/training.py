@@ -11,18 +11,13 @@ from paper.training.classifier import train_or_load
 class Stage(Base):
     """See `Base`; the item is the classifier."""
 
-    @property
-    def description(self):
-        """The section of params.yaml that describes the classifier."""
-        return self.params.training[self.item]
-
     def train_or_load(self) -> tuple[Classifier, pd.DataFrame]:
         """The classifier, and a row per epoch."""
-        data, classes, seed = (self.train, self.validation), len(self.classes), self.params.seed
-        return train_or_load(self.item, self.description, *data, classes, seed, self.resume)
+        described, data = self.params.training[self.item], (self.train, self.validation)
+        return train_or_load(self.item, described, *data, len(self.classes), self.params.seed, self.resume)
 
     def save(self, classifier: Classifier, history: pd.DataFrame) -> str:
         """Write weights and history; returns a sentence about the accuracy."""
-        save_classifier(classifier, self.description, len(self.classes), self.folder)
+        save_classifier(classifier, self.params.training[self.item], len(self.classes), self.folder)
         history.to_csv(self.folder / "history.csv", index=False)
         return f"Clean accuracy on the {len(self.data)} evaluation images: {accuracy(classifier, self.data):.1%}"

@@ -89,10 +89,9 @@ def train_epoch(model: nn.Module, data: Images, params: Fit, loss_of, seed: int,
 
 def need_images(given: str, **splits: Images) -> None:
     """Raises UserError if a split is empty; `given` is the beginning of the sentence."""
-    reason = "training needs images, and validation images to choose its epoch"
     for key, split in splits.items():
         if not len(split):
-            raise UserError(f"{given}, but dataset.{key} is 0; {reason}: raise it, or train nothing")
+            raise UserError(f"{given}, which needs images, but dataset.{key} is 0; raise it, or train nothing")
 
 
 def perturb(

@@ -113,6 +113,7 @@ def test_towers_that_do_not_fit_say_so(tmp_path):
     refused(visual_of(small_clip(layers=3).state_dict()), "Unexpected key.*transformer.resblocks.2")
     refused({k: v for k, v in good.items() if k != "proj"}, 'Missing key.*: "proj"')
     refused({**good, "head.weight": torch.ones(1)}, 'Unexpected key.*: "head.weight"')
+    refused({f"visual.{k}": v for k, v in good.items()} | {"head.weight": torch.ones(1)}, "belongs to no CLIP")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 import torchvision
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from conftest import CHEAP, ROOT, copy_project, edit_params, run, run_notebooks
@@ -16,10 +17,11 @@ from multishield.errors import UserError
 from multishield.files import write_json
 from paper.data.datasets import OPENERS
 from paper.models import model_zoo
-from paper.params import DEFAULTS, Params, parse_yaml, read_yaml
+from paper.params import DEFAULTS, Params, read_yaml
 from paper.pipeline.profiles import profile_text, use_profile
 from paper.training.clip import small_config
 
+READER = YAML(typ="safe", pure=True)
 PROFILES = sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml"))
 PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") if n and not n.startswith("#")]
 
@@ -32,7 +34,7 @@ def _folders(monkeypatch):
 
 
 def params_of(name: str) -> Params:
-    return Params.parse(parse_yaml(profile_text(name), name))
+    return Params.parse(READER.load(profile_text(name)))
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -69,7 +71,7 @@ def test_the_committed_params_are_the_demo_with_every_key_and_comment():
 
 def test_a_profile_is_laid_over_its_base_and_the_defaults():
     text, defaults = profile_text("pathmnist"), read_yaml(DEFAULTS)
-    values, base = parse_yaml(text, "pathmnist"), parse_yaml(profile_text("eurosat"), "eurosat")
+    values, base = (READER.load(t) for t in (text, profile_text("eurosat")))
     assert text.startswith("# Another domain, tissue under the microscope")
     assert "  step_size: 2/255                # size of these steps" in text, "a key keeps its comment"
     assert values["adaptive"]["joint"] == {"targets": 5, "steps": 100, "restarts": 1}

@@ -42,4 +42,4 @@ def test_the_last_commit_is_compared(project_root, capsys):
     assert "committed one: the same." in capsys.readouterr().out
     edit_params(project_root, {"adaptive.square.queries": 200})
     show()
-    assert "of other parameters" in capsys.readouterr().out
+    assert "of another params.yaml" in capsys.readouterr().out
