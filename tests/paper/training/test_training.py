@@ -97,7 +97,7 @@ def test_a_training_that_diverges_is_an_error(project_root):
 
 @pytest.mark.parametrize(("train", "validation", "key"), [(0, 12, "dataset.train"), (12, 0, "dataset.validation")])
 def test_training_needs_images(train, validation, key):
-    with pytest.raises(UserError, match=f"training.net.source is 'train', but {key} is 0; training needs images"):
+    with pytest.raises(UserError, match=f"training.net.source is 'train', which needs images, but {key} is 0"):
         classifier.train_or_load("net", options(), data(train), data(validation), 3, 0, None)
 
 
