@@ -115,7 +115,7 @@ def test_edits_are_saved(project_root, demo, capsys):
 
 
 MISTAKES = {
-    "a: [1": "^profiles/mine.yaml is not valid YAML",
+    "a: [1": "^mine.yaml is not valid YAML",
     "- a\n": "^profiles/mine.yaml must hold keys",
     "base: yours\n": "the profile is 'yours'; accepted are demo, mine",
     "dataset: {root: '${NOT_SET}'}\n": "the profile mine takes paths .* NOT_SET is not set",

@@ -108,5 +108,5 @@ def test_without_a_section_or_images_nothing_is_trained():
     before = copy.deepcopy(clip.model.state_dict())
     assert robust_tower.harden(clip, None, data(), data(30, 1), text, 0, None).empty
     assert all(torch.equal(v, before[k]) for k, v in clip.model.state_dict().items())
-    with pytest.raises(UserError, match=r"alignment.robust trains an image tower, but dataset.validation is 0"):
+    with pytest.raises(UserError, match=r"alignment.robust trains an image tower, .* but dataset.validation is 0;"):
         robust_tower.harden(clip, options(), data(), data()[:0], text, 0, None)
