@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from multishield.files import load_tensors, read_json, save_tensors, write_json
@@ -34,6 +35,11 @@ class Classifier(nn.Module):
         return self.network((x - self.mean) / self.std)
 
 
+def folded(network: nn.Module) -> nn.Module:
+    """A network that was trained here, its batch norms folded into convolutions: equal up to rounding, and faster."""
+    return fuse(network.eval()) if any(isinstance(m, nn.BatchNorm2d) for m in network.modules()) else network
+
+
 def save_classifier(classifier: Classifier, params: Classifiers, classes: int, folder: Path) -> None:
     """Write the files that `load_classifier` reads; `params` describes the classifier, and `classes` is K."""
     save_tensors(folder / "weights.safetensors", classifier.network.state_dict())
@@ -49,4 +55,5 @@ def load_classifier(name: str) -> Classifier:
     record = read_json(folder / "classifier.json")
     network = pretrained.build(record["architecture"], record["classes"])
     load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
+    network = folded(network) if record["architecture"]["source"] == "train" else network
     return freeze(Classifier(network, record["mean"], record["std"], record["size"])).to(device())

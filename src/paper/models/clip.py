@@ -14,6 +14,7 @@ from multishield.forward import device, freeze
 from multishield.zero_shot import Clip, ZeroShotClassifier, align
 from paper import paths
 from paper.models.cifar_resnet import load_exactly
+from paper.models.classifier import folded
 from paper.models.image_tower import HUB, replace_tower
 from paper.params.sections import Clips
 from paper.params.values import load_factory
@@ -121,6 +122,7 @@ def load_pipeline_clip() -> Clip:
     if record["params"]["source"] == "train":
         clip = build_clip(record["config"], record["antialias"])
         load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
+        clip.model.visual = folded(clip.model.visual)
     else:
         clip = load_clip(TypeAdapter(Clips).validate_python(record["params"]))
         if record["params"]["robust"]:
