@@ -28,7 +28,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     A batch norm in training mode would let other images decide, and learn from them.
     """
-    training = [part for part in module.modules() if part.training]
+    training = [part for part in module.modules() if getattr(part, "training", False)]  # a frozen script has none
     for part in training:
         part.training = False
     try:
