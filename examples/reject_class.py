@@ -3,7 +3,7 @@
     python examples/reject_class.py
 
 The training takes seconds, on noisy stripes (`own.py`). It teaches the network to reject pure noise and blends of both
-classes. Any network of that form will do: `evaluate` needs nothing but its outputs.
+classes. Any network of that form will do: `RejectClass` says what its last output means.
 """
 
 import torch
@@ -11,7 +11,7 @@ from own import images_and_labels
 from torch import nn
 from torch.nn import functional as F
 
-from multishield import evaluate
+from multishield import RejectClass, evaluate
 
 
 def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
@@ -36,4 +36,4 @@ def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
 if __name__ == "__main__":
     torch.manual_seed(0)
     network = trained(*images_and_labels("train", 200))
-    print(evaluate(network, *images_and_labels("test", 50), eps=8 / 255))
+    print(evaluate(RejectClass(network), *images_and_labels("test", 50), eps=8 / 255))

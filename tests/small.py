@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from multishield.defences import RejectClass
 from multishield.shield import MultiShield
 
 
@@ -24,7 +25,18 @@ class Linear(nn.Module):
 
 def reject_class(change=lambda out: out):
     """A model of three classes and "reject", whose output is constant; `change` changes the outputs."""
-    return Linear(3, then=lambda z: change(nn.functional.pad(z, (0, 1), value=1.0)))
+    return RejectClass(Linear(3, then=lambda z: change(nn.functional.pad(z, (0, 1), value=1.0))))
+
+
+class InPlace(nn.Module):
+    """A model that normalises the pixels that it is given, as some do, without a copy."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.sub_(0.25).div_(0.5))
 
 
 class Brightness(nn.Module):

@@ -9,11 +9,14 @@ def _count(default: int, least: int = 1):
 
 
 class _Checked:
-    """Values are checked when they are set."""
+    """Values are checked when they are set; a section may be given as a dictionary."""
 
     def __post_init__(self):
         for each in fields(self):
             value, least = getattr(self, each.name), each.metadata.get("ge")
+            if least is None and isinstance(value, dict):
+                value = each.default_factory(**value)
+                object.__setattr__(self, each.name, value)
             if least is None and not isinstance(value, each.default_factory):
                 raise ValueError(f"{each.name} is {value!r}; give a {each.default_factory.__name__}(...)")
             if least is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):

@@ -61,15 +61,17 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
             "`python -c 'import open_clip; print(open_clip.list_models())'` for the names"
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
-    if pretrained in tags:
-        # open_clip only warns. The converse is no error: the tags of roberta-ViT-B-32 do not state its QuickGELU.
-        published, built = open_clip.get_pretrained_cfg(model, pretrained), open_clip.get_model_config(model)
-        if published.get("quick_gelu") and not built.get("quick_gelu"):
-            raise UserError(
-                f"model (alignment.model) is {model!r}, but the weights {pretrained!r} were trained with QuickGELU; "
-                f"write {model + '-quickgelu'!r}"
-            )
-    elif not pretrained or not Path(pretrained).is_file():
+    known = {tag: open_clip.get_pretrained_cfg(model, tag) for tag in tags}
+    files = {Path(published.get("url") or tag).name: published for tag, published in known.items()}
+    published = (known | files).get(Path(pretrained or "").name, {})  # a file by the name that it was published under
+    quick = published.get("quick_gelu") or "quickgelu" in str(pretrained).lower()
+    # open_clip only warns. The converse is no error: the tags of roberta-ViT-B-32 do not state its QuickGELU.
+    if quick and not open_clip.get_model_config(model).get("quick_gelu"):
+        raise UserError(
+            f"model (alignment.model) is {model!r}, but the weights {pretrained!r} were trained with QuickGELU; write "
+            f"{model + '-quickgelu'!r}"
+        )
+    if pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
         raise UserError(
             f"pretrained (alignment.pretrained) is {pretrained!r}, but for {model} it must be the path of a weights "
             f"file or one of: {', '.join(tags) or 'no tag exists'}"

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multishield.forward import scores_of
-from multishield.shield import margin_over_others
+from multishield.forward import own_settings, scores_of
+from multishield.images import pixels_of
+from multishield.shield import check_pixels, evaluating, margin_over_others
 
 
 class Defence(nn.Module):
     """Pixels in [0,1] (B,C,H,W) to K+1 outputs (B,K+1), column K being "reject". A subclass writes two methods.
+
+    A call asks its models in evaluation mode. Raises ValueError for images that are no pixels in [0,1].
 
     `scores(x)`: pixels to a tuple of tensors (B,...), with gradients to the pixels.
     `margins(scores)`: these scores to (B,M,K), M conditions of each of the K classes.
@@ -29,7 +32,9 @@ class Defence(nn.Module):
         return F.pad(self.margins(scores).amin(1), (0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outputs(self.scores(x))
+        check_pixels(x)
+        with evaluating(self):
+            return self.outputs(self.scores(x))
 
 
 class Unanimity(Defence):
@@ -41,12 +46,12 @@ class Unanimity(Defence):
 
     def __init__(self, models: Sequence[nn.Module], required: Sequence[float] | None = None):
         super().__init__()
-        self.models, self.required = nn.ModuleList(models).eval(), tuple(required or [0.0] * len(models))
+        self.models, self.required = nn.ModuleList(models), tuple(required or [0.0] * len(models))
         if len(self.required) != len(self.models) or not self.models:
             raise ValueError(f"{len(self.models)} models, {len(self.required)} required margins; give one per model")
 
     def scores(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(model(x) for model in self.models)
+        return tuple(model(x.clone()) for model in self.models)  # one model must not change the pixels of another
 
     def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([margin_over_others(s) - r for s, r in zip(scores, self.required, strict=True)], 1)
@@ -112,7 +117,7 @@ class FeatureSqueezing(Unanimity):
         self.squeeze = squeeze or reduced_bits
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.models[0](x), self.models[0](self.squeeze(x))
+        return self.models[0](x.clone()), self.models[0](self.squeeze(x.clone()))
 
 
 class ConsistentPrediction(Unanimity):
@@ -130,7 +135,7 @@ class ConsistentPrediction(Unanimity):
         classifier = self.models[0]
         with torch.enable_grad():  # the caller of scores may not want gradients
             pixels = x if x.requires_grad else x.detach().requires_grad_()
-            logits = classifier(pixels)
+            logits = classifier(pixels.clone())
             confidence = margin_over_others(logits).amax(1).sum()
             (gradient,) = torch.autograd.grad(confidence, pixels, retain_graph=True)
         step = (pixels - self.radius * gradient.sign()).clamp(0, 1) - x
@@ -166,11 +171,13 @@ def calibrate(
     """The defence whose clean rejection comes nearest to the wanted one, in [0,1), from below.
 
     `build` takes a threshold to a defence; a larger one rejects more, and the scores may not depend on it. The images
-    are clean validation images (N,C,H,W) in [0,1], never those of the evaluation. The search between `low` and `high`
-    moves up where too little is rejected at `high`. Raises ValueError if a number is out of range, or more is rejected
-    at `low` already.
+    are clean validation images (N,C,H,W), float32 in [0,1] or uint8, never those of the evaluation. The search between
+    `low` and `high` moves up where too little is rejected at `high`. Raises ValueError if a number is out of range, if
+    the images are no pixels, or if more is rejected at `low` already.
     """
-    return build(threshold_for(build, scores_of(build(low), images), rejection, low, high))
+    with own_settings(defence := build(low)):
+        scores = scores_of(defence, pixels_of(images))
+    return build(threshold_for(build, scores, rejection, low, high))
 
 
 def threshold_for(

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from multishield import inputs, records, sanity
-from multishield.attacks.threat_model import Ball
+from multishield.attacks.threat_model import Ball, radius
 from multishield.budget import Budget
-from multishield.errors import UserError
+from multishield.errors import UserError, reason_of
 from multishield.files import write_text
+from multishield.forward import own_settings
 from multishield.images import AttackedImages, Images, StoredImages, folder_of
-from multishield.portfolio import Attacker, robustness_curve, worst_case
-from multishield.resume import Each
+from multishield.portfolio import Attacker, margins_of, robustness_curve, worst_case
+from multishield.resume import Each, results_folder
 
 ATTACKS = ("components", "paper", "joint", "square", "denial")
 
@@ -88,16 +89,16 @@ def evaluate(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    eps: float = 8 / 255,
+    eps: float | str = 8 / 255,
     *,
     norm: str = "Linf",
     seed: int = 0,
     attacks: Sequence[str] = ATTACKS,
-    budget: Budget | None = None,
+    budget: Budget | dict | None = None,
     save_to: Path | str | None = None,
     device: torch.device | str | None = None,
     name: str = "model",
-    ids: Tensor | None = None,
+    ids: Tensor | Sequence[int] | None = None,
     known: Sequence[AttackedImages | StoredImages | None] = (),
     resume: Path | None = None,
     each: Each = map,
@@ -105,15 +106,15 @@ def evaluate(
     """Attack a model that abstains with every attack of this package, and report the worst case.
 
     Args:
-        model: pixels (B,3,H,W) in [0,1] to K+1 outputs, the last of them "reject"; or a defence (see `Defence`), which
-            exposes its margins: the attack on it is stronger.
+        model: a defence (see `Defence`), which exposes its margins. A network with K+1 outputs, the last of them
+            "reject", is given as `RejectClass(network)`, a classifier that never rejects as `Undefended(classifier)`.
         images, labels: (N,3,H,W) float32 in [0,1], or uint8 in 0..255; (N,) in 0..K-1.
-        eps, norm: the attacker's radius in units of [0,1] pixels, "Linf" or "L2".
+        eps, norm: the attacker's radius in units of [0,1] pixels, such as 8 / 255 or "8/255"; "Linf" or "L2".
         seed: of every random choice; the result of an image depends on the seed, the image and its id alone.
         attacks: some of `ATTACKS`. The worst case is over all that are run, but for "denial", which wants rejection.
         budget: steps and targets, by default `Budget()`. device: to compute on, by default the model's own.
-        save_to: a folder for the results and the attacked images. A killed call with the same arguments continues
-            there. Memory then holds one chunk of images.
+        save_to: an empty folder for the results and the attacked images. A killed call with the same arguments
+            continues there. Memory then holds one chunk of images.
         name: of the model, in records and progress lines. ids: names of the images (N,), by default 0..N-1.
         known: the same images after attacks on each component of the defence alone, in the order of its margins. A
             component without them (None, or missing) is attacked here.
@@ -122,20 +123,25 @@ def evaluate(
 
     Raises UserError if an argument cannot be used; its sentence says which, and what is accepted.
     """
-    inputs.check_images(images, labels)
     if not set(attacks) <= set(ATTACKS) or not {"joint", "square"} & set(attacks):
         raise UserError(f"attacks are {list(attacks)}; some of {', '.join(ATTACKS)}, joint or square among them")
+    try:
+        eps, budget = radius(eps), budget if isinstance(budget, Budget) else Budget(**(budget or {}))
+        device = device and torch.device(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"eps, budget or device cannot be used: {reason_of(error)}") from None
     if norm not in ("Linf", "L2") or not 0 < eps < (1 if norm == "Linf" else float("inf")):
         raise UserError(f"norm is {norm!r} and eps {eps:g}; Linf with 0 < eps < 1, such as 8/255, or L2 with eps > 0")
-    model = model.to(device) if device is not None and isinstance(model, nn.Module) else model
-    data = Images(images, labels.long(), torch.arange(len(images)) if ids is None else ids)
-    folder = Path(save_to) if save_to else None
-    unfinished = resume or (folder and folder / "unfinished")
-    # A GPU convolves in full precision, and always in the same way: verdicts with ten bits of mantissa would differ.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with own_settings(*[model] * isinstance(model, nn.Module)):
+        data = inputs.images_of(images, labels, ids)
+        model = model.to(device) if device is not None and isinstance(model, nn.Module) else model
         defence, smooth, notes = inputs.usable_defence(model, data)
-        attacker = Attacker(name, budget or Budget(), Ball(eps, norm), seed, unfinished, each)
-        result = _evaluated(attacker, defence, data, attacks if smooth else ("square",), known, tuple(notes), folder)
+        attacks = attacks if smooth else ("square",)
+        settings = (sorted(attacks), asdict(budget), eps, norm, seed, name, *vars(data).values())
+        folder = results_folder(save_to, *settings, defence, margins_of(defence, data)) if save_to else None
+        unfinished = resume or (folder and folder / "unfinished")
+        attacker = Attacker(name, budget, Ball(eps, norm), seed, unfinished, each)
+        result = _evaluated(attacker, defence, data, attacks, known, tuple(notes), folder)
     if folder:
         result.save(folder)
         if not resume:

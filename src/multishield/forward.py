@@ -1,11 +1,13 @@
 """One forward pass whose bytes do not depend on the batch, and the devices that models are on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from multishield.errors import UserError
+from multishield.shield import evaluating
 
 # The outputs of a model for a batch: a tensor (B,C), or a tuple of them (a shield's logits and cosines).
 Outputs = Tensor | tuple[Tensor, ...]
@@ -26,6 +28,27 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@contextmanager
+def own_settings(*modules: nn.Module) -> Iterator[None]:
+    """Torch's settings as this package needs them, whatever the caller's are. Afterwards all are as they were.
+
+    Gradients are on, autocast is off, new numbers are float32, and a GPU computes in full precision and always in the
+    same way. The modules are in evaluation mode. Random numbers that they draw are not missing to the caller.
+    """
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    contexts = [torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[])]
+    contexts += [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
+    contexts += [torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)]
+    with ExitStack() as stack:
+        for context in (*contexts, *map(evaluating, modules)):
+            stack.enter_context(context)
+        stack.callback(torch.set_default_dtype, dtype)
+        stack.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        yield
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of a model; one without parameters and buffers (a frozen TorchScript) is on `device()`."""
     tensors = (t for kind in ("parameters", "buffers") for t in getattr(model, kind, tuple)())
@@ -35,11 +58,12 @@ def device_of(model: nn.Module) -> torch.device:
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     """The outputs of a model for pixels (B,C,H,W): on a CPU, those of an image have the same bytes in every batch.
 
-    The model is a module, a bound method of one (such as a shield's `scores`), or any function of pixels. Raises
-    UserError if an output is not finite: it would be no class and no rejection, so nothing can be counted.
+    The model is a module, a bound method of one (such as a shield's `scores`), or any function of pixels. It gets its
+    own copy of the pixels. Raises UserError if an output is not finite: it would be no class and no rejection, so
+    nothing can be counted.
     """
     filled = -(-len(x) // FILL) * FILL
-    out = model(x if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
+    out = model(x.clone() if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
     columns = out if isinstance(out, tuple) else (out,)
     for number, scores in enumerate(columns):
         if not scores.isfinite().all():

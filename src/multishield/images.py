@@ -10,9 +10,22 @@ import torch
 from torch import Tensor
 
 from multishield.files import load_tensors, missing, save_tensors
+from multishield.shield import check_pixels
 
 # Bytes of a chunk of images as float32: 44,000 images of 32 pixels, 890 of 224. Memory holds copies of one chunk.
 CHUNK = 2**29
+
+
+def in_unit_range(images: Tensor) -> Tensor:
+    """Bytes as float32 in [0,1]; floating point as it is."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """Images of a user as pixels in [0,1]: bytes are divided by 255. Raises ValueError if they are no pixels."""
+    pixels = in_unit_range(images) if isinstance(images, Tensor) else images
+    check_pixels(pixels)
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Images:
     @property
     def pixels(self) -> Tensor:
         """Images as float32 in [0,1]."""
-        return self.images if self.images.is_floating_point() else self.images.float() / 255
+        return in_unit_range(self.images)
 
     def chunks(self, multiple: int = 1) -> Iterator[slice]:
         """Consecutive slices of at most `CHUNK` bytes; each but the last has a multiple of so many images."""

@@ -1,67 +1,87 @@
 """What may be evaluated: images and models that cannot be used are refused before any attack, with one sentence."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from multishield.defences import RejectClass
 from multishield.errors import UserError, reason_of
 from multishield.forward import check_repeatable, device_of, forward
-from multishield.images import Images
+from multishield.images import Images, pixels_of
 
 # Images that are scored twice, see `check_repeatable`.
 ASKED_TWICE = 128
 
 
-def check_images(images: Tensor, labels: Tensor) -> None:
-    """Refuse images that are no RGB pixels in [0,1], and labels that are not one class per image, by a UserError."""
+def images_of(images: Tensor, labels: Tensor, ids: Tensor | Sequence[int] | None = None) -> Images:
+    """Images of a user, on the CPU and without gradients; the ids are 0..N-1 by default.
+
+    Raises UserError for images that are no RGB pixels in [0,1], and unless there is one label and one id per image.
+    """
     if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and len(images)):
         raise UserError(f"images are {_described(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
     if images.dtype not in (torch.float32, torch.uint8):
         raise UserError(f"images are {images.dtype}; pixels are float32 in [0,1], or uint8 in 0..255")
-    if not images.isfinite().all():
-        bad = int((~images.isfinite()).flatten(1).any(1).nonzero()[0, 0])
-        raise UserError(f"image {bad} has a pixel that is not a finite number")
-    if images.is_floating_point() and (images.min() < 0 or images.max() > 1):
-        raise UserError(
-            f"pixels lie in [{images.min():.3g}, {images.max():.3g}]; they must lie in [0,1]: normalise in the model"
-        )
-    whole = isinstance(labels, Tensor) and labels.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
-    if not whole or labels.shape != (len(images),):
-        raise UserError(
-            f"labels are {_described(labels)}; a tensor of {len(images)} whole numbers is accepted, one per image"
-        )
+    try:
+        pixels_of(images)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    ids = torch.arange(len(images)) if ids is None else torch.as_tensor(ids)
+    for name, numbers in (("labels", labels), ("ids", ids)):
+        whole = isinstance(numbers, Tensor) and numbers.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
+        if not whole or numbers.shape != (len(images),):
+            given, wanted = _described(numbers), f"a tensor of {len(images)} whole numbers is accepted, one per image"
+            raise UserError(f"{name} are {given}; {wanted}")
+    if len(ids.unique()) < len(ids):
+        raise UserError("two images have the same id; give every image an id of its own")
+    images, labels, ids = (t.detach().cpu() for t in (images, labels, ids))
+    # What was made in inference mode can have no gradient; a copy can.
+    images = images.clone() if images.is_inference() else images
+    return Images(images, labels.long().clone(), ids.long().clone())
 
 
 def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, list[str]]:
-    """A model as a defence in evaluation mode, whether it has gradients, and notes for the reader, or a UserError."""
+    """A defence in evaluation mode, whether it has gradients, and notes for the reader, or a UserError."""
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is {_described(model)}; a torch.nn.Module or a defence is accepted")
-    # The flag of a defence itself means nothing: it has no layers but those of its models.
-    training = any(module.training for module in model.modules() if not hasattr(module, "margins"))
-    notes = ["the model was in training mode and was put into evaluation mode"] if training else []
-    # A module without margins has K+1 outputs, the last of them "reject".
-    defence = (model if hasattr(model, "margins") else RejectClass(model)).eval()
-    x = data[:4].pixels.to(device_of(defence)).requires_grad_()
+    if not hasattr(model, "margins"):
+        raise UserError(
+            f"the model is a {type(model).__name__}, and nothing says what its last output means; give "
+            "RejectClass(model) if it means 'reject', and Undefended(model) if all outputs are classes"
+        )
+    x = data[:4].pixels.to(device_of(model)).requires_grad_()
+    changed = []
+    hooks = [m.register_forward_hook(lambda m, inputs, out: changed.append(inputs[0]._version)) for m in _models(model)]
     try:
-        if isinstance(defence, RejectClass):
-            _check_outputs(defence.models[0](x))
-        margins = _checked_margins(defence, forward(defence.scores, x), data.labels)
+        if isinstance(model, RejectClass):
+            _check_outputs(model.models[0](x.clone()))
+        scores = forward(model.scores, x)
+        margins = _checked_margins(model, scores, data.labels)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"the model fails on images {tuple(x.shape)}: {reason_of(error)}") from None
-    check_repeatable(defence, data[:ASKED_TWICE].pixels, "the model")
-    steepest = _steepest(margins, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    check_repeatable(model, data[:ASKED_TWICE].pixels, "the model")
+    notes = ["the model changes the pixels that it is given; it gets a copy"] if any(changed) else []
+    steepest = _steepest(scores, margins, x)
     if steepest is None:
         notes.append("it has no gradient to the pixels: only the black-box attack was run, which proves little")
     elif not steepest:
         notes.append("a component has gradients of zero at the first images: white-box attacks may be blind there")
-    return defence, steepest is not None, notes
+    return model, steepest is not None, notes
+
+
+def _models(defence: nn.Module) -> list[nn.Module]:
+    """The models that a defence holds."""
+    return [m for child in defence.children() for m in (child if isinstance(child, nn.ModuleList) else [child])]
 
 
 def _check_outputs(outputs) -> None:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 3 or not outputs.is_floating_point():
         raise UserError(
-            f"the model gives {_described(outputs)}; K+1 outputs (B,K+1) are accepted, the last of them 'reject': put "
-            "a classifier that never rejects into `Undefended`"
+            f"the model gives {_described(outputs)}; K+1 outputs (B,K+1) are accepted, the last of them 'reject'"
         )
 
 
@@ -75,6 +95,11 @@ def _checked_margins(defence: nn.Module, scores, labels: Tensor) -> Tensor:
         )
     if not margins.isfinite().all():
         raise UserError("the defence gives a margin that is not a finite number; look for a division by zero in it")
+    if (margins.amin(1) > 0).sum(1).max() > 1:
+        raise UserError(
+            "the defence accepts two classes of one image: all their margins are above 0; a margin must be below 0 for "
+            "every class that is not accepted, as a class's score less the best other one"
+        )
     low, high, classes = int(labels.min()), int(labels.max()), margins.shape[2]
     if low < 0 or high >= classes:
         raise UserError(
@@ -83,9 +108,10 @@ def _checked_margins(defence: nn.Module, scores, labels: Tensor) -> Tensor:
     return margins
 
 
-def _steepest(margins: Tensor, x: Tensor) -> float | None:
-    """The largest entry of the flattest margin's gradient at some images; None where a margin has no gradient."""
-    sums = [margin[:, 0].sum() for margin in margins.unbind(1)] if margins.requires_grad else []
+def _steepest(scores: tuple[Tensor, ...], margins: Tensor, x: Tensor) -> float | None:
+    """The largest entry of the flattest margin's gradient at some images; None where a score has no gradient."""
+    smooth = all(score.requires_grad for score in scores)
+    sums = [margin[:, 0].sum() for margin in margins.unbind(1)] if smooth else []
     if not sums or not all(total.requires_grad for total in sums):
         return None
     gradients = [torch.autograd.grad(total, x, retain_graph=True, allow_unused=True)[0] for total in sums]

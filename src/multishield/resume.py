@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multishield.files import write_atomically
+from multishield.errors import UserError
+from multishield.files import write_atomically, write_text
 from multishield.images import AttackedImages, Images
 from multishield.progress import progress
 
@@ -36,6 +37,21 @@ def fingerprint(*values) -> str:
         else:
             digest.update(json.dumps(value, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def results_folder(save_to: Path | str, *inputs) -> Path:
+    """The folder of a user for the results of one computation; `inputs` are all that they depend on.
+
+    Raises UserError if it is a file, or if it holds anything but earlier results of the same computation.
+    """
+    folder, name = Path(save_to).expanduser(), fingerprint(*inputs)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"save_to is {str(save_to)!r}, which is a file; give a folder")
+    mark = folder / "inputs.txt"
+    if any(folder.glob("[!.]*")) and not (mark.is_file() and mark.read_text() == name):
+        raise UserError(f"save_to is {str(save_to)!r}, which holds other results or files; give an empty folder")
+    write_text(mark, name)
+    return folder
 
 
 class Checkpoint:

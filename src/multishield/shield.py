@@ -1,7 +1,41 @@
 """Multi-Shield, the whole method: alignment gap, reject logit, and the module that abstains (arXiv 2412.10353)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+
+
+def check_pixels(images: Tensor) -> None:
+    """Raise ValueError unless images (N,...) are pixels: floating point in [0,1]."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images are {given}; pixels are floating point in [0,1]: divide bytes by 255")
+    if torch.compiler.is_compiling() or not len(images):
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (low >= 0 and high <= 1):
+        finite = images.detach().flatten(1).isfinite().all(1)
+        if not finite.all():
+            raise ValueError(f"image {int((~finite).nonzero()[0])} has a pixel that is not a finite number")
+        raise ValueError(f"pixels lie in [{low:.3g}, {high:.3g}]; they must lie in [0,1]: normalise in the model")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and every flag back afterwards.
+
+    A batch norm in training mode would let other images decide, and learn from them.
+    """
+    training = [part for part in module.modules() if getattr(part, "training", False)]  # a frozen script has none
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def alignment_gap(logits: Tensor, cosines: Tensor) -> Tensor:
@@ -38,9 +72,10 @@ def margin_over_others(scores: Tensor) -> Tensor:
 class MultiShield(nn.Module):
     """One differentiable module from pixels in [0,1] (B,3,H,W) to K+1 outputs (B,K+1); column K is "reject".
 
-    The classifier takes pixels to logits z (B,K), the alignment to cosines c (B,K); both are put into evaluation mode.
-    The class k is accepted if g = max_j c_j - c_k <= tau, the tolerance: 0 is the paper's text (reject any
-    disagreement), 0.001 the public reference code. Raises ValueError if it is negative or not finite.
+    The classifier takes pixels to logits z (B,K), the alignment to cosines c (B,K); both are asked in evaluation mode,
+    each with its own copy of the pixels. The class k is accepted if g = max_j c_j - c_k <= tau, the tolerance: 0 is the
+    paper's text (reject any disagreement), 0.001 the public reference code. Raises ValueError if it is negative or not
+    finite, and in a call for images that are no pixels in [0,1].
     """
 
     components = ("the classifier", "CLIP")
@@ -51,11 +86,11 @@ class MultiShield(nn.Module):
         if not 0 <= tolerance < float("inf"):
             raise ValueError(f"tolerance is {tolerance}; it must be a finite number >= 0")
         self.classifier, self.alignment, self.tolerance = classifier, alignment, tolerance
-        self.eval()  # a batch norm in training mode would let other images decide, and learn from them
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits z (B,K) and cosines c (B,K)."""
-        return self.classifier(x), self.alignment(x)
+        with evaluating(self):
+            return self.classifier(x.clone()), self.alignment(x.clone())
 
     def margins(self, scores: tuple[Tensor, Tensor]) -> Tensor:
         """The rule as margins (B,2,K), both >= 0 where a class is accepted: as in `outputs`, but where logits tie."""
@@ -70,4 +105,5 @@ class MultiShield(nn.Module):
         return {"classifier": self.classifier, "CLIP": self.alignment}
 
     def forward(self, x: Tensor) -> Tensor:
+        check_pixels(x)
         return self.outputs(self.scores(x))

@@ -1,6 +1,6 @@
 """CLIP as a classifier: cosines of an image with one text embedding per class. It needs no open_clip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ def align(clip: Clip, text: Tensor) -> ZeroShotClassifier:
     return ZeroShotClassifier(clip.model.visual, Preprocess(clip.preprocessing, clip.antialias, clip.saturate), text)
 
 
-def align_classes(clip: Clip, classes: list[str], prompts: list[str]) -> ZeroShotClassifier:
+def align_classes(clip: Clip, classes: Sequence[str], prompts: Sequence[str | Callable]) -> ZeroShotClassifier:
     """The zero-shot classifier of a CLIP for K class names, frozen: the second model of a shield.
 
     The names are in the order of the other classifier's outputs. For prompts and errors see `embed_prompts`.
@@ -111,25 +111,27 @@ def align_classes(clip: Clip, classes: list[str], prompts: list[str]) -> ZeroSho
 
 
 @torch.no_grad()
-def embed_prompts(clip: Clip, classes: list[str], prompts: list[str]) -> Tensor:
+def embed_prompts(clip: Clip, classes: Sequence[str], prompts: Sequence[str | Callable]) -> Tensor:
     """Text embeddings (K,D) of K class names, on the CPU, each row of length 1.
 
     A row is the normalised mean, over the prompts, of the normalised embeddings of the class. Each prompt has one
-    placeholder for the class name: "a photo of a {}". Raises UserError if CLIP cuts off a prompt, or confuses two.
+    placeholder for the class name, as "a photo of a {}", or is a function of it. Raises UserError if names or prompts
+    cannot be used, or if CLIP cuts off a prompt, or confuses two.
     """
     tokens, model, device = _tokens(clip, classes, prompts), clip.model.eval(), device_of(clip.model)
     means = [model.encode_text(rows.to(device), normalize=True).mean(0) for rows in tokens]
     return F.normalize(torch.stack(means).cpu(), dim=-1)
 
 
-def _tokens(clip: Clip, classes: list[str], prompts: list[str]) -> list[Tensor]:
+def _tokens(clip: Clip, classes: Sequence[str], prompts: Sequence[str | Callable]) -> list[Tensor]:
     """The tokens (P,L) of each class's prompts, or a UserError."""
-    tokens = [clip.tokenizer([prompt.format(name) for prompt in prompts]) for name in classes]
+    texts = _texts(classes, prompts)
+    tokens = [clip.tokenizer(list(row)) for row in texts]
     padding = clip.tokenizer([""])[0, -1] if tokens[0].ndim == 2 else None  # some tokenizers return a number per prompt
     for i, prompt in enumerate(prompts):
         seen: dict[tuple, str] = {}
-        for name, rows in zip(classes, tokens, strict=True):
-            text, row = prompt.format(name).rstrip(), rows[i].reshape(-1)
+        for name, filled, rows in zip(classes, texts, tokens, strict=True):
+            text, row = filled[i].rstrip(), rows[i].reshape(-1)
             # A full row may be cut off. Then the prompt's last letter has no influence.
             if padding is not None and row[-1] != padding and torch.equal(clip.tokenizer([text[:-1]])[0], row):
                 raise UserError(
@@ -142,6 +144,18 @@ def _tokens(clip: Clip, classes: list[str], prompts: list[str]) -> list[Tensor]:
                     f"{name!r}, which CLIP cannot tell apart; give them distinct names"
                 )
     return tokens
+
+
+def _texts(classes: Sequence[str], prompts: Sequence[str | Callable]) -> list[list[str]]:
+    """Per class its prompts with its name, or a UserError."""
+    named = isinstance(classes, list | tuple) and all(isinstance(name, str) and name.strip() for name in classes)
+    if not named or len(set(classes)) < max(2, len(classes)):
+        raise UserError(f"the classes are {str(classes)[:80]}; a list of at least two different names is accepted")
+    filled = isinstance(prompts, list | tuple) and all(callable(p) or str(p).count("{}") == 1 for p in prompts)
+    if not filled or not prompts:
+        accepted = "a list of texts with one {} each, or of functions of a name, is accepted"
+        raise UserError(f"the prompts are {str(prompts)[:80]}; {accepted}")
+    return [[prompt(name) if callable(prompt) else prompt.format(name) for prompt in prompts] for name in classes]
 
 
 def prompt_similarity(text: Tensor) -> Tensor:

@@ -55,6 +55,13 @@ def test_names_and_downloads_that_fail(model, pretrained, words, tmp_path, monke
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32.pt", "b32_400m.pt", "my-own-QuickGELU.safetensors"])
+def test_a_weights_file_whose_name_says_quickgelu_needs_it(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="were trained with QuickGELU; write 'ViT-B-32-quickgelu'"):
+        open_clip_model("ViT-B-32", str(tmp_path / name))
+
+
 def test_a_weights_file_with_the_preprocessing_that_its_name_implies(tmp_path):
     made = open_clip.create_model("RN50-quickgelu", pretrained=None)
     torch.save(made.state_dict(), tmp_path / "weights.pt")

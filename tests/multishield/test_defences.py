@@ -103,7 +103,7 @@ def test_the_neighbour_has_the_gradient_of_the_identity_and_costs_one_pass():
 
 
 def test_a_threshold_is_calibrated_to_a_wanted_rejection():
-    logits = torch.tensor([[float(i), 0.0] for i in range(1, 101)]).view(100, 2, 1, 1)  # margins 1..100
+    logits = torch.tensor([[i / 100, 0.0] for i in range(1, 101)]).view(100, 2, 1, 1)  # margins 0.01 to 1
 
     def build(threshold):
         return ConfidenceThreshold(nn.Flatten(), threshold)
@@ -112,11 +112,39 @@ def test_a_threshold_is_calibrated_to_a_wanted_rejection():
         defence = calibrate(build, logits, wanted)
         rejected = (defence(logits).argmax(1) == 2).sum()
         assert rejected == int(100 * wanted)
-        assert (build(defence.threshold + 1)(logits).argmax(1) == 2).sum() > 100 * wanted, "the largest that will do"
+        assert (build(defence.threshold + 0.01)(logits).argmax(1) == 2).sum() > 100 * wanted, "the largest that will do"
     with pytest.raises(ValueError, match=r"rejection is 1, low 0.0, high 1.0; .* 0 <= rejection < 1"):
         calibrate(build, logits, 1)
-    with pytest.raises(ValueError, match=r"at the threshold 50, 49.0% are rejected, not 10.0%; lower `low`"):
-        calibrate(build, logits, 0.1, low=50, high=60)
+    with pytest.raises(ValueError, match=r"at the threshold 0.505, 50.0% are rejected, not 10.0%; lower `low`"):
+        calibrate(build, logits, 0.1, low=0.505, high=0.6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: (255 * x).to(torch.uint8), None),
+        (lambda x: (x - 0.5) / 0.25, r"pixels lie in \[-1.*; they must lie in \[0,1\]: normalise in the model"),
+        (lambda x: 255 * x, "pixels lie in"),
+        (lambda x: x / 0, "image 0 has a pixel that is not a finite number"),
+        (lambda x: x.numpy(), "images are ndarray; pixels are floating point"),
+    ],
+)
+def test_one_gate_for_the_images_of_calibrate_and_of_a_defence(change, words):
+    model, x = Brightness(), grey(*torch.linspace(0.05, 0.95, 100).tolist())
+
+    def build(threshold):
+        return ConfidenceThreshold(model, threshold)
+
+    if words is None:  # bytes are divided by 255 once
+        x = (255 * x).round() / 255
+        assert calibrate(build, change(x), 0.1).threshold == pytest.approx(calibrate(build, x, 0.1).threshold, abs=1e-6)
+        words = "images are torch.uint8; .* divide bytes by 255"
+    else:
+        with pytest.raises(ValueError, match=words):
+            calibrate(build, change(x), 0.1)
+    for defence in (build(0.1), MultiShield(model, model)):
+        with pytest.raises(ValueError, match=words):
+            defence(change(x))
 
 
 def test_bad_thresholds_and_margins_are_refused():

@@ -1,18 +1,21 @@
 """`evaluate`, from outside: known answers, the same answer from every call, and a killed call."""
 
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 import torch
 
-from multishield import Ball, Budget, ConfidenceThreshold, Defence, Undefended, evaluate, one_margin
+from multishield import Ball, Budget, ConfidenceThreshold, Defence, MultiShield, Undefended, UserError, evaluate
 from multishield import images as images_module
+from multishield.attacks.components import one_margin
 from multishield.budget import Components, Denial, Joint, Paper, Sanity, Square
+from multishield.defences import calibrate
 from multishield.evaluation import ATTACKS
 from multishield.portfolio import ALPHAS, Attacker
 from multishield.shield import margin_over_others
-from small import Linear, inside, reject_class
+from small import InPlace, Linear, inside, reject_class
 
 EPS = 8 / 255
 QUICK = Budget(Paper(20), Joint(2, 20), Components(2, 20), Denial(20), Square(20), Sanity(10))
@@ -80,7 +83,8 @@ def test_it_prints_the_sentences_that_a_reader_needs(capsys, tmp_path):
     for text in (str(result), result.to_html(), result._repr_html_()):
         for words in ("clean accuracy", "robust accuracy", "worst case", "denial", "one attack is enough", "forwards"):
             assert words in text
-        assert "the model was in training mode and was put into evaluation mode" in text
+        assert "Per cent of all images" in text
+    assert model.training
     assert "image" in capsys.readouterr().err, "progress"
     assert {*result.table.columns} >= {"clean accuracy", "clean rejection", "robust accuracy", "correct under attack"}
     files = {path.name for path in (tmp_path / "out").iterdir()}
@@ -121,7 +125,7 @@ def test_images_may_be_bytes_and_known_attacks_are_taken_as_they_are():
 def test_a_killed_call_continues_where_it_was(whole, tmp_path, monkeypatch):
     model, x, y, result = whole
     seen = []
-    hook = model.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    hook = model.models[0].register_forward_hook(lambda module, given, out: seen.append(len(out)))
     evaluate(model, x, y, EPS, budget=QUICK)
     everything = sum(seen)
 
@@ -142,6 +146,87 @@ def test_without_gradients_only_the_black_box_is_run_and_the_table_says_so():
     result = evaluate(model, x, labels_of(model, x), EPS, budget=QUICK)
     assert set(result.attacked) == {"worst_case"}
     assert "no gradient to the pixels: only the black-box attack was run" in str(result)
+
+
+WORLDS = {
+    "no_grad": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "grad mode": nullcontext,
+}
+
+
+def settings() -> list:
+    """What a call could change in the caller's program."""
+    states = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")]
+    states += [torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision()]
+    return [*states, torch.backends.cudnn.deterministic, torch.get_rng_state().tolist()]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_caller_finds_everything_as_it_was_and_gets_the_same_result(world, dtype):
+    model, x = reject_class().train(), inside(8).requires_grad_()
+    y, before = labels_of(model, x), x.detach().clone()
+    attacks = ["components", "joint", "denial"]
+    first = evaluate(model, x, y, EPS, budget=QUICK, attacks=attacks)
+    torch.set_default_dtype(dtype)
+    try:
+        with WORLDS[world]():
+            here, images = settings(), x * 1  # in inference mode these images can have no gradient
+            result = evaluate(model, images, y, "8/255", budget=vars(QUICK), attacks=attacks, ids=list(range(8)))
+            calibrate(lambda t: ConfidenceThreshold(model.models[0], t), images, 0.2)
+            MultiShield(model, model)(images)
+            assert settings() == here
+    finally:
+        torch.set_default_dtype(torch.float32)
+    same(result, first)
+    assert torch.equal(x, before)
+    assert x.grad is None
+    assert all(module.training for module in model.modules())
+
+
+def test_a_model_that_changes_its_pixels_gets_a_copy_and_is_named():
+    x = inside(10)
+    model, y = InPlace(Linear(3)), Linear(3)(2 * (x - 0.25)).argmax(1)
+    before, shield = x.clone(), MultiShield(model, Linear(3, seed=1))
+    same_logits = MultiShield(Linear(3, scale=2.0, then=lambda z: z), Linear(3, seed=1))
+    first = calibrate(lambda t: ConfidenceThreshold(model, t), x, 0.2).threshold
+    assert calibrate(lambda t: ConfidenceThreshold(model, t), x, 0.2).threshold == first
+    assert torch.equal(shield.scores(x)[1], same_logits.scores(x)[1]), "CLIP sees the pixels as they are"
+    result = evaluate(shield, x, y, EPS, budget=QUICK, attacks=["components", "joint"])
+    assert "the model changes the pixels that it is given" in str(result)
+    assert torch.equal(x, before)
+
+
+def test_a_folder_holds_one_evaluation(whole, tmp_path, monkeypatch):
+    model, x, y, _ = whole
+    monkeypatch.setenv("HOME", str(tmp_path))
+    call = {"attacks": ["joint"], "budget": QUICK, "save_to": "~/out"}
+    first = evaluate(model, x, y, EPS, **call)
+    assert (tmp_path / "out" / "records.csv").is_file(), "in the home folder"
+    same(evaluate(model, x, y, EPS, **call), first)
+    fewer, other = {"images": x[:10], "labels": y[:10]}, {"model": Undefended(Linear(3))}
+    for change in ({"attacks": ["square"]}, {"eps": 4 / 255}, fewer, other):
+        with pytest.raises(UserError, match="holds other results or files; give an empty folder"):
+            evaluate(**{"model": model, "images": x, "labels": y, "eps": EPS} | call | change)
+    assert len(pd.read_csv(tmp_path / "out" / "records.csv")) == len(first.records)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("my own")
+    with pytest.raises(UserError, match="holds other results or files"):
+        evaluate(model, x, y, EPS, **call | {"save_to": tmp_path / "mine"})
+
+
+def test_a_defence_may_have_attributes_of_any_name_and_a_part_without_gradient(capsys):
+    class Own(Detector):
+        gap, parts, alignment = 0.5, None, "left"
+
+        def scores(self, x):
+            return self.classifier(x).detach(), x.mean((1, 2, 3))
+
+    result = evaluate(Own(), inside(6), torch.zeros(6, dtype=torch.long), EPS, budget=QUICK)
+    assert "only the black-box attack was run" in str(result)
+    assert set(result.attacked) == {"worst_case"}
 
 
 class Detector(Defence):

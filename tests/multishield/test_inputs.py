@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from multishield import ConfidenceThreshold, Undefended, UserError, evaluate
+from multishield import ConfidenceThreshold, Defence, Undefended, UserError, evaluate
 from small import Linear, reject_class
 
 GOOD, LABELS = 0.5 * torch.ones(6, 3, 4, 4), torch.zeros(6, dtype=torch.long)
@@ -13,6 +13,20 @@ GOOD, LABELS = 0.5 * torch.ones(6, 3, 4, 4), torch.zeros(6, dtype=torch.long)
 class Disagreeing(Undefended):
     def outputs(self, scores):
         return super().outputs(scores)[:, 1:]
+
+
+class Logits(Defence):
+    """Its margins are raw logits, so that several classes are accepted."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = Linear(3)
+
+    def scores(self, x):
+        return (self.model(x),)
+
+    def margins(self, scores):
+        return 1 + scores[0].unsqueeze(1).abs()
 
 
 REFUSED = {
@@ -36,7 +50,16 @@ REFUSED = {
     "classes": ({"model": reject_class(lambda out: out.argmax(1))}, r"the model gives \(4,\) torch.int64"),
     "NaN in scores": ({"model": reject_class(lambda out: out * torch.nan)}, "network gives image 0 .* are not finite"),
     "a random model": ({"model": reject_class(lambda out: out + torch.rand_like(out))}, "differently when asked again"),
-    "a model that fails": ({"model": nn.Conv2d(1, 1, 1)}, r"the model fails on images \(4, 3, 4, 4\): "),
+    "a classifier as it is": ({"model": Linear(3)}, r"a Linear, and nothing says .*; give RejectClass\(model\)"),
+    "a network as it is": ({"model": nn.Conv2d(1, 1, 1)}, r"a Conv2d, and nothing says"),
+    "two accepted classes": ({"model": Logits()}, "accepts two classes of one image"),
+    "ids that repeat": ({"ids": [0, 1, 2, 3, 4, 4]}, "two images have the same id"),
+    "too few ids": ({"ids": [1]}, r"ids are \(1,\) torch.int64; a tensor of 6 whole numbers"),
+    "eps in words": ({"eps": "8 of 255"}, 'the radius is .8 of 255.; a fraction such as "8/255"'),
+    "an unknown budget": ({"budget": {"steps": 3}}, "budget or device cannot be used: .*unexpected keyword .*steps"),
+    "an unknown device": ({"device": "abc"}, "device cannot be used: .*abc"),
+    "a file for results": ({"save_to": __file__}, "which is a file; give a folder"),
+    "a model that fails": ({"model": Undefended(nn.Conv2d(1, 1, 1))}, r"the model fails on images \(4, 3, 4, 4\): "),
     "other classes": ({"model": Disagreeing(Linear(3))}, r"margins \(4, 1, 3\) and outputs \(4, 3\); .* same number"),
 }
 

@@ -46,12 +46,35 @@ def test_cosines_are_open_clips(clip):
     assert zero_shot.prompt_similarity(text)[0, 1] == pytest.approx((text[0] * text[1]).sum().item(), abs=1e-6)
 
 
+NAMES = ["star", "ring"]
+
+
 def test_an_ensemble_is_the_normalised_mean_of_normalised_embeddings(clip):
     prompts = ["a photo of a {}", "a drawing of a {}"]
-    mean = torch.stack([zero_shot.embed_prompts(clip, ["star"], [p])[0] for p in prompts]).mean(0)
-    assert torch.allclose(zero_shot.embed_prompts(clip, ["star"], prompts)[0], mean / mean.norm(), atol=1e-6)
+    mean = torch.stack([zero_shot.embed_prompts(clip, NAMES, [p])[0] for p in prompts]).mean(0)
+    assert torch.allclose(zero_shot.embed_prompts(clip, NAMES, prompts)[0], mean / mean.norm(), atol=1e-6)
+    functions = [lambda name: f"a photo of a {name}", "a drawing of a {}"]
+    assert torch.equal(zero_shot.embed_prompts(clip, NAMES, functions), zero_shot.embed_prompts(clip, NAMES, prompts))
     with pytest.raises(ValueError, match="per class"):
         zero_shot.align(clip, torch.ones(3, 48))
+
+
+@pytest.mark.parametrize(
+    ("classes", "prompts", "words"),
+    [
+        ({0: "star", 1: "ring"}, PROMPTS, r"the classes are \{0: 'star', 1: 'ring'\}; a list of at"),
+        ("star", PROMPTS, "the classes are star; a list"),
+        (["star", "star"], PROMPTS, "two different names"),
+        ([0, 1], PROMPTS, r"the classes are \[0, 1\]"),
+        (["star", " "], PROMPTS, "two different names"),
+        (NAMES, "a photo of a {}", "the prompts are a photo of a {}; a list of texts with one {} each"),
+        (NAMES, ["a photo"], "one {} each"),
+        (NAMES, [], r"the prompts are \[\]"),
+    ],
+)
+def test_names_and_prompts_of_another_form_are_refused(clip, classes, prompts, words):
+    with pytest.raises(UserError, match=words):
+        zero_shot.align_classes(clip, classes, prompts)
 
 
 def test_gradients_reach_the_pixels(clip):

@@ -1,5 +1,7 @@
 """Stage 6, scenario 3: the attacks aim at the shield itself."""
 
+import shutil
+
 from multishield import Evaluation, evaluate
 from paper.stages.attacking import Attacking
 
@@ -9,6 +11,7 @@ class Stage(Attacking):
 
     def evaluate(self) -> Evaluation:
         """One call of `multishield.evaluate`; results and attacked images are in the stage's folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # it may be of a killed run with other parameters
         return evaluate(
             self.shield,
             self.data.images,
