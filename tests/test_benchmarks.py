@@ -24,7 +24,7 @@ def _benchmarks(monkeypatch):
 @pytest.fixture
 def stage():
     """A stage with networks of random weights, whose images are all classified correctly."""
-    shield, pixels = MultiShield(CifarResNet(8, 10), CifarResNet(8, 10), 0.1), torch.rand(6, 3, 8, 8)
+    shield, pixels = MultiShield(CifarResNet(8, 10), CifarResNet(8, 10), 0.1).eval(), torch.rand(6, 3, 8, 8)
     data = Images(pixels, shield.classifier(pixels).argmax(1), torch.arange(6))
     budget = Budget(Paper(5), Joint(1, 5, 1), Components(1, 5), sanity=Sanity(1))
     params = SimpleNamespace(seed=0, adaptive=budget)

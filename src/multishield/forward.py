@@ -1,7 +1,7 @@
 """One forward pass whose bytes do not depend on the batch, and the devices that models are on."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -58,16 +58,18 @@ def device_of(model: nn.Module) -> torch.device:
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     """The outputs of a model for pixels (B,C,H,W): on a CPU, those of an image have the same bytes in every batch.
 
-    The model is a module, a bound method of one (such as a shield's `scores`), or any function of pixels. It gets its
-    own copy of the pixels. Raises UserError if an output is not finite: it would be no class and no rejection, so
-    nothing can be counted.
+    The model is a module, a bound method of one (such as a shield's `scores`), or any function of pixels. It is asked
+    in evaluation mode, with its own copy of the pixels. Raises UserError if an output is not finite: it would be no
+    class and no rejection, so nothing can be counted.
     """
     filled = -(-len(x) // FILL) * FILL
-    out = model(x.clone() if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
+    owner = getattr(model, "__self__", model)
+    with evaluating(owner) if isinstance(owner, nn.Module) else nullcontext():
+        out = model(x.clone() if filled == len(x) else x[torch.arange(filled, device=x.device) % len(x)])
     columns = out if isinstance(out, tuple) else (out,)
     for number, scores in enumerate(columns):
         if not scores.isfinite().all():
-            names = getattr(getattr(model, "__self__", model), "components", ("the classifier",))
+            names = getattr(owner, "components", ("the classifier",))
             name = names[number] if number < len(names) else f"component {number + 1}"
             bad = int((~scores.isfinite()).reshape(len(scores), -1).any(1).nonzero()[0, 0])
             some = ", ".join(f"{score:.3g}" for score in scores[bad].flatten()[:3].tolist())

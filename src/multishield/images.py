@@ -18,13 +18,12 @@ CHUNK = 2**29
 
 def in_unit_range(images: Tensor) -> Tensor:
     """Bytes as float32 in [0,1]; floating point as it is."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.float() / 255 if getattr(images, "dtype", None) == torch.uint8 else images
 
 
 def pixels_of(images: Tensor) -> Tensor:
     """Images of a user as pixels in [0,1]: bytes are divided by 255. Raises ValueError if they are no pixels."""
-    pixels = in_unit_range(images) if isinstance(images, Tensor) else images
-    check_pixels(pixels)
+    check_pixels(pixels := in_unit_range(images))
     return pixels
 
 

@@ -31,8 +31,7 @@ def images_of(images: Tensor, labels: Tensor, ids: Tensor | Sequence[int] | None
     for name, numbers in (("labels", labels), ("ids", ids)):
         whole = isinstance(numbers, Tensor) and numbers.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
         if not whole or numbers.shape != (len(images),):
-            given, wanted = _described(numbers), f"a tensor of {len(images)} whole numbers is accepted, one per image"
-            raise UserError(f"{name} are {given}; {wanted}")
+            raise UserError(f"{name} are {_described(numbers)}; {len(images)} whole numbers are accepted, one each")
     if len(ids.unique()) < len(ids):
         raise UserError("two images have the same id; give every image an id of its own")
     images, labels, ids = (t.detach().cpu() for t in (images, labels, ids))
