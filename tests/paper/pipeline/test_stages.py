@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import ROOT, edit_params
+from multishield.errors import UserError
 from paper.naming import PER_CLASSIFIER, STAGES, STUDIES, parameter, runs
 from paper.params import DEFAULTS, Params
 from paper.pipeline import notebooks, stale
@@ -172,6 +173,37 @@ def test_a_module_of_ones_own_counts_for_those_who_name_it(project_root):
     now = fingerprints(Params.load())
     assert stages_that_differ(before, now) >= {"training", "baseline", "adaptive"}
     assert before["training", "robust"] == now["training", "robust"]
+
+
+def test_a_replaced_file_makes_the_stage_that_loads_it_stale(project_root):
+    shutil.copy(DEFAULTS, project_root / "params.yaml")
+    net = {"source": "checkpoint", "architecture": "resnet8", "path": "net", "mean": [0.5] * 3, "std": [0.5] * 3}
+    clip = {"source": "file", "prompts": ["a {}"], "config": "config", "weights": "clip"}
+    edit_params(project_root, {"training.robust": net, "alignment": clip})
+    for name, loads in (
+        ("net", ("training", "robust")),
+        ("config", ("alignment", None)),
+        ("clip", ("alignment", None)),
+    ):
+        before = fingerprints(Params.load())
+        (project_root / name).write_text("other weights")
+        now = fingerprints(Params.load())
+        assert {run for run in now if now[run] != before[run]} == {loads}
+
+
+def test_magics_are_read_and_a_cell_that_is_no_python_or_misses_its_tag_is_named():
+    params, read = Params.load(DEFAULTS), notebook("baseline")
+    cells = code_cells(read)
+    cells[1].source = f"%matplotlib inline\nfiles = !ls\n{cells[1].source}"
+    assert stale.fingerprint_of("baseline", "robust", read, params)["modules"].keys() >= {"paper.stages.baseline"}
+    for code in ("1 +", "a\0b", "<<<<<<< HEAD"):
+        cells[2].source = code
+        with pytest.raises(UserError, match=r"^04_baseline\.ipynb, code cell 3 is not Python"):
+            stale.fingerprint_of("baseline", "robust", read, params)
+    untagged = notebook("studies")
+    code_cells(untagged)[0].metadata.tags = []
+    with pytest.raises(UserError, match=r"^08_studies\.ipynb has no code cell with the tag parameters"):
+        stale.fingerprint_of("studies", "eps", untagged, params)
 
 
 # A nested format and braces in an f-string, empty fields, a docstring, a character that is new to Unicode.
