@@ -1,5 +1,6 @@
 """Use outside an evaluation: decisions with their reasons, extensions, and the notebook that shows both."""
 
+import contextlib
 import json
 import sys
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from conftest import CHEAP, ROOT, copy_project, edit_params, run, run_notebooks
 from multishield import MultiShield
+from multishield.errors import UserError
 from paper.pipeline import predict
 
 
@@ -94,6 +96,17 @@ def test_extensions_run_in_the_pipeline_and_predict(tmp_path):
     lines = predicted("level.png", "level.png").stdout.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("level.png: level stripes  (classifier level stripes ")
+    damaged = {"training/neighbours/classifier.json": "{}", "dataset/images.json": "[]", "alignment/clip.json": "{}"}
+    for name, content in (damaged | {"dataset/classes.json": '["a", "b", "c"]'}).items():
+        file = own / "artifacts" / name
+        good = file.read_text()
+        file.write_text(content)
+        with (
+            contextlib.chdir(own),
+            pytest.raises(UserError, match=r"json is damaged .*reproduce|belong together .*reproduce"),
+        ):
+            predict.predict([own / "level.png"])
+        file.write_text(good)
     for name, words in (("nothing.png", "nothing.png"), ("params.yaml", "cannot be read as an image")):
         done = predicted(name)
         assert (done.returncode, done.stdout) == (1, "")

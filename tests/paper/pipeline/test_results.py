@@ -1,11 +1,14 @@
 """A run's table is compared with the committed one."""
 
+import os
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
 from conftest import ROOT, edit_params
+from multishield.errors import UserError
 from multishield.records import wilson
 from paper.pipeline.results import compare, show
 
@@ -40,6 +43,23 @@ def test_the_last_commit_is_compared(project_root, capsys):
         subprocess.run(["git", *command], check=True)
     show()
     assert "committed one: the same." in capsys.readouterr().out
+    closed, output = os.pipe()
+    os.close(closed)  # as `head` does
+    done = subprocess.run([sys.executable, "-m", "paper", "results"], stdout=output, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
+    good = (tables / "metrics.csv").read_bytes()
+    damages = {"results.md": b"caf\xe9", "metrics.csv": b"<<<<<<< HEAD\n" + good}
+    for (name, content), words in zip(damages.items(), ("not UTF-8 text", "holds the marks of a merge"), strict=True):
+        before = (tables / name).read_bytes()
+        (tables / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} .*{words}.*remove it and run `make reproduce`"):
+            show()
+        (tables / name).write_bytes(before)
+    (tables / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"metrics\.csv is no table of metrics"):
+        show()
+    (tables / "metrics.csv").write_bytes(good)
+    capsys.readouterr()
     edit_params(project_root, {"adaptive.square.queries": 200})
     show()
     assert "of another params.yaml" in capsys.readouterr().out
