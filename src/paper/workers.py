@@ -126,7 +126,7 @@ def _started(workers: Workers):
     try:
         import ray
     except ImportError:
-        raise UserError("workers need Ray; run `pip install --requirement requirements-cluster.lock`") from None
+        raise UserError("workers need Ray; pip install --requirement requirements-cluster.lock") from None
     if ray.is_initialized():
         return ray
     own = {k: value for k, value in os.environ.items() if k in AS_HERE or k.startswith("MALLOC_")} | ONE_THREAD

@@ -73,7 +73,7 @@ def execute(stage: str, item: str | None = None) -> None:
 
 
 def _choose_kernel() -> None:
-    """Make this Python, with this project's code and no user's settings, the kernel "python3"; a file gets its stderr."""
+    """Make this Python, with this project's code and no user's settings, the kernel "python3"; a file gets stderr."""
     folder = paths.state("jupyter")
     words = f"os.open({str(folder / 'last-words.txt')!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)"
     code = f"import os, runpy; os.dup2({words}, 2); runpy.run_module('ipykernel_launcher', run_name='__main__')"

@@ -46,10 +46,10 @@ def test_the_first_stage_finds_a_mistake(edited, changes, words):
         check()
 
 
-@pytest.mark.parametrize(("name", "value"), [("WORKERS", "-3"), ("WORKERS", "two"), ("GPUS", "many")])
-def test_the_first_stage_reads_the_settings_of_the_machine(edited, monkeypatch, name, value):
-    monkeypatch.setenv(f"MULTISHIELD_{name}", value)
-    with pytest.raises(UserError, match=f"MULTISHIELD_{name} is '{value}'"):
+@pytest.mark.parametrize("name", ["MULTISHIELD_WORKERS", "MULTISHIELD_GPUS"])
+def test_the_first_stage_reads_the_settings_of_the_machine(edited, monkeypatch, name):
+    monkeypatch.setenv(name, "-3")
+    with pytest.raises(UserError, match=f"{name} is '-3'"):
         check()
 
 

@@ -19,14 +19,10 @@ def test_the_report_is_headed_by_its_own_title_and_other_pages_by_their_notebook
     assert ('<a href="01_dataset.html">A &amp; B</a>' in text) == of_the_report
 
 
-@pytest.mark.parametrize(
-    "address", ["javascript:alert(1)", "JAVA&#115;cript:alert(1)", "data:text/html,x", "vbscript:x"]
-)
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "JAVA&#115;cript:alert(1)", "data:text/html,x"])
 def test_a_link_leads_to_the_web_or_into_the_page_and_nothing_acts(tmp_path, address):
-    words = (
-        f"[a]({address}) <a href='{address}' onclick='act()'>b</a> [c](https://a.org) [d](#e) [f](03_alignment.html)"
-    )
+    words = f"[a]({address}) <a href='{address}' onclick='act()'>b</a> [c](https://a.org) [d](#e) [f](03.html)"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(words)])
     text = html.unescape(write_page(notebook, tmp_path / "page.html", "A page").read_text())
     assert not re.search("href=.?(java|vb|data)|onclick", text, re.IGNORECASE)
-    assert all(f'href="{kept}"' in text for kept in ("https://a.org", "#e", "03_alignment.html"))
+    assert all(f'href="{kept}"' in text for kept in ("https://a.org", "#e", "03.html"))
