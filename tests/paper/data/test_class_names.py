@@ -57,14 +57,11 @@ def test_tricky_names_of_caltech101_and_eurosat():
     assert class_names.in_words(["AnnualCrop", "River", "SeaLake"]) == ["annual crop", "river", "sea or lake"]
 
 
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["cat", "Cat"], "two classes called 'cat'"),
-        (["cat", ""], "a class without a name"),
-        (["cat"], r"labels from 0 to 1; with 1 classes they must lie in 0\.\.0"),
-    ],
-)
+FEW = (["cat"], r"labels from 0 to 1; with 1 classes they must lie in 0\.\.0")
+TWICE, EMPTY = (["cat", "Cat"], "two classes called 'cat'"), (["cat", ""], "a class without a name")
+
+
+@pytest.mark.parametrize(("names", "words"), [TWICE, EMPTY, FEW])
 def test_names_and_labels_that_make_no_sense(names, words):
     with pytest.raises(UserError, match=words):
         Source(torch.tensor([0, 1]), names, None)

@@ -90,7 +90,7 @@ def test_robust_towers_in_open_clips_layout(layout, project_root):
     content = {
         "bare": visual_of(weights),  # FARE and TeCoA as their authors publish them
         "openai": {**weights, "input_resolution": torch.tensor(32), "context_length": torch.tensor(16)},
-        "safetensors": weights,
+        "safetensors": {f"module.{k}": v for k, v in weights.items()},  # of a parallel model
     }
     path = project_root / ("tower.safetensors" if layout == "safetensors" else "tower.pt")
     (save_file if layout == "safetensors" else torch.save)(content[layout], path)

@@ -54,7 +54,6 @@ def test_the_last_commit_is_compared(project_root, capsys):
             with pytest.raises(UserError, match=f"{file.name} .*{words}.*remove it and run `make reproduce`"):
                 show()
             file.write_bytes(good)
-    capsys.readouterr()
     edit_params(project_root, {"adaptive.square.queries": 200})
     show()
     assert "of another params.yaml" in capsys.readouterr().out

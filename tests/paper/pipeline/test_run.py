@@ -92,10 +92,9 @@ def test_the_kernel_is_this_python_with_the_portable_arithmetic_and_progress_sta
     startup = tmp_path / "ipython" / "profile_default" / "startup" / "00.py"
     startup.parent.mkdir(parents=True)
     startup.write_text("import sys; sys.executable = 'of the user'")
-    users = {"IPYTHONDIR": str(tmp_path / "ipython"), "PYTHONSTARTUP": str(startup)}
     bar = "from multishield.progress import progress; list(progress(range(3), 'counting', 'number'))\nNone"
-    users |= {"JUPYTER_PATH": str(tmp_path / "elsewhere"), "ATEN_CPU_CAPABILITY": "default"}
-    done = stage(code, bar, OMP_NUM_THREADS="4", **users)
+    users = {"JUPYTER_PATH": tmp_path / "elsewhere", "IPYTHONDIR": startup.parents[2], "PYTHONSTARTUP": startup}
+    done = stage(code, bar, OMP_NUM_THREADS="4", ATEN_CPU_CAPABILITY="default", **{k: str(v) for k, v in users.items()})
     assert done.returncode == 0, done.stderr
     assert outputs(project_root).splitlines() == [sys.executable, str(arithmetic.PORTABLE)]
     assert "counting: 100%" in done.stderr
