@@ -49,10 +49,8 @@ def check_attacks(attacks: tuple[str, ...], classes: int) -> None:
     """Raise a UserError if one of AutoAttack's attacks needs more classes."""
     for name in attacks:
         if classes < NEEDED.get(name, 0):
-            given = (
-                f"baseline.attacks holds {name}, whose loss needs {NEEDED[name]} classes; the data set has {classes}"
-            )
-            raise UserError(f"{given}: write attacks: [apgd-ce, fab, square], which AutoAttack uses for so few")
+            given = f"baseline.attacks holds {name}, whose loss needs {NEEDED[name]} classes, but there are {classes}"
+            raise UserError(f"{given}; write attacks: [apgd-ce, fab, square], which AutoAttack uses for so few")
 
 
 def stored(path: Path, kind=None, **keys):

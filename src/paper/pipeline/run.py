@@ -1,6 +1,7 @@
 """Run one stage as DVC calls it: its notebook, by papermill."""
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -54,7 +55,8 @@ def execute(stage: str, item: str | None = None) -> None:
             file = str(running).replace("{", "{{").replace("}", "}}")  # papermill fills braces in a path
             papermill.execute_notebook(file, file, {parameter(stage): item} if item else {}, **options)
     except (DeadKernelError, RuntimeError, ZMQError, OSError) as error:
-        if isinstance(error, OSError) and error.filename:
+        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+            error.filename = error.filename or str(running)
             raise
         reason = "its kernel was killed, most often because memory was short"
         if not isinstance(error, DeadKernelError):

@@ -19,10 +19,11 @@ def title_of(notebook: nbformat.NotebookNode) -> str:
 
 
 def _link(attribute: re.Match) -> str:
-    """A link as it is if it leads into the reports, to the web or to a mailbox; any other, such as a script, to "#"."""
+    """A link as it is if it leads into the reports or to the web, or is an image; any other, as a script, to "#"."""
     address = re.sub(r"[\x00-\x20]", "", html.unescape(attribute[2].strip("\"'")))
     scheme = re.match(r"[a-z][\w+.-]*(?=:)", address, re.IGNORECASE)
-    return attribute[0] if not scheme or scheme[0].lower() in ("http", "https", "mailto") else f'{attribute[1]}"#"'
+    sound = not scheme or scheme[0].lower() in ("http", "https", "mailto") or address.startswith("data:image/")
+    return attribute[0] if sound else f'{attribute[1]}"#"'
 
 
 def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebooks: list[dict] | None = None) -> Path:
@@ -39,7 +40,7 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebook
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r"(<[a-z][^<>]*?)\son\w+\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", r"\1", body, flags=re.IGNORECASE)
-    body = re.sub(r"(\bhref\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s>]+)", _link, body, flags=re.IGNORECASE)
+    body = re.sub(r"(\b(?:href|src|action)\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s>]+)", _link, body, flags=re.IGNORECASE)
     # The keyboard must reach what scrolls sideways.
     scroll = r'<div class="scroll" tabindex="0" role="region" aria-label="Table">\1</div>'
     body = re.sub(r"(<table\b.*?</table>)", scroll, body, flags=re.DOTALL)
