@@ -63,35 +63,16 @@ def edit_params(project: Path, changes: dict) -> None:
 
 
 # The attacks and the report at their smallest, for every project that a test runs.
-CHEAP = {
-    "baseline.attacks": ["apgd-ce"],
-    "adaptive.paper.steps": 5,
-    "adaptive.joint.steps": 4,
-    "adaptive.components.targets": 1,
-    "adaptive.components.steps": 5,
-    "adaptive.denial.steps": 5,
-    "adaptive.square.queries": 10,
-    "adaptive.sanity.images": 4,
-    "comparison.rejection": [0.1],
-    "comparison.attack.targets": 1,
-    "comparison.attack.steps": 5,
-    "studies.images": 4,
-    "studies.prompts": {"one": {"templates": ["a {}"]}},
-    "studies.tolerance": [0.01],
-    "studies.eps": ["8/255"],
-    "report.examples": 1,
-}
-SMALL = CHEAP | {
-    "arithmetic": "native",  # as the tests' own process: two of them with two threads each would wait for each other
-    "classifiers": ["robust"],
-    "dataset.train": 600,
-    "dataset.validation": 60,
-    "dataset.evaluate": 20,
-    "training.robust.epochs": 1,
-    "training.robust.validation_steps": 2,
-    "alignment.epochs": 1,
-    "baseline.batch_size": 10,
-}
+CHEAP = {"baseline.attacks": ["apgd-ce"], "adaptive.paper.steps": 5, "adaptive.joint.steps": 4}
+CHEAP |= {"adaptive.components.targets": 1, "adaptive.components.steps": 5, "adaptive.denial.steps": 5}
+CHEAP |= {"adaptive.square.queries": 10, "adaptive.sanity.images": 4, "comparison.rejection": [0.1]}
+CHEAP |= {"comparison.attack.targets": 1, "comparison.attack.steps": 5, "studies.images": 4}
+CHEAP |= {"studies.prompts": {"one": {"templates": ["a {}"]}}, "studies.tolerance": [0.01], "studies.eps": ["8/255"]}
+CHEAP |= {"report.examples": 1}
+# Native arithmetic, as the tests' own process: two with two threads each would wait for each other.
+SMALL = CHEAP | {"arithmetic": "native", "classifiers": ["robust"], "dataset.train": 600, "dataset.validation": 60}
+SMALL |= {"dataset.evaluate": 20, "training.robust.epochs": 1, "training.robust.validation_steps": 2}
+SMALL |= {"alignment.epochs": 1, "baseline.batch_size": 10}
 
 
 def copy_project(target: Path) -> Path:
@@ -130,11 +111,12 @@ def project(tmp_path_factory, rendered) -> Path:
 
 @pytest.fixture
 def project_root(tmp_path, monkeypatch) -> Path:
-    """An empty project, which is the working directory."""
+    """An empty project, which is the working directory; papermill would fill in the braces of its name."""
+    (root := tmp_path / "a {b} c").mkdir()
     for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        (root / name).touch()
+    monkeypatch.chdir(root)
+    return root
 
 
 def run(project: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:

@@ -1,6 +1,7 @@
 """The command `python -m paper`, which `make` and dvc.yaml call. Each command imports only the modules it needs."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +46,10 @@ def main() -> int:
         if command == "predict":  # its module imports torch
             arithmetic.choose(Params.load().arithmetic)
         getattr(import_module(f"paper.pipeline.{module}"), function)(**options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to write the rest
+        return 141
     except (UserError, OSError) as error:
         print(f"error: {in_words(error)}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Where things are. Every path of the pipeline is named here, relative to the project's root."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -7,10 +8,7 @@ from multishield.errors import UserError
 
 
 def root() -> Path:
-    """The project's root: the nearest folder upwards that holds `params.yaml` and `dvc.yaml`.
-
-    Jupyter starts in `notebooks/`, papermill and DVC in the root. Raises UserError outside a project.
-    """
+    """The nearest folder upwards that holds `params.yaml` and `dvc.yaml`. Raises UserError outside a project."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
@@ -40,8 +38,11 @@ def datasets(*names: str) -> Path:
 
 def resolve(path: str) -> Path:
     """A path of `params.yaml`: absolute, or relative to the root. An absolute one needs no project around it."""
-    given = Path(path).expanduser()
-    return given if given.is_absolute() else root() / given
+    try:
+        given = Path(path).expanduser()
+        return given if given.is_absolute() else root() / given
+    except (RuntimeError, UserError) as error:  # "~nobody", or a place without a project
+        raise UserError(f"the path {path!r} cannot be followed ({error}); write the whole path") from None
 
 
 def existing(key: str, path: str, wanted: str = "an existing file") -> Path:
@@ -51,4 +52,29 @@ def existing(key: str, path: str, wanted: str = "an existing file") -> Path:
         raise UserError(f"{key} is {path!r}, which is not a file; give the path of {wanted}")
     if not os.access(file, os.R_OK):
         raise UserError(f"{key} is {path!r}, which this user may not read; change its permissions")
+    with file.open("rb") as stream:
+        if stream.read(19) == b"version https://git":
+            raise UserError(f"{key} is {path!r}, a pointer of Git LFS in place of the file; run `git lfs pull` there")
     return file
+
+
+def files_of(key: str, section) -> dict[str, str]:
+    """The SHA-256 of each file that a section of `params.yaml` names, by its key. Tags and names of a hub are none."""
+    hashes = {}
+    for name in ("config", "image_tower", "path", "pretrained", "weights"):
+        file = resolve(getattr(section, name, None) or "")
+        if file.is_file():
+            with file.open("rb") as stream:
+                hashes[f"{key}.{name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
+
+
+def text_of(file: Path, remedy: str) -> str:
+    """The text of a file. Raises UserError, which ends with `remedy`, for other bytes than UTF-8 and for conflicts."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.name} is not UTF-8 text ({error}); {remedy}") from None
+    if "\n<<<<<<< " in f"\n{text}":
+        raise UserError(f"{file.name} holds the marks of a merge conflict, <<<<<<<; resolve it, or {remedy}")
+    return text

@@ -43,10 +43,7 @@ class Workers:
 
 
 def setting() -> Workers:
-    """The workers of MULTISHIELD_WORKERS, by default this process, and their GPUs of MULTISHIELD_GPUS.
-
-    Raises UserError for a value of another form.
-    """
+    """MULTISHIELD_WORKERS, by default this process, and MULTISHIELD_GPUS. Raises UserError for another form."""
     who, gpus = os.environ.get("MULTISHIELD_WORKERS") or "1", os.environ.get("MULTISHIELD_GPUS") or None
     if gpus and not re.fullmatch(r"\d+(\.\d+)?", gpus):
         raise UserError(f"MULTISHIELD_GPUS is {gpus!r}; a number from 0 is accepted")
@@ -55,10 +52,10 @@ def setting() -> Workers:
         return Workers(count=None if who == "local" else int(who), gpus=gpus)
     if re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", who):
         return Workers(who, None, gpus)
-    raise UserError(
-        f"MULTISHIELD_WORKERS is {who!r}; accepted are a number of processes from 1, 'local' for one per GPU or core, "
-        "or the address of a Ray cluster as HOST:PORT"
+    given = (
+        f"MULTISHIELD_WORKERS is {who!r}; accepted are a number of processes from 1, 'local' for one per GPU or core"
     )
+    raise UserError(f"{given}, or the address of a Ray cluster as HOST:PORT")
 
 
 def each() -> Each:
@@ -129,9 +126,7 @@ def _started(workers: Workers):
     try:
         import ray
     except ImportError:
-        raise UserError(
-            "workers are carried by Ray, which is not installed; pip install --requirement requirements-cluster.lock"
-        ) from None
+        raise UserError("workers need Ray; pip install --requirement requirements-cluster.lock") from None
     if ray.is_initialized():
         return ray
     own = {k: value for k, value in os.environ.items() if k in AS_HERE or k.startswith("MALLOC_")} | ONE_THREAD
@@ -164,7 +159,5 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise UserError(
-            f"the Ray cluster at {address} cannot be reached ({error}); start one by `ray start --head --port {port}` "
-            "there, or set MULTISHIELD_WORKERS=local"
-        ) from None
+        given = f"the Ray cluster at {address} cannot be reached ({error}); start one there"
+        raise UserError(f"{given} by `ray start --head --port {port}`, or set MULTISHIELD_WORKERS=local") from None

@@ -3,34 +3,17 @@
 from collections.abc import Iterable
 
 # Names that are no words of a sentence: Caltech-101's, after CLIP's authors (openai/CLIP, data/prompts.md); EuroSAT's.
-IN_WORDS = {
-    "Faces": "off-center face",
-    "Faces_easy": "centered face",
-    "Leopards": "leopard",
-    "Motorbikes": "motorbike",
-    "airplanes": "airplane",
-    "car_side": "side of a car",
-    "cougar_body": "body of a cougar",
-    "cougar_face": "face of a cougar",
-    "crocodile_head": "head of a crocodile",
-    "flamingo_head": "head of a flamingo",
-    "garfield": "Garfield",
-    "joshua_tree": "Joshua tree",
-    "snoopy": "Snoopy (cartoon beagle)",
-    "water_lilly": "water lily",
-    "windsor_chair": "Windsor chair",
-    "yin_yang": "yin and yang symbol",
-    "AnnualCrop": "annual crop",
-    "Forest": "forest",
-    "HerbaceousVegetation": "herbaceous vegetation",
-    "Highway": "highway",
-    "Industrial": "industrial buildings",
-    "Pasture": "pasture",
-    "PermanentCrop": "permanent crop",
-    "Residential": "residential buildings",
-    "River": "river",
-    "SeaLake": "sea or lake",
-}
+_PAIRS = (
+    "Faces: off-center face; Faces_easy: centered face; Leopards: leopard; Motorbikes: motorbike; "
+    "airplanes: airplane; car_side: side of a car; cougar_body: body of a cougar; cougar_face: face of a cougar; "
+    "crocodile_head: head of a crocodile; flamingo_head: head of a flamingo; garfield: Garfield; "
+    "joshua_tree: Joshua tree; snoopy: Snoopy (cartoon beagle); water_lilly: water lily; "
+    "windsor_chair: Windsor chair; yin_yang: yin and yang symbol; AnnualCrop: annual crop; Forest: forest; "
+    "HerbaceousVegetation: herbaceous vegetation; Highway: highway; Industrial: industrial buildings; "
+    "Pasture: pasture; PermanentCrop: permanent crop; Residential: residential buildings; River: river; "
+    "SeaLake: sea or lake"
+)
+IN_WORDS = dict(pair.split(": ") for pair in _PAIRS.split("; "))
 # open_clip's curated names give two pairs of classes one name. These names are WordNet's own words.
 IMAGENET = {
     "n04008634": "projectile",  # a weapon that is thrown and not self-propelled; n03773504 is the missile

@@ -39,12 +39,17 @@ def natural(name: str) -> list:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the visible folders in a split's folder, in natural order. Raises UserError for fewer than two."""
+    """A split's visible folders, in natural order. UserErrors: less than two, images beside them, and broken links."""
     names = sorted((p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
     if strange := [name for name in names if not name.isprintable()]:
         raise UserError(f"{folder} holds a folder whose name is no UTF-8 text: {strange[0]!r}; rename it")
     if len(names) < 2:
         raise UserError(f"{folder} holds {len(names)} class folders; at least 2 are needed, one folder per class")
+    if loose := [p for p in folder.glob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file()]:
+        given = f"{folder} holds {len(loose)} images beside its {len(names)} class folders, such as {min(loose).name}"
+        raise UserError(f"{given}; move each into the folder of its class")
+    if lost := [p for p in (*folder.iterdir(), *folder.glob("*/*")) if p.is_symlink() and not p.exists()]:
+        raise UserError(f"{folder} holds {len(lost)} links that lead nowhere, such as {lost[0]}; mend or remove them")
     return names
 
 
@@ -82,10 +87,7 @@ def open_imagenet(root: Path, split: str) -> Source | None:
         return None
     names, present = class_names.imagenet(), class_folders(folder)
     if strange := set(present) - set(names):
-        raise UserError(
-            f"{folder} holds the folder {min(strange)}; every folder must be named by one of ImageNet's 1000 WordNet "
-            "ids, such as n01440764"
-        )
+        raise UserError(f"{folder} holds the folder {min(strange)}; name folders by WordNet ids, such as n01440764")
     index = torch.tensor([list(names).index(wnid) for wnid in present])
     data = ImageFolder(folder, loader=read_image)
     return Source(index[data.targets], list(names.values()), lambda i: data[i][0])
@@ -145,7 +147,7 @@ HOW_TO_GET = {
 def check_root(params: Dataset) -> None:
     """Raise a UserError that says how to get the raw images if their folder is not there."""
     if params.root.startswith("~"):  # DVC reads this path too, and knows no home folder
-        raise UserError(f"dataset.root is {params.root!r}; write the whole path, {Path(params.root).expanduser()}")
+        raise UserError(f"dataset.root is {params.root!r}; write the whole path, {paths.resolve(params.root)}")
     folder = paths.resolve(params.root) / {"imagenet": "val", "folder": "test"}.get(params.name, "")
     if not folder.is_dir():
         remedy = HOW_TO_GET.get(params.name, f"give the path of the folder that {params.name} reads")
@@ -164,9 +166,8 @@ def open_source(params: Dataset, split: str) -> Source | None:
         if params.name not in OPENERS:
             raise
         reason = str(error).split(". ")[0]  # torchvision goes on with advice that does not fit here
-        raise UserError(
-            f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason}); {HOW_TO_GET[params.name]}"
-        ) from None
+        given = f"dataset.root is {params.root!r}, where {params.name} cannot be read ({reason})"
+        raise UserError(f"{given}; {HOW_TO_GET[params.name]}") from None
     if isinstance(source, Source) or (source is None and split == "train"):
         return source
     raise UserError(f"dataset.name is {params.name!r}, which returned {type(source).__name__}; it must return a Source")

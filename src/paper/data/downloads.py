@@ -63,9 +63,8 @@ def _unpack(name: str, root: Path) -> None:
         for tree in unfinished.iterdir():
             tree.replace(root / tree.name)
     except (OSError, tarfile.TarError) as error:
-        raise UserError(
-            f"{name} cannot be unpacked into {root} ({error}); make room, make it writable, or remove what is there"
-        ) from None
+        given = f"{name} cannot be unpacked into {root} ({error})"
+        raise UserError(f"{given}; make room, make it writable, or remove what is there") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

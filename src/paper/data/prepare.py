@@ -12,7 +12,7 @@ from multishield.files import write_json
 from multishield.images import Images
 from multishield.progress import progress
 from paper.data.datasets import open_source
-from paper.data.source import Source
+from paper.data.source import Source, as_rgb
 from paper.params.sections import Dataset
 
 
@@ -21,8 +21,7 @@ def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | No
 
     An image of the wanted size keeps its pixels.
     """
-    image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
-    shorter = resize or size
+    image, shorter = as_rgb(image), resize or size
     if image.size != (size, size) or shorter != size:
         from torchvision.transforms import v2  # slow to import
 
@@ -91,10 +90,8 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
         raise UserError(f"{params.root} holds no train split; set dataset.train and dataset.validation to 0")
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
-        raise UserError(
-            f"{params.name} in {params.root} has different classes in train and test, {differing} in only one of them; "
-            "both must have the same, in one order"
-        )
+        given = f"{params.name} in {params.root} has different classes in train and test, {differing} in only one"
+        raise UserError(f"{given}; both must have the same, in one order")
     wanted = params.evaluate or len(test)
     _check_count("evaluate", wanted, len(test), "test images")
     chosen, held_out = _draw_training(train, params, seed)

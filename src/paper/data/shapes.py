@@ -32,10 +32,8 @@ def load(folder: Path, split: str) -> Source:
     """Load a split that `materialise` wrote, with captions. Raises UserError for other bytes than those rendered."""
     images, labels, captions = ((folder / name.format(split)).read_bytes() for name in FILES)
     if hashlib.sha256(images + labels + captions).hexdigest() != SPLITS[split][1]:
-        raise UserError(
-            f"the shapes in {folder} are damaged, because they are other bytes than those that are rendered; remove "
-            "that folder and run `python -m paper data`, which renders them again"
-        )
+        given = f"the shapes in {folder} are damaged, because they are other bytes than those that are rendered"
+        raise UserError(f"{given}; remove that folder and run `python -m paper data`, which renders them again")
     labels = torch.from_numpy(np.load(io.BytesIO(labels)))
     return Source(labels, list(CLASSES), np.load(io.BytesIO(images)).__getitem__, json.loads(captions))
 

@@ -61,17 +61,30 @@ def build_network(architecture: str, classes: int) -> nn.Module:
     return network
 
 
+def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a compiled ("_orig_mod.") or a parallel ("module.") model by the names of the model in it."""
+    weights = {key.replace("_orig_mod.", ""): weight for key, weight in weights.items()}
+    parallel = all(key.startswith("module.") for key in weights)
+    return {key.removeprefix("module."): weight for key, weight in weights.items()} if parallel else weights
+
+
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load a state dict whose keys and shapes match exactly: no layer stays random.
 
     Batch norm's counters, which have no influence on inference, may be missing, as in old checkpoints. Raises
-    UserError, which names `source`, if the weights do not match, or one is not finite.
+    UserError, which names `source`, if the weights do not match, or one is not finite or cast to whole numbers.
     """
+    own = module.state_dict()
+    if not weights.keys() & own.keys():
+        weights = unwrapped(weights)
+    for key, weight in weights.items():
+        if key in own and own[key].is_floating_point() > weight.is_floating_point():
+            raise UserError(f"{source}: {key} was cast to {weight.dtype}; give the weights in floating point")
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:
         remedy = "name the architecture it was made for, and give weights for this number of classes"
         raise UserError(f"{source} does not fit ({reason_of(error)}); {remedy}") from None
-    for key, weight in weights.items():
+    for key, weight in module.state_dict().items():
         if not weight.isfinite().all():
             raise UserError(f"{source}: {key} holds values that are not finite; the weights are damaged or diverged")

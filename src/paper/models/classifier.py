@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
-from multishield.files import load_tensors, read_json, save_tensors, write_json
-from multishield.forward import device, freeze
+from multishield.errors import UserError
+from multishield.files import load_tensors, save_tensors, write_json
+from multishield.forward import REPEATABLE, device, freeze, outputs
 from paper import paths
 from paper.models import pretrained
 from paper.models.cifar_resnet import load_exactly
 from paper.params.sections import Classifiers
+from paper.params.values import stored
 
 
 class Classifier(nn.Module):
@@ -52,8 +54,18 @@ def save_classifier(classifier: Classifier, params: Classifiers, classes: int, f
 def load_classifier(name: str) -> Classifier:
     """A classifier of the training stage, frozen, on the best device. It needs no network: its weights are there."""
     folder = paths.artifacts("training", name)
-    record = read_json(folder / "classifier.json")
-    network = pretrained.build(record["architecture"], record["classes"])
+    numbers, kinds = {"mean": list[float], "std": list[float]}, {"architecture": dict, "size": int | None}
+    record = stored(folder / "classifier.json", classes=int, **kinds, **numbers)
+    network = pretrained.build(record.architecture, record.classes)
     load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
-    network = folded(network) if record["architecture"]["source"] == "train" else network
-    return freeze(Classifier(network, record["mean"], record["std"], record["size"])).to(device())
+    network = folded(network) if record.architecture["source"] == "train" else network
+    return freeze(Classifier(network, record.mean, record.std, record.size)).to(device())
+
+
+def check_stored(made: nn.Module, loaded: nn.Module, pixels: Tensor, key: str) -> None:
+    """Raises UserError if a model answers otherwise on pixels (B,3,H,W) once its files were written and read."""
+    before, after = outputs(made, pixels), outputs(loaded, pixels)
+    change = float((before - after).abs().max() / before.abs().max().clamp_min(1e-12))
+    if change > REPEATABLE:
+        given = f"{key} answers otherwise once it was stored and loaded: scores change by {100 * change:.2g} %"
+        raise UserError(f"{given}; let its state dict hold every part of it that is drawn at random")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import open_clip
 from open_clip.transform import PreprocessCfg
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from multishield.clip import check_pretrained, open_clip_model
@@ -17,8 +16,11 @@ from paper.models.cifar_resnet import load_exactly
 from paper.models.classifier import folded
 from paper.models.image_tower import HUB, replace_tower
 from paper.params.sections import Clips
-from paper.params.values import load_factory
+from paper.params.values import load_factory, stored
 
+KEYS = ("embed_dim", "vision_cfg", "text_cfg", "preprocess_cfg", "quick_gelu")
+FLAGS = vars(open_clip.CLIPVisionCfg()) | vars(open_clip.CLIPTextCfg()) | {"quick_gelu": False}
+FLAGS = {key for key, default in FLAGS.items() if isinstance(default, bool)}
 # The modes that `Preprocess` knows.
 MODES = {"resize_mode": ("squash", "shortest", "longest"), "interpolation": ("bicubic", "bilinear", "random")}
 
@@ -60,7 +62,7 @@ def load_clip(params: Clips) -> Clip:
 def _local(pretrained: str | None) -> str | None:
     """The full path of a weights file, which params.yaml may give relative to the project's root; a tag as it is."""
     is_file = pretrained and paths.resolve(pretrained).is_file()
-    return str(paths.resolve(pretrained)) if is_file else pretrained
+    return str(paths.existing("alignment.pretrained", pretrained)) if is_file else pretrained
 
 
 def build_clip(config: dict, antialias: bool = True, source: str = "the CLIP configuration") -> Clip:
@@ -71,10 +73,13 @@ def build_clip(config: dict, antialias: bool = True, source: str = "the CLIP con
     try:
         # A fresh copy of each section: open_clip writes into what it is given.
         vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
+        wrong = [k for k, value in (config | vision | text).items() if k in FLAGS and not isinstance(value, bool)]
+        if wrong := [key for key in config if key not in KEYS] + wrong:
+            raise ValueError(f"{wrong[0]} is an unknown key, or a flag that is neither true nor false")
         model = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
         preprocessing = _preprocessing(config["preprocess_cfg"], source)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        keys = "embed_dim, vision_cfg, text_cfg and preprocess_cfg with open_clip's keys"
+        keys = f"{', '.join(KEYS[:4])} with open_clip's keys, and may hold {KEYS[4]}"
         raise UserError(f"{source} is not a CLIP configuration ({error}); it must hold {keys}") from None
     tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
     return Clip(model, tokenizer, preprocessing, antialias)
@@ -106,7 +111,7 @@ def save_alignment(clip: Clip, params: Clips, config: dict | None, text: Tensor,
         save_tensors(folder / "tower.safetensors", clip.model.visual.state_dict())
     record = {"params": params.model_dump(), "config": config}
     record |= {"preprocessing": vars(clip.preprocessing), "antialias": clip.antialias}
-    write_json(folder / "clip.json", record)
+    write_json(folder / "clip.json", record | {"files": paths.files_of("alignment", params)})
 
 
 def load_alignment() -> ZeroShotClassifier:
@@ -116,16 +121,20 @@ def load_alignment() -> ZeroShotClassifier:
 
 
 def load_pipeline_clip() -> Clip:
-    """The CLIP of the alignment stage, both towers, frozen."""
+    """The CLIP of the alignment stage, both towers, frozen. Raises UserError if its files were replaced since."""
     folder = paths.artifacts("alignment")
-    record = read_json(folder / "clip.json")
-    if record["params"]["source"] == "train":
-        clip = build_clip(record["config"], record["antialias"])
+    record = stored(folder / "clip.json", params=Clips, config=dict | None, antialias=bool, files=dict[str, str])
+    now = paths.files_of("alignment", record.params)
+    if replaced := [key for key in record.files.keys() | now if record.files.get(key) != now.get(key)]:
+        given = f"the file of {min(replaced)} is another than the one that the text embeddings were made with"
+        raise UserError(f"{given}; put that one back, or run `make reproduce`")
+    if record.params.source == "train":
+        clip = build_clip(record.config, record.antialias)
         load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
         clip.model.visual = folded(clip.model.visual)
     else:
-        clip = load_clip(TypeAdapter(Clips).validate_python(record["params"]))
-        if record["params"]["robust"]:
+        clip = load_clip(record.params)
+        if record.params.robust:
             load_exactly(clip.model.visual, load_tensors(folder / "tower.safetensors"), str(folder))
     freeze(clip.model)
     return clip

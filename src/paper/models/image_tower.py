@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from multishield.errors import UserError, reason_of
 from multishield.files import load_tensors, read_json
 from paper import paths
-from paper.models.cifar_resnet import load_exactly
+from paper.models.cifar_resnet import load_exactly, unwrapped
 
 HUB = "hf-hub:"
 SAFETENSORS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
@@ -23,17 +23,12 @@ WEIGHTS = (*SAFETENSORS, "open_clip_pytorch_model.bin", "pytorch_model.bin")
 CONFIGS = ("open_clip_config.json", "config.json")
 # Names of transformers, and of open_clip's VisionTransformer; `pre_layrnorm` is spelt so there.
 RENAMED = (
-    ("embeddings.class_embedding", "class_embedding"),
-    ("embeddings.patch_embedding.", "conv1."),
-    ("embeddings.position_embedding.weight", "positional_embedding"),
-    ("pre_layrnorm.", "ln_pre."),
-    ("post_layernorm.", "ln_post."),
-    ("encoder.layers.", "transformer.resblocks."),
-    (".layer_norm", ".ln_"),
-    (".mlp.fc1.", ".mlp.c_fc."),
-    (".mlp.fc2.", ".mlp.c_proj."),
-    (".self_attn.", ".attn."),
+    "embeddings.class_embedding class_embedding; embeddings.patch_embedding. conv1.; "
+    "embeddings.position_embedding.weight positional_embedding; pre_layrnorm. ln_pre.; post_layernorm. ln_post.; "
+    "encoder.layers. transformer.resblocks.; .layer_norm .ln_; .mlp.fc1. .mlp.c_fc.; .mlp.fc2. .mlp.c_proj.; "
+    ".self_attn. .attn."
 )
+RENAMED = [pair.split() for pair in RENAMED.split("; ")]
 # Beginnings of keys beside the image tower: the text side, and numbers in OpenAI's files.
 TEXT_SIDE = ("text", "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "logit_", "attn_mask")
 TEXT_SIDE += ("input_resolution", "context_length", "vocab_size")
@@ -48,7 +43,7 @@ def replace_tower(visual: nn.Module, source: str) -> None:
     """
     path = _weights_file(source)
     _check_activation(visual, path, source)
-    weights = _image_side(_read(path))
+    weights = _image_side(unwrapped(_read(path)))
     if hasattr(visual, "proj") and any(".self_attn.q_proj." in key for key in weights):
         weights = _from_transformers(weights, visual.proj.detach().clone())
     load_exactly(visual, weights, source)
@@ -109,7 +104,10 @@ def _from_transformers(weights: dict[str, Tensor], projection: Tensor) -> dict[s
 def _activation(config: dict) -> str:
     """The activation that transformers' or open_clip's configuration states, such as "quick_gelu"; "" for none."""
     if "model_cfg" in config:
-        return "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"
+        flag = config["model_cfg"].get("quick_gelu", False)
+        if not isinstance(flag, bool):
+            raise UserError(f"the configuration beside the weights has quick_gelu {flag!r}; write true or false")
+        return "quick_gelu" if flag else "gelu"
     if str(config.get("model_type", "")).startswith("clip"):  # with transformers' default for CLIP
         return config.get("vision_config", config).get("hidden_act", "quick_gelu")
     return ""

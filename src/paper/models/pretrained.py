@@ -15,7 +15,7 @@ from multishield.files import load_tensors
 from multishield.progress import quiet
 from paper import paths
 from paper.models import model_zoo, robustbench
-from paper.models.cifar_resnet import build_network, load_exactly
+from paper.models.cifar_resnet import build_network, load_exactly, unwrapped
 from paper.models.model_zoo import ENTRIES, check_name
 from paper.params.sections import Classifiers, FineTuned, Timm, Torchvision
 from paper.params.values import load_factory
@@ -141,7 +141,7 @@ def _load_torchvision(params: Torchvision | FineTuned, classes: int, key: str) -
         return network, setting.mean, setting.std, None
     new_head = _head(network, classes, f"{key}.model is {params.model!r}") if params.source == "finetune" else {}
     if weights.endswith(FILE):
-        state = load_tensors(paths.resolve(weights))
+        state = unwrapped(load_tensors(paths.resolve(weights)))
     else:
         state = _download(key, lambda: published.get_state_dict(check_hash=True))
     state = {name: weight for name, weight in state.items() if not name.lower().startswith("aux")}

@@ -45,18 +45,13 @@ class Params(sections.Section, strict=False):  # a dictionary is accepted for th
             needs = "needs captions, which only the shapes data set has; use 'open_clip' or 'file'"
             raise ValueError(f"alignment.source: 'train' {needs}")
         if resize is not None and resize < size:
-            raise ValueError(
-                f"dataset.resize is {resize}, but the centre crop of dataset.image_size = {size} must fit into it; "
-                f"use {size} or more, such as 256 for a crop of 224"
-            )
+            given = f"dataset.resize is {resize}, but the centre crop of dataset.image_size = {size} must fit into it"
+            raise ValueError(f"{given}; use {size} or more, such as 256 for a crop of 224")
         return self
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Params":
-        """Read and check the project's `params.yaml`, or the file at `path`.
-
-        Raises UserError, a sentence per mistake, each naming the key, the value and what is accepted.
-        """
+        """Read and check the project's `params.yaml`, or the file at `path`. Raises UserError, a line per mistake."""
         path = path or paths.root() / "params.yaml"
         return cls.parse(read_yaml(path), path.name)
 
@@ -72,15 +67,12 @@ class Params(sections.Section, strict=False):  # a dictionary is accepted for th
 
 
 def read_yaml(path: Path, reader: YAML | None = None):
-    """The values of a YAML 1.2 file, in which 1e-3 is a number; `reader` may keep its comments.
-
-    Raises UserError if the file is missing, not UTF-8, or not YAML.
-    """
+    """The values of a YAML 1.2 file, in which 1e-3 is a number; `reader` may keep its comments; else a UserError."""
     try:
-        return (reader or YAML(typ="safe", pure=True)).load(path.read_text(encoding="utf-8"))
+        values = (reader or YAML(typ="safe", pure=True)).load(paths.text_of(path, "save it as UTF-8"))
+        repr(values)  # Python shows no number of more than 4,300 digits
+        return values
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; copy {DEFAULTS} there") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None

@@ -45,4 +45,4 @@ def _sentence(key: str, errors: list[dict]) -> str:
         return messages[0]
     messages = [WANTED.get(e["type"], message) for e, message in zip(errors, messages, strict=True)]
     messages = dict.fromkeys(re.sub("^(Input|List|Dictionary) should", "it should", message) for message in messages)
-    return f"{key} is {error.get('input')!r}, but {' or '.join(messages).replace(' or it should be', ' or')}"
+    return f"{key} is {error.get('input')!r:.200}, but {' or '.join(messages).replace(' or it should be', ' or')}"

@@ -4,11 +4,13 @@ import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, TypeAdapter, ValidationError, create_model
 
 from multishield.errors import UserError
+from multishield.files import how_to_fix, read_json
 from paper import paths
 
 AA_ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -47,10 +49,18 @@ def check_attacks(attacks: tuple[str, ...], classes: int) -> None:
     """Raise a UserError if one of AutoAttack's attacks needs more classes."""
     for name in attacks:
         if classes < NEEDED.get(name, 0):
-            raise UserError(
-                f"baseline.attacks holds {name}, whose loss needs {NEEDED[name]} classes; the data set has {classes}: "
-                "write attacks: [apgd-ce, fab, square], which AutoAttack uses for so few"
-            )
+            given = f"baseline.attacks holds {name}, whose loss needs {NEEDED[name]} classes, but there are {classes}"
+            raise UserError(f"{given}; write attacks: [apgd-ce, fab, square], which AutoAttack uses for so few")
+
+
+def stored(path: Path, kind=None, **keys):
+    """A JSON file of a stage: of one kind, or with keys of such kinds. Raises UserError if it is missing or damaged."""
+    try:
+        kind = kind or create_model("File", **{key: (value, ...) for key, value in keys.items()})
+        return TypeAdapter(kind).validate_python(read_json(path), strict=True)
+    except ValidationError as error:
+        reason = ": ".join([*map(str, error.errors()[0]["loc"]), error.errors()[0]["msg"]])
+        raise UserError(f"{path} is damaged ({reason}); {how_to_fix(path, 'a JSON file')}") from None
 
 
 def load_factory(key: str, name: str) -> Callable:
@@ -65,10 +75,8 @@ def load_factory(key: str, name: str) -> Callable:
     try:
         factory = getattr(import_module(module), function, None)
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything when it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{key} is {name!r}, but {module} cannot be imported ({reason}); put {module}.py into {root}, or correct it"
-        ) from None
+        given = f"{key} is {name!r}, but {module} cannot be imported ({type(error).__name__}: {error})"
+        raise UserError(f"{given}; put {module}.py into {root}, or correct it") from None
     if not callable(factory):
         raise UserError(f"{key} is {name!r}, but {module} has no function {function}; correct the name")
     return factory

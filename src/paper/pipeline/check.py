@@ -2,7 +2,7 @@
 
 from multishield.errors import UserError
 from multishield.files import write_json
-from paper import paths
+from paper import paths, workers
 from paper.data.datasets import check_root, class_folders
 from paper.models import model_zoo, pretrained
 from paper.naming import runs
@@ -23,6 +23,7 @@ def make_data() -> None:
 def check() -> None:
     """Refuse before the first stage what would fail after hours, by a UserError, and write artifacts/check/."""
     params, root = Params.load(), paths.root()
+    workers.setting()
     if not any((folder / ".git").exists() for folder in (root, *root.parents)):
         raise UserError(f"{root} is in no git repository, and DVC needs one; run `git init` there")
     check_root(params.dataset)

@@ -7,20 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from multishield.errors import UserError
-from multishield.files import read_json
 from multishield.records import decide
 from paper import paths, stage
 from paper.data import prepare, source
 from paper.params import Params
+from paper.params.values import stored
 
 
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
     """The decision of a `MultiShield` of K named classes on each image (B,3,H,W) in [0,1], and its reasons.
 
     Returns per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
-    "classifier" and "clip": both models' scores by class name, the best first (softmax of z; cosines c).
+    "classifier" and "clip": both models' scores by class name, the best first (softmax of z; cosines c). Raises
+    ValueError for another number of names.
     """
     decided, names = decide(shield, pixels, batch_size=32), [*classes, "rejected"]
+    if len(classes) != decided.scores[0].shape[1]:
+        raise ValueError(f"there are {len(classes)} class names for {decided.scores[0].shape[1]} scores")
     (logits, cosines), explained = decided.scores, []
     for k, gap, z, c in zip(decided.decision.tolist(), decided.gap.tolist(), logits, cosines, strict=True):
         by_model = {"classifier": _ranked(z.softmax(0), classes), "clip": _ranked(c, classes)}
@@ -46,10 +49,14 @@ def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
         if not folder.is_dir():
             raise UserError(f"there is no {folder.relative_to(paths.root())} yet; run `make reproduce` first")
     # Images are prepared as the models saw theirs, whatever params.yaml says by now.
-    size = read_json(paths.artifacts("dataset", "images.json"))
-    pixels = torch.stack([prepare.resize_and_crop(source.read_image(path), **size) for path in images]).float() / 255
+    sizes = vars(stored(paths.artifacts("dataset", "images.json"), size=int, resize=int | None, interpolation=str))
+    pixels = torch.stack([prepare.resize_and_crop(source.read_image(path), **sizes) for path in images]).float() / 255
     s = stage("multishield", name)
-    decisions = explained(s.shield, pixels, s.classes)
+    try:
+        decisions = explained(s.shield, pixels, s.classes)
+    except ValueError as error:
+        given = f"dataset, training/{name} and alignment in artifacts/ do not belong together ({error})"
+        raise UserError(f"{given}; remove them and run `make reproduce`") from None
     return [{"image": str(path), **decision} for path, decision in zip(images, decisions, strict=True)]
 
 

@@ -26,7 +26,7 @@ def use_profile(name: str) -> None:
     A params.yaml that no profile made is saved as `params.backup.yaml`, with a number if that name is taken.
     """
     text, target, last = profile_text(name), paths.root() / "params.yaml", paths.state("profile.yaml")
-    old = target.read_text(encoding="utf-8")
+    old = paths.text_of(target, "save it as UTF-8")
     # A copy of the text that a profile wrote last tells the user's edits from it.
     if old not in (text, profile_text("demo"), last.read_text(encoding="utf-8") if last.is_file() else text):
         print(f"your params.yaml is saved as {_save(old).name}")
@@ -89,10 +89,8 @@ def _fill(values: dict, name: str) -> None:
             variable, fallback = match.groups()
             folder = os.environ.get(variable)
             if not folder and not fallback:
-                raise UserError(
-                    f"the profile {name} takes paths from environment variables, and {variable} is not set; "
-                    f"run `{variable}=/path make reproduce PROFILE={name}`; profiles/{name}.yaml says what it names"
-                )
+                given = f"the profile {name} takes paths from environment variables, and {variable} is not set"
+                raise UserError(f"{given}; run `{variable}=/path make reproduce PROFILE={name}`, see its first lines")
             values[key] = value.replace(match[0], os.path.abspath(folder) if folder else fallback)
 
 

@@ -1,6 +1,7 @@
 """Run one stage as DVC calls it: its notebook, by papermill."""
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from multishield.errors import UserError
+from multishield.errors import UserError, reason_of
 from multishield.files import write_atomically, write_json, write_text
 from multishield.progress import PROGRESS_FILE
 from paper import paths
@@ -40,6 +41,7 @@ def execute(stage: str, item: str | None = None) -> None:
     import papermill  # slow to import; the check does without
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from zmq import ZMQError
 
     name, source = run_name(stage, item), source_path(stage)
     running = write_notebook(read_notebook(source), paths.state("running", f"{name}.ipynb"))
@@ -50,32 +52,40 @@ def execute(stage: str, item: str | None = None) -> None:
     options |= {"coalesce_streams": True, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
     try:
         with _forwarded_progress(name):
-            papermill.execute_notebook(running, running, {parameter(stage): item} if item else {}, **options)
-    except DeadKernelError:
+            file = str(running).replace("{", "{{").replace("}", "}}")  # papermill fills braces in a path
+            papermill.execute_notebook(file, file, {parameter(stage): item} if item else {}, **options)
+    except (DeadKernelError, RuntimeError, ZMQError, OSError) as error:
+        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+            error.filename = error.filename or str(running)
+            raise
         reason = "its kernel was killed, most often because memory was short"
+        if not isinstance(error, DeadKernelError):
+            reason = f"its kernel did not start ({reason_of(error)}), most often for want of memory or open files"
         raise UserError(f"{source.name}: {reason}; the same command continues where it was") from None
     except PapermillExecutionError as error:
         failed = paths.state("failed", f"{name}.ipynb")
         write_atomically(failed, lambda copy: shutil.copyfile(running, copy))
         reason = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
         reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", reason).split())
-        raise UserError(
-            f"{source.name}{f' ({item})' if item else ''}, cell [{error.exec_count}]: {reason}\n"
-            f"The executed copy is {failed.relative_to(paths.root())}"
-        ) from None
+        given = f"{source.name}{f' ({item})' if item else ''}, cell [{error.exec_count}]: {reason}"
+        raise UserError(f"{given}\nThe executed copy is {failed.relative_to(paths.root())}") from None
     write_notebook(read_notebook(running), paths.artifacts("notebooks", f"{name}.ipynb"))
     running.unlink()
     shutil.rmtree(paths.state("resume", name), ignore_errors=True)
 
 
 def _choose_kernel() -> None:
-    """Make this Python and this project's code the kernel "python3", whatever Jupyter has under that name."""
+    """Make this Python, with this project's code and no user's settings, the kernel "python3"; a file gets stderr."""
     folder = paths.state("jupyter")
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    words = f"os.open({str(folder / 'last-words.txt')!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)"
+    code = f"import os, runpy; os.dup2({words}, 2); runpy.run_module('ipykernel_launcher', run_name='__main__')"
+    argv = [sys.executable, "-c", code, "-f", "{connection_file}"]
     spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
     write_json(folder / "kernels" / "python3" / "kernel.json", spec)
     for variable, path in (("JUPYTER_PATH", folder), ("PYTHONPATH", Path(__file__).parents[2])):
         os.environ[variable] = os.pathsep.join(filter(None, [str(path), os.environ.get(variable)]))
+    os.environ |= dict.fromkeys(("JUPYTER_CONFIG_DIR", "IPYTHONDIR"), str(folder / "settings"))
+    os.environ |= dict.fromkeys(("JUPYTER_CONFIG_PATH", "PYTHONSTARTUP"), "")
     # tqdm, which other packages import in a notebook, would warn there that widgets are missing.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
@@ -88,10 +98,12 @@ def _forwarded_progress(name: str) -> Iterator[None]:
 
     def copy() -> None:
         with file.open(encoding="utf-8") as stream:
-            ended = False
+            ended, last = False, ""
             while not ended:
                 ended = stop.wait(0.5)  # lines that were written before the end are copied, too
-                print(stream.read(), end="", file=sys.stderr, flush=True)
+                last = (text := stream.read())[-1:] or last
+                # The bar of a stage that failed ends no line.
+                print(text, end="\n" if ended and last.strip("\n") else "", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()

@@ -12,10 +12,13 @@ from importlib.metadata import packages_distributions, version
 from itertools import groupby
 from pathlib import Path
 
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 import multishield
+from multishield.errors import UserError
 from paper import paths
+from paper.naming import run_name
 from paper.params import Params
 from paper.pipeline.notebooks import code_cells
 
@@ -27,9 +30,9 @@ def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params:
     """Everything that a run of a stage depends on, beside its data and the parameters that dvc.yaml names.
 
     The difference of two such dictionaries names what has changed. "modules" and "own" (the user's modules) hold a
-    hash by module, "packages" a version by package.
+    hash by module, "packages" a version by package, "files" a hash by the key that names a file which the stage loads.
     """
-    code = "\n".join(cell.source for cell in code_cells(notebook))
+    code = code_of(notebook, run_name(stage), item)
     # `stage("adaptive")` in a notebook imports `paper.stages.adaptive`; the arithmetic is chosen before it.
     roots = {*_imports(code), f"paper.stages.{stage}", "paper.pipeline.arithmetic"}
     modules = {module: _text(SOURCE, module) for module in _closure(roots, drawing=stage == "report")}
@@ -39,13 +42,28 @@ def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params:
     imported = set().union(*map(_imports, (code, *modules.values(), *own.values())))
     # This project is in `modules`. Ray is left out: workers change no number.
     packages = {d for name in imported for d in _distributions_of().get(name, ())} - {"multishield", "ray"}
+    loaded = {"training": params.training.get(item), "alignment": params.alignment}.get(stage)
     return {
         "arithmetic": params.arithmetic,
+        "files": paths.files_of(stage, loaded),
         "modules": {module: code_hash(text) for module, text in modules.items()},
         "notebook": code_hash(code),
         "own": {module: code_hash(text) for module, text in own.items()},
         "packages": {package: version(package) for package in sorted(packages)},
     }
+
+
+def code_of(notebook: NotebookNode, name: str, item: str | None = None) -> str:
+    """The code of a notebook, magics as calls. Raises UserError for no Python, or no place for the item of the run."""
+    codes = [TransformerManager().transform_cell(cell.source) for cell in code_cells(notebook)]
+    for number, code in enumerate(codes, 1):
+        try:
+            ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise UserError(f"{name}.ipynb, code cell {number} is not Python ({error}); correct it") from None
+    if item and not any("parameters" in cell.metadata.get("tags", []) for cell in code_cells(notebook)):
+        raise UserError(f"{name}.ipynb has no code cell with the tag parameters; give it to the cell of the default")
+    return "\n".join(codes)
 
 
 @cache

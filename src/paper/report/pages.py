@@ -18,6 +18,14 @@ def title_of(notebook: nbformat.NotebookNode) -> str:
     return heading[1] if heading else "Multi-Shield"
 
 
+def _link(attribute: re.Match) -> str:
+    """A link as it is if it leads into the reports or to the web, or is an image; any other, as a script, to "#"."""
+    address = re.sub(r"[\x00-\x20]", "", html.unescape(attribute[2].strip("\"'")))
+    scheme = re.match(r"[a-z][\w+.-]*(?=:)", address, re.IGNORECASE)
+    sound = not scheme or scheme[0].lower() in ("http", "https", "mailto") or address.startswith("data:image/")
+    return attribute[0] if sound else f'{attribute[1]}"#"'
+
+
 def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebooks: list[dict] | None = None) -> Path:
     """Write an executed notebook as one HTML file, which runs no script and loads nothing from elsewhere.
 
@@ -31,6 +39,8 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebook
             output.metadata["filenames"] = {"image/png": file}  # nbconvert then refers to it; see `report.Picture`
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
+    body = re.sub(r"(<[a-z][^<>]*?)\son\w+\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", r"\1", body, flags=re.IGNORECASE)
+    body = re.sub(r"(\b(?:href|src|action)\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s>]+)", _link, body, flags=re.IGNORECASE)
     # The keyboard must reach what scrolls sideways.
     scroll = r'<div class="scroll" tabindex="0" role="region" aria-label="Table">\1</div>'
     body = re.sub(r"(<table\b.*?</table>)", scroll, body, flags=re.DOTALL)

@@ -9,7 +9,7 @@ from IPython.display import Image
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from multishield import records, sanity
+from multishield import records, sanity, zero_shot
 from multishield.files import load_tensors, write_atomically, write_json, write_text
 from paper import paths
 from paper.naming import STUDIES
@@ -40,8 +40,7 @@ def curves(params: Params) -> dict[str, pd.DataFrame]:
 
 def prompt_similarity() -> np.ndarray:
     """Cosines between the classes' text embeddings, (K,K)."""
-    text = load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
-    return (text @ text.T).numpy()
+    return zero_shot.prompt_similarity(load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]).numpy()
 
 
 def _file(*parts: str) -> Path:

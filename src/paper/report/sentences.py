@@ -27,10 +27,8 @@ def unaware(metrics: pd.DataFrame) -> str:
 def adaptive(metrics: pd.DataFrame) -> str:
     """The result of scenario 3."""
     paper, joint, worst = (_share(metrics, scenario) for scenario in ("paper", "joint", "worst_case"))
-    return (
-        f"Against attackers who know the shield {paper} are robust under the paper's attack, {joint} under the joint "
-        f"attack, and **{worst}** under all attacks together."
-    )
+    robust = f"{paper} are robust under the paper's attack, {joint} under the joint attack, and **{worst}**"
+    return f"Against attackers who know the shield {robust} under all attacks together."
 
 
 def finding(metrics: pd.DataFrame) -> str:

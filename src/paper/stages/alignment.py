@@ -5,9 +5,11 @@ from torch import Tensor
 
 from multishield.clip import Clip
 from multishield.files import read_json
-from multishield.zero_shot import embed_prompts
+from multishield.forward import device
+from multishield.zero_shot import align, embed_prompts
 from paper import paths
-from paper.models.clip import save_alignment
+from paper.models.classifier import check_stored
+from paper.models.clip import load_alignment, save_alignment
 from paper.stages.base import Base
 from paper.training.clip import train_or_load, zero_shot
 from paper.training.robust_tower import harden
@@ -34,6 +36,8 @@ class Stage(Base):
     def save(self, clip: Clip, config: dict | None, text: Tensor, history: pd.DataFrame, robust: pd.DataFrame) -> str:
         """Write the alignment and its histories; returns a sentence about the accuracy."""
         save_alignment(clip, self.params.alignment, config, text, self.folder)
+        made = align(clip, text).eval().to(device())
+        check_stored(made, load_alignment(), self.data[:16].pixels, "the CLIP of alignment")
         history.to_csv(self.folder / "history.csv", index=False)
         if len(robust):
             robust.to_csv(self.folder / "robust.csv", index=False)

@@ -5,11 +5,11 @@ from functools import cached_property
 import torch
 
 from multishield.attacks.threat_model import Ball
-from multishield.files import read_json
 from multishield.images import Images, StoredImages
 from paper import paths, workers
 from paper.naming import run_name
 from paper.params import Params
+from paper.params.values import stored
 
 
 class Base:
@@ -30,22 +30,13 @@ class Base:
     @cached_property
     def classes(self) -> list[str]:
         """The class names, in the order of the labels."""
-        return read_json(paths.artifacts("dataset", "classes.json"))
+        return stored(paths.artifacts("dataset", "classes.json"), list[str])
 
-    @cached_property
-    def train(self) -> Images:
-        """The training images."""
-        return Images.load(paths.artifacts("dataset", "train.safetensors"))
-
-    @cached_property
-    def data(self) -> Images:
-        """The evaluation images."""
-        return Images.load(paths.artifacts("dataset", "evaluation.safetensors"))
-
-    @cached_property
-    def validation(self) -> Images:
-        """The validation images."""
-        return Images.load(paths.artifacts("dataset", "validation.safetensors"))
+    # The training, the validation and the evaluation images.
+    train, validation, data = (
+        cached_property(lambda self, file=f"{split}.safetensors": Images.load(paths.artifacts("dataset", file)))
+        for split in ("train", "validation", "evaluation")
+    )
 
     def unaware_of(self, name: str) -> StoredImages:
         """AutoAttack's images of a classifier alone (scenario 1)."""

@@ -76,8 +76,6 @@ def _attack_batch(classifier: nn.Module, options: dict, batch: tuple[str, Images
     try:
         attacked = autoattack(classifier, data.pixels, data.labels, **options)
     except torch.OutOfMemoryError:
-        raise UserError(
-            f"baseline.batch_size is {len(data)}, and as many images at once do not fit into the memory of the device; "
-            "lower it"
-        ) from None
+        given = f"baseline.batch_size is {len(data)}, and so many images do not fit into the memory of the device"
+        raise UserError(f"{given}; lower it") from None
     return name, attacked.tensors()

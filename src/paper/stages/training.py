@@ -3,7 +3,7 @@
 import pandas as pd
 
 from multishield.forward import accuracy
-from paper.models.classifier import Classifier, save_classifier
+from paper.models.classifier import Classifier, check_stored, load_classifier, save_classifier
 from paper.stages.base import Base
 from paper.training.classifier import train_or_load
 
@@ -19,5 +19,6 @@ class Stage(Base):
     def save(self, classifier: Classifier, history: pd.DataFrame) -> str:
         """Write weights and history; returns a sentence about the accuracy."""
         save_classifier(classifier, self.params.training[self.item], len(self.classes), self.folder)
+        check_stored(classifier, load_classifier(self.item), self.data[:16].pixels, f"training.{self.item}")
         history.to_csv(self.folder / "history.csv", index=False)
         return f"Clean accuracy on the {len(self.data)} evaluation images: {accuracy(classifier, self.data):.1%}"

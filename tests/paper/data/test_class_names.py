@@ -12,16 +12,12 @@ from paper.data import class_names, shapes
 from paper.data.source import Source
 
 # As the loaders make them from the names in the real data sets; test_datasets.py has the loaders themselves.
-NAMES = {
-    "shapes": (10, lambda: list(shapes.CLASSES)),
-    "cifar10": (10, lambda: raw.CIFAR10),
-    "imagenet": (1000, lambda: list(class_names.imagenet().values())),
-    "stl10": (10, lambda: raw.STL10),
-    "caltech101": (101, lambda: class_names.in_words(raw.CALTECH101)),
-    "food101": (101, lambda: class_names.in_words(sorted(raw.FOOD101))),
-    "pets": (37, lambda: [name.title() for name in class_names.in_words(raw.PETS)]),
-    "eurosat": (10, lambda: class_names.in_words(raw.EUROSAT)),
-}
+NAMES = {"shapes": (10, lambda: list(shapes.CLASSES)), "cifar10": (10, lambda: raw.CIFAR10)}
+NAMES |= {"imagenet": (1000, lambda: list(class_names.imagenet().values())), "stl10": (10, lambda: raw.STL10)}
+NAMES |= {"caltech101": (101, lambda: class_names.in_words(raw.CALTECH101))}
+NAMES |= {"food101": (101, lambda: class_names.in_words(sorted(raw.FOOD101)))}
+NAMES |= {"pets": (37, lambda: [name.title() for name in class_names.in_words(raw.PETS)])}
+NAMES |= {"eurosat": (10, lambda: class_names.in_words(raw.EUROSAT))}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,16 +31,10 @@ def test_names_are_words_and_distinct(name):
 
 
 # id, name, words of WordNet's definition that the name must fit: pairs that lists of names confuse.
-TRICKY = [
-    ("n02012849", "crane bird", "wading bird"),
-    ("n03126707", "construction crane", "heavy objects"),
-    ("n03773504", "missile", "rocket carrying a warhead"),
-    ("n04008634", "projectile", "not self-propelled"),
-    ("n03710637", "tights", "dancers or gymnasts"),
-    ("n03710721", "one-piece bathing suit", "bathing suit"),
-    ("n04355933", "sunglass lens", "convex lens"),
-    ("n04356056", "sunglasses", "spectacles"),
-]
+TRICKY = [("n02012849", "crane bird", "wading bird"), ("n03126707", "construction crane", "heavy objects")]
+TRICKY += [("n03773504", "missile", "rocket carrying a warhead"), ("n04008634", "projectile", "not self-propelled")]
+TRICKY += [("n03710637", "tights", "dancers or gymnasts"), ("n03710721", "one-piece bathing suit", "bathing suit")]
+TRICKY += [("n04355933", "sunglass lens", "convex lens"), ("n04356056", "sunglasses", "spectacles")]
 
 
 def test_imagenet_names_are_in_the_order_of_the_ids():
@@ -67,14 +57,11 @@ def test_tricky_names_of_caltech101_and_eurosat():
     assert class_names.in_words(["AnnualCrop", "River", "SeaLake"]) == ["annual crop", "river", "sea or lake"]
 
 
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["cat", "Cat"], "two classes called 'cat'"),
-        (["cat", ""], "a class without a name"),
-        (["cat"], r"labels from 0 to 1; with 1 classes they must lie in 0\.\.0"),
-    ],
-)
+FEW = (["cat"], r"labels from 0 to 1; with 1 classes they must lie in 0\.\.0")
+TWICE, EMPTY = (["cat", "Cat"], "two classes called 'cat'"), (["cat", ""], "a class without a name")
+
+
+@pytest.mark.parametrize(("names", "words"), [TWICE, EMPTY, FEW])
 def test_names_and_labels_that_make_no_sense(names, words):
     with pytest.raises(UserError, match=words):
         Source(torch.tensor([0, 1]), names, None)

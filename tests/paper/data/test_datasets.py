@@ -117,6 +117,14 @@ def test_imagenet_labels_count_all_1000_classes(imagenet):
     assert datasets.open_source(options("imagenet", imagenet), "train").labels.tolist() == [0, 489]
 
 
+def test_images_beside_the_class_folders_are_counted(imagenet):
+    (imagenet / "test").symlink_to("val")  # as a data set of folders
+    for name in ("imagenet", "folder"):
+        raw.save(imagenet / "val" / f"a_{name}.JPEG", 1)
+        with pytest.raises(UserError, match=r"holds [12] images beside its 3 class folders, such as a_.*; move each"):
+            datasets.open_source(options(name, imagenet), "test")
+
+
 def test_imagenet_without_training_images(imagenet, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"holds no train split; set dataset\.train and dataset\.validation to 0"):
@@ -210,6 +218,14 @@ def test_a_data_set_of_ones_own(extension):
     splits = prepare.prepare(params, 0, extension / "out")
     assert splits["evaluation"].labels.tolist() == [0, 1, 1]
     assert splits["evaluation"].images[2].unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("labels", [[[0], [1]], np.array([[0], [1]], np.uint8), torch.tensor([[0], [1]]), (0, 1)])
+def test_labels_of_ones_own_may_be_a_column_an_array_or_a_list(labels):
+    assert torch.equal(Source(labels, ["rose", "lily"], None, ids=labels).labels, torch.tensor([0, 1]))
+    for wrong in ([[1, 0], [0, 1]], ["rose", "lily"], [0.0, 0.5]):
+        with pytest.raises(UserError, match=r"the data set's labels have the shape .* give one whole number for each"):
+            Source(wrong, ["rose", "lily"], None)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from multishield.errors import UserError
 from paper.data.datasets import natural, open_folder
-from paper.data.source import read_image
+from paper.data.source import as_rgb, read_image
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 
@@ -22,6 +22,17 @@ def shown(path, image: Image.Image, **options) -> np.ndarray:
 def test_sixteen_bits_are_scaled(tmp_path):
     levels = Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))
     assert shown(tmp_path / "a.png", levels)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_floating_point_levels_are_scaled_or_refused(tmp_path):
+    levels = shown(tmp_path / "a.tif", Image.fromarray(np.array([[0, 0.5, 1]], np.float32)))
+    assert levels[0, :, 0].tolist() == [0, 128, 255]
+    for wrong in (255.0, -0.1, np.nan):
+        with pytest.raises(UserError, match=r"b\.tif cannot be read as an image \(its levels, float32, are neither"):
+            shown(tmp_path / "b.tif", Image.fromarray(np.array([[0, wrong]], np.float32)))
+    assert np.asarray(as_rgb(np.full((2, 2, 3), 0.2))).tolist() == [[[51] * 3] * 2] * 2  # of a data set of one's own
+    with pytest.raises(UserError, match="its levels, int64"):
+        as_rgb(np.full((2, 2, 3), 200))
 
 
 def test_exif_orientation_is_followed(tmp_path):
@@ -76,6 +87,10 @@ def test_entries_that_are_no_images_are_counted_and_names_are_text(tmp_path, cap
     os.mkfifo(tmp_path / "test" / "a" / "pipe.png")
     assert len(open_folder(tmp_path, "test")) == 2
     assert capsys.readouterr().out.endswith("test: 3 entries are no image files (.png, .txt, deeper)\n")
+    for lost in ("b/2.png", "c"):  # an image, a whole class
+        (tmp_path / "test" / lost).symlink_to("nowhere")
+        with pytest.raises(UserError, match=r"holds [12] links that lead nowhere, such as .*; mend or remove them"):
+            open_folder(tmp_path, "test")
     os.mkdir(os.fsencode(tmp_path / "test") + b"/caf\xe9")
     with pytest.raises(UserError, match="no UTF-8 text"):
         open_folder(tmp_path, "test")

@@ -70,6 +70,11 @@ def test_bad_checkpoints(saved, tmp_path):
     refused('Unexpected key.*: "head.weight"')
     save_file({**state, "linear.bias": torch.tensor([0, 0, float("nan"), 0])}, broken)
     refused("broken.safetensors: linear.bias holds values that are not finite")
+    for kind in (torch.int32, torch.bool, torch.int8):
+        save_file({**state, "linear.bias": state["linear.bias"].to(kind)}, broken)
+        refused(f"linear.bias was cast to {kind}; give the weights in floating point")
+    broken.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused("a pointer of Git LFS in place of the file; run `git lfs pull`")
     torch.save(state, broken)
     refused("pickled checkpoints")
     broken.write_bytes(path.read_bytes()[:-100])
@@ -86,3 +91,6 @@ def test_weights_of_the_stage_without_batch_counters_load(saved, tmp_path):
     state = {k: v.contiguous() for k, v in model.network.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_file(state, tmp_path / "plain.safetensors")
     assert torch.equal(read(tmp_path / "plain.safetensors")(x), model(x))
+    for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
+        save_file({prefix + k: v for k, v in state.items()}, tmp_path / "wrapped.safetensors")
+        assert torch.equal(read(tmp_path / "wrapped.safetensors")(x), model(x))

@@ -57,6 +57,9 @@ def test_another_image_tower_in_a_clip_from_the_hub(project_root):
     made, _ = stored(project_root, named("hf-hub:someone/base", image_tower="fare.pt"))
     assert torch.equal(made.model.visual.proj.cpu(), moved["proj"])
     assert torch.equal(made.model.text_projection.cpu(), weights["text_projection"])
+    torch.save({k: v + 0.001 for k, v in moved.items()}, project_root / "fare.pt")
+    with pytest.raises(UserError, match=r"alignment\.image_tower is another than .*; put that one back, or run"):
+        clips.load_alignment()
     written = json.loads((project_root / "artifacts" / "alignment" / "clip.json").read_text())
     assert written["preprocessing"]["resize_mode"] == "squash"
 
@@ -64,8 +67,12 @@ def test_another_image_tower_in_a_clip_from_the_hub(project_root):
 def test_a_clip_from_files(project_root):
     torch.manual_seed(0)
     model = clips.build_clip(CONFIG).model
-    made, _ = stored(project_root, files(project_root, model, {**CONFIG, "note": "ignored"}, antialias=False))
+    made, _ = stored(project_root, files(project_root, model, antialias=False))
     assert not made.antialias
+    for other, config in ((clips.build_clip(CONFIG).model, CONFIG), (model, CONFIG | {"quick_gelu": True})):
+        files(project_root, other, config)
+        with pytest.raises(UserError, match=f"alignment.{'weights' if config is CONFIG else 'config'} is another"):
+            clips.load_alignment()
     assert torch.equal(made.model.visual.proj.cpu(), model.visual.proj)
     for config, words in (({**CONFIG, "embed_dim": 64}, "mismatch"), ({"embed_dim": 3}, "not a CLIP configuration")):
         with pytest.raises(UserError, match=words):
@@ -125,6 +132,10 @@ def test_a_configuration_that_cannot_be_used_is_refused(changes, words):
         clips.build_clip(config | {"preprocess_cfg": config["preprocess_cfg"] | changes})
     with pytest.raises(UserError, match="is not a CLIP configuration"):
         clips.build_clip({"embed_dim": 8, "vision_cfg": "x", "text_cfg": []})
+    vision = config["vision_cfg"] | {"timm_model_pretrained": 0}
+    for wrong in ({"quick_gelu": "false"}, {"quickgelu": True}, {"vision_cfg": vision}, {"model_cfg": {}}):
+        with pytest.raises(UserError, match="is an unknown key, or a flag that is neither true nor false"):
+            clips.build_clip(config | wrong)
 
 
 def test_the_activation_of_a_configuration_counts():

@@ -47,11 +47,11 @@ def logits(visual, model, pixels, tokens) -> torch.Tensor:
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @torch.no_grad()
-def test_a_clip_of_transformers_gives_its_logits(activation, tmp_path):
+def test_a_clip_of_transformers_gives_its_logits(activation, project_root):
     theirs = hugging_face(activation)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(project_root)
     ours = small_clip(activation == "quick_gelu").visual
-    image_tower.replace_tower(ours, str(tmp_path / "model.safetensors"))
+    image_tower.replace_tower(ours, str(project_root / "model.safetensors"))
     pixels, tokens = torch.randn(4, 3, 32, 32), torch.randint(0, 49000, (5, 16))
     expected = theirs(input_ids=tokens, pixel_values=pixels).logits_per_image
     difference = (logits(ours, theirs, pixels, tokens) - expected).abs().max()
@@ -65,13 +65,13 @@ def test_a_clip_of_transformers_gives_its_logits(activation, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 @torch.no_grad()
-def test_a_vision_model_without_projection_keeps_the_bases(prefix, tmp_path):
+def test_a_vision_model_without_projection_keeps_the_bases(prefix, project_root):
     # As tanganke/clip-vit-base-patch32_cifar10; transformers 4 wrote the prefix, transformers 5 does not.
     theirs = hugging_face().vision_model
     weights = {prefix + k: v.contiguous() for k, v in theirs.state_dict().items()}
     weights[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]
-    save_file(weights, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "num_attention_heads": 2}))
+    save_file(weights, project_root / "model.safetensors")
+    (project_root / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "num_attention_heads": 2}))
     ours = small_clip().visual
     projection = ours.proj.clone()
     image_tower.replace_tower(ours, "model.safetensors")
@@ -82,7 +82,7 @@ def test_a_vision_model_without_projection_keeps_the_bases(prefix, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["bare", "openai", "safetensors"])
-def test_robust_towers_in_open_clips_layout(layout, tmp_path):
+def test_robust_towers_in_open_clips_layout(layout, project_root):
     clip = small_clip()
     weights = fine_tuned(clip)
     if layout == "openai":
@@ -90,9 +90,9 @@ def test_robust_towers_in_open_clips_layout(layout, tmp_path):
     content = {
         "bare": visual_of(weights),  # FARE and TeCoA as their authors publish them
         "openai": {**weights, "input_resolution": torch.tensor(32), "context_length": torch.tensor(16)},
-        "safetensors": weights,
+        "safetensors": {f"module.{k}": v for k, v in weights.items()},  # of a parallel model
     }
-    path = tmp_path / ("tower.safetensors" if layout == "safetensors" else "tower.pt")
+    path = project_root / ("tower.safetensors" if layout == "safetensors" else "tower.pt")
     (save_file if layout == "safetensors" else torch.save)(content[layout], path)
     text = clip.transformer.resblocks[0].mlp.c_fc.weight.clone()
     image_tower.replace_tower(clip.visual, str(path))
@@ -100,8 +100,8 @@ def test_robust_towers_in_open_clips_layout(layout, tmp_path):
     assert torch.equal(clip.transformer.resblocks[0].mlp.c_fc.weight, text), "the text side is the base's"
 
 
-def test_towers_that_do_not_fit_say_so(tmp_path):
-    clip, path = small_clip(), tmp_path / "tower.safetensors"
+def test_towers_that_do_not_fit_say_so(project_root):
+    clip, path = small_clip(), project_root / "tower.safetensors"
 
     def refused(weights, words):
         save_file({k: v.contiguous() for k, v in weights.items()}, path)
@@ -122,35 +122,36 @@ def test_towers_that_do_not_fit_say_so(tmp_path):
         ({}, 'no open_clip_config.json or config.json states the activation, .* put one there, such as {"model_cfg"'),
         ({"model_cfg": {}}, "activation 'gelu', but alignment.model has 'quick_gelu'.* without '-quickgelu'"),
         ({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}, "activation 'gelu'"),
+        ({"model_cfg": {"quick_gelu": "false"}}, "quick_gelu 'false'; write true or false"),
         ({"model_cfg": {"quick_gelu": True}}, None),
         ({"model_type": "clip_vision_model", "hidden_act": "quick_gelu"}, None),
     ],
 )
-def test_the_activation_that_a_configuration_states(config, words, tmp_path):
-    save_file(visual_of(small_clip().state_dict()), tmp_path / "tower.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_the_activation_that_a_configuration_states(config, words, project_root):
+    save_file(visual_of(small_clip().state_dict()), project_root / "tower.safetensors")
+    (project_root / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words) if words else nullcontext():
         image_tower.replace_tower(small_clip().visual, "tower.safetensors")
 
 
-def test_files_that_are_no_weights(tmp_path):
-    torch.save({"model": small_clip().visual}, tmp_path / "pickled.pt")
-    (tmp_path / "page.pt").write_text("<html>")
-    torch.save({"epoch": 1}, tmp_path / "empty.pt")
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "jit.pt")
-    torch.save([torch.ones(1)], tmp_path / "list.pt")
+def test_files_that_are_no_weights(project_root):
+    torch.save({"model": small_clip().visual}, project_root / "pickled.pt")
+    (project_root / "page.pt").write_text("<html>")
+    torch.save({"epoch": 1}, project_root / "empty.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), project_root / "jit.pt")
+    torch.save([torch.ones(1)], project_root / "list.pt")
     reasons = {"pickled": "may run code", "empty": "Missing key", "absent": "not a file; give the path"}
     for name, words in (reasons | dict.fromkeys(("page", "jit", "list"), "not a file of tensors")).items():
         with pytest.raises(UserError, match=words):
             image_tower.replace_tower(small_clip().visual, f"{name}.pt")
 
 
-def test_a_tower_from_the_hub(tmp_path, monkeypatch):
-    offline(monkeypatch, tmp_path)
-    snapshot, clip = repository(tmp_path, "someone/fare"), small_clip()
+def test_a_tower_from_the_hub(project_root, monkeypatch):
+    offline(monkeypatch, project_root)
+    snapshot, clip = repository(project_root, "someone/fare"), small_clip()
     weights = fine_tuned(clip)
     torch.save(weights, snapshot / "open_clip_pytorch_model.bin")
-    (tmp_path / "config.json").rename(snapshot / "open_clip_config.json")
+    (project_root / "config.json").rename(snapshot / "open_clip_config.json")
     image_tower.replace_tower(clip.visual, "hf-hub:someone/fare")
     assert torch.equal(clip.visual.proj, weights["visual.proj"])
     for name in ("hf-hub:someone/else", "hf-hub:not a name"):

@@ -1,6 +1,7 @@
 """Networks by source: built, loaded exactly, differentiable from pixels to logits; mistakes are sentences."""
 
 import urllib.error
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from multishield.forward import freeze, outputs
 from paper.models import pretrained
 from paper.models.classifier import Classifier, load_classifier, save_classifier
 from paper.params.sections import ClassifierFactory, FineTuned, FromZoo, Timm, Torchvision
+from paper.stages import training
 from paper.training import classifier
 
 KEY = "training.net"
@@ -104,6 +106,12 @@ FACTORY = """import torch
 def shapes(classes):
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, classes))
+class Noisy(torch.nn.Linear):
+    def __init__(self, classes):
+        super().__init__(3 * 32 * 32, classes)
+        self.register_buffer("noise", torch.randn(classes), persistent=False)
+    def forward(self, x):
+        return super().forward(x.flatten(1)) + self.noise
 short = lambda classes: torch.nn.Flatten()
 nothing = lambda classes: None
 """
@@ -117,6 +125,12 @@ def test_a_factory_builds_a_classifier(project_root, monkeypatch):
     assert 0 <= history.clean_accuracy.item() <= 1
     model.network[1].weight.add_(1)  # as if the function had loaded weights: those of the file count afterwards
     check_round_trip(model, params, 3, project_root)
+    stage = object.__new__(training.Stage)
+    noisy = ClassifierFactory(source="factory", factory="nets_of_mine:Noisy")
+    vars(stage).update(params=SimpleNamespace(training={"net": noisy}), item="net", data=data(), classes=["a"] * 3)
+    stage.folder = project_root / "artifacts" / "training" / "net"
+    with pytest.raises(UserError, match=r"training\.net answers otherwise once it was stored and loaded: scores"):
+        stage.save(*classifier.train_or_load("net", noisy, data(), data(0), 3, 0, None))
     for name, words in (("short", r"returns \(6, 3072\); it must"), ("nothing", "returned NoneType")):
         params = ClassifierFactory(source="factory", factory=f"nets_of_mine:{name}")
         with pytest.raises(UserError, match=words):

@@ -88,10 +88,14 @@ def test_missing_captions_a_missing_key_and_a_missing_section():
         Params.parse(values)
 
 
-@pytest.mark.parametrize("content", [b"", b"null\n", b"- a\n", b"just words", b"a: [1\n", b"seed: caf\xe9\n"])
+FORMS = [b"", b"null\n", b"- a\n", b"just words", b"a: [1\n", b"seed: caf\xe9\n", b"<<<<<<< HEAD\nseed: 1\n"]
+FORMS += [b"seed: " + 5000 * b"9", b"seed: 0x" + 5000 * b"f", 3000 * b"[", 3000 * b"{a: ", b"seed: 2026-13-45"]
+
+
+@pytest.mark.parametrize("content", FORMS)
 def test_a_file_of_another_form_is_one_sentence(tmp_path, content):
     (tmp_path / "params.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=r"^params.yaml (must hold the sections|is not)[^\n]*$"):
+    with pytest.raises(UserError, match=r"^params.yaml (must hold|is not|holds the marks)[^\n]*$"):
         Params.load(tmp_path / "params.yaml")
 
 

@@ -23,19 +23,11 @@ from paper.params import Params
 
 pytestmark = pytest.mark.cifar10
 
-SMALL = CHEAP | {
-    "dataset.train": 600,
-    "dataset.validation": 60,
-    "dataset.evaluate": 16,
-    "training.resnet20-fgsm.epochs": 1,
-    "training.resnet20-fgsm.validation_steps": 2,
-    "training.resnet20-fgsm.architecture": "resnet8",
-    "alignment.robust.epochs": 1,
-    "alignment.robust.validation_steps": 2,
-    "adaptive.paper.steps": 10,
-    "adaptive.square.queries": 50,
-    "adaptive.sanity.images": 16,
-}
+SMALL = CHEAP | {"dataset.train": 600, "dataset.validation": 60, "dataset.evaluate": 16}
+SMALL |= {"training.resnet20-fgsm.epochs": 1, "training.resnet20-fgsm.validation_steps": 2}
+SMALL |= {"training.resnet20-fgsm.architecture": "resnet8", "alignment.robust.epochs": 1}
+SMALL |= {"alignment.robust.validation_steps": 2, "adaptive.paper.steps": 10, "adaptive.square.queries": 50}
+SMALL |= {"adaptive.sanity.images": 16}
 
 
 @pytest.fixture(scope="module")

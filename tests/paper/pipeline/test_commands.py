@@ -36,12 +36,20 @@ def test_dvc_repro_with_bad_params_says_one_sentence(project, edited):
         ({"threat_model.eps": 8}, "strictly between 0 and 1"),
         ({"dataset.root": "nowhere"}, "run `python -m paper data`"),
         ({"dataset.root": "~/images"}, "write the whole path"),
+        ({"dataset.root": "~nobody-here/images"}, "'~nobody-here/images' cannot be followed .*; write the whole path"),
         ({"alignment.tower": "resnet_50"}, "alignment.tower is 'resnet_50', which timm does not know; did you mean"),
     ],
 )
 def test_the_first_stage_finds_a_mistake(edited, changes, words):
     edited(changes)
     with pytest.raises(UserError, match=words):
+        check()
+
+
+@pytest.mark.parametrize("name", ["MULTISHIELD_WORKERS", "MULTISHIELD_GPUS"])
+def test_the_first_stage_reads_the_settings_of_the_machine(edited, monkeypatch, name):
+    monkeypatch.setenv(name, "-3")
+    with pytest.raises(UserError, match=f"{name} is '-3'"):
         check()
 
 

@@ -1,5 +1,6 @@
 """Use outside an evaluation: decisions with their reasons, extensions, and the notebook that shows both."""
 
+import contextlib
 import json
 import sys
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from conftest import CHEAP, ROOT, copy_project, edit_params, run, run_notebooks
 from multishield import MultiShield
+from multishield.errors import UserError
 from paper.pipeline import predict
 
 
@@ -61,16 +63,10 @@ def test_the_notebook_of_extensions_runs(tmp_path):
         assert len(function.strip().splitlines()) < 20
 
 
-OWN = CHEAP | {
-    "dataset.name": "examples.own:stripes",
-    "dataset.root": "examples",
-    "dataset.train": 0,
-    "dataset.validation": 20,
-    "dataset.evaluate": 20,
-    "classifiers": ["neighbours"],
-    "training": {"neighbours": {"source": "factory", "factory": "examples.own:neighbours"}},
-    "alignment": {"source": "factory", "prompts": ["a photo of {}"], "factory": "examples.own:stripes_clip"},
-}
+OWN = CHEAP | {"dataset.name": "examples.own:stripes", "dataset.root": "examples", "dataset.train": 0}
+OWN |= {"dataset.validation": 20, "dataset.evaluate": 20, "classifiers": ["neighbours"]}
+OWN |= {"training": {"neighbours": {"source": "factory", "factory": "examples.own:neighbours"}}}
+OWN |= {"alignment": {"source": "factory", "prompts": ["a photo of {}"], "factory": "examples.own:stripes_clip"}}
 
 
 @pytest.mark.timeout(600)
@@ -94,6 +90,13 @@ def test_extensions_run_in_the_pipeline_and_predict(tmp_path):
     lines = predicted("level.png", "level.png").stdout.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("level.png: level stripes  (classifier level stripes ")
+    damaged = {"training/neighbours/classifier.json": "{}", "dataset/images.json": "[]", "alignment/clip.json": "{}"}
+    for name, content in (damaged | {"dataset/classes.json": '["a", "b", "c"]'}).items():
+        good = (own / "artifacts" / name).read_text()
+        (own / "artifacts" / name).write_text(content)
+        with contextlib.chdir(own), pytest.raises(UserError, match=r"(json is damaged|belong together) .*reproduce"):
+            predict.predict([own / "level.png"])
+        (own / "artifacts" / name).write_text(good)
     for name, words in (("nothing.png", "nothing.png"), ("params.yaml", "cannot be read as an image")):
         done = predicted(name)
         assert (done.returncode, done.stdout) == (1, "")

@@ -112,6 +112,9 @@ def test_edits_are_saved(project_root, demo, capsys):
         use_profile("pets")
         assert capsys.readouterr().out == f"your params.yaml is saved as {saved}\n"
         assert (project_root / saved).read_text() == demo + edit
+    (project_root / "params.yaml").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(UserError, match=r"params\.yaml is not UTF-8 text .*; save it as UTF-8"):
+        use_profile("pets")
 
 
 MISTAKES = {

@@ -1,11 +1,14 @@
 """A run's table is compared with the committed one."""
 
+import os
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
 from conftest import ROOT, edit_params
+from multishield.errors import UserError
 from multishield.records import wilson
 from paper.pipeline.results import compare, show
 
@@ -40,6 +43,17 @@ def test_the_last_commit_is_compared(project_root, capsys):
         subprocess.run(["git", *command], check=True)
     show()
     assert "committed one: the same." in capsys.readouterr().out
+    closed, output = os.pipe()
+    os.close(closed)  # as `head` does
+    done = subprocess.run([sys.executable, "-m", "paper", "results"], stdout=output, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
+    for content, words in ((b"caf\xe9", "not UTF-8"), (b"<<<<<<< HEAD\n", "the marks of"), (b"a,b\n", "no table of")):
+        for file in tables.glob("*.csv" if b"," in content else "*"):
+            good = file.read_bytes()
+            file.write_bytes(content)
+            with pytest.raises(UserError, match=f"{file.name} .*{words}.*remove it and run `make reproduce`"):
+                show()
+            file.write_bytes(good)
     edit_params(project_root, {"adaptive.square.queries": 200})
     show()
     assert "of another params.yaml" in capsys.readouterr().out

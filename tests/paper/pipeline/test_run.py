@@ -10,10 +10,10 @@ import sys
 import nbformat
 import pytest
 
-from conftest import run
+from conftest import copy_project, run
 from multishield.errors import UserError
 from multishield.files import read_json, write_json
-from paper.params import DEFAULTS
+from paper.params import DEFAULTS, read_yaml
 from paper.pipeline import arithmetic
 from paper.pipeline.notebooks import read_notebook, source_path, write_notebook
 
@@ -48,10 +48,34 @@ def test_a_killed_kernel_is_one_sentence_and_its_unfinished_work_stays(stage, pr
     assert not work.parent.exists(), "the stage has ended well"
 
 
+@pytest.mark.parametrize("limit", ["", "ulimit -n 40;"])
+def test_a_kernel_that_does_not_start_is_one_sentence(stage, project_root, limit):
+    assert stage("1").returncode == 0
+    dies = "import os, sys\n'ipykernel' in str(sys.orig_argv) and os._exit(1)"
+    (project_root / "sitecustomize.py").write_text("" if limit else dies)
+    path = os.pathsep.join([str(project_root), os.environ.get("PYTHONPATH", "")])
+    done = run(project_root, "sh", "-c", f"{limit} exec {sys.executable} -m paper run dataset", PYTHONPATH=path)
+    assert re.search(r"^error: 01_dataset\.ipynb: its kernel .* the same command continues", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_experiment_runs_the_code_of_its_own_folder(tmp_path):
+    copy_project(tmp_path)
+    for module in ("multishield/errors.py", "paper/paths.py"):
+        file = tmp_path / "src" / module
+        file.write_text(file.read_text() + "MARK = 'the copy'\n")
+    code = "import multishield.errors, paper.paths; print(multishield.errors.MARK, paper.paths.MARK)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    write_notebook(notebook, tmp_path / "notebooks" / "01_dataset.ipynb")
+    run(tmp_path, "sh", "-c", read_yaml(tmp_path / "dvc.yaml")["stages"]["dataset"]["cmd"])
+    assert outputs(tmp_path) == "the copy the copy\n"
+
+
 def test_a_notebook_that_fails_is_named(stage, project_root):
-    done = stage("1", "1 / 0")
+    bar = "from multishield.progress import progress\nbar = progress(None, 'counting', 'number', 3)"
+    done = stage(bar, "1 / 0")
     assert done.returncode == 1
-    assert re.search(r"error: 01_dataset\.ipynb, cell \[2\]: ZeroDivisionError: division by zero", done.stderr)
+    assert re.search(r"(?m)^error: 01_dataset\.ipynb, cell \[2\]: ZeroDivisionError: division by zero", done.stderr)
     copy = read_notebook(project_root / re.search(r"The executed copy is (\S+)", done.stderr)[1])
     assert "ZeroDivisionError" in {o.get("ename") for cell in copy.cells for o in cell.get("outputs", [])}
     assert "Traceback" not in done.stderr
@@ -65,10 +89,12 @@ def test_the_kernel_is_this_python_with_the_portable_arithmetic_and_progress_sta
     write_json(foreign / "kernel.json", {"argv": ["/bin/false"], "display_name": "x", "language": "python"})
     names = list(arithmetic.PORTABLE)
     code = f"import os, sys; print(sys.executable); print({{n: os.environ[n] for n in {names}}})"
+    startup = tmp_path / "ipython" / "profile_default" / "startup" / "00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("import sys; sys.executable = 'of the user'")
     bar = "from multishield.progress import progress; list(progress(range(3), 'counting', 'number'))\nNone"
-    done = stage(
-        code, bar, JUPYTER_PATH=str(tmp_path / "elsewhere"), OMP_NUM_THREADS="4", ATEN_CPU_CAPABILITY="default"
-    )
+    users = {"JUPYTER_PATH": tmp_path / "elsewhere", "IPYTHONDIR": startup.parents[2], "PYTHONSTARTUP": startup}
+    done = stage(code, bar, OMP_NUM_THREADS="4", ATEN_CPU_CAPABILITY="default", **{k: str(v) for k, v in users.items()})
     assert done.returncode == 0, done.stderr
     assert outputs(project_root).splitlines() == [sys.executable, str(arithmetic.PORTABLE)]
     assert "counting: 100%" in done.stderr
@@ -129,7 +155,7 @@ def test_what_the_system_refuses_is_one_sentence(stage, project_root):
     (project_root / "artifacts").write_text("a file where a folder should be")
     done = stage("1")
     assert done.returncode == 1
-    assert re.search(r"error: \S+artifacts\S*: .*; make room there, make it readable and writable", done.stderr)
+    assert re.search(r"error: .*artifacts\S*: .*; make room there, make it readable and writable", done.stderr)
     assert "Traceback" not in done.stderr
 
 

@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import ROOT, edit_params
+from multishield.errors import UserError
 from paper.naming import PER_CLASSIFIER, STAGES, STUDIES, parameter, runs
 from paper.params import DEFAULTS, Params
 from paper.pipeline import notebooks, stale
@@ -172,6 +173,29 @@ def test_a_module_of_ones_own_counts_for_those_who_name_it(project_root):
     now = fingerprints(Params.load())
     assert stages_that_differ(before, now) >= {"training", "baseline", "adaptive"}
     assert before["training", "robust"] == now["training", "robust"]
+
+
+def test_a_replaced_file_makes_the_stage_that_loads_it_stale(project_root):
+    shutil.copy(DEFAULTS, project_root / "params.yaml")
+    net = {"source": "checkpoint", "architecture": "resnet8", "path": "net", "mean": [0.5] * 3, "std": [0.5] * 3}
+    clip = {"source": "file", "prompts": ["a {}"], "config": "config", "weights": "clip"}
+    edit_params(project_root, {"training.robust": net, "alignment": clip})
+    for name in ("net", "config", "clip"):
+        before = fingerprints(Params.load())
+        (project_root / name).write_text("other weights")
+        assert stages_that_differ(before, fingerprints(Params.load())) == {"training" if name == "net" else "alignment"}
+
+
+def test_magics_are_read_and_a_cell_that_is_no_python_or_misses_its_tag_is_named():
+    params, cells = Params.load(DEFAULTS), code_cells(read := notebook("baseline"))
+    cells[1].source = f"%matplotlib inline\nfiles = !ls\n{cells[1].source}"
+    assert stale.fingerprint_of("baseline", "robust", read, params)["modules"].keys() >= {"paper.stages.baseline"}
+    cells[2].source = "1 +"
+    with pytest.raises(UserError, match=r"^04_baseline\.ipynb, code cell 3 is not Python"):
+        stale.fingerprint_of("baseline", "robust", read, params)
+    cells[0].metadata.tags, cells[2].source = [], ""
+    with pytest.raises(UserError, match=r"^04_baseline\.ipynb has no code cell with the tag parameters"):
+        stale.fingerprint_of("baseline", "robust", read, params)
 
 
 # A nested format and braces in an f-string, empty fields, a docstring, a character that is new to Unicode.

@@ -1,3 +1,4 @@
+import html
 import re
 
 import nbformat
@@ -16,3 +17,14 @@ def test_the_report_is_headed_by_its_own_title_and_other_pages_by_their_notebook
     assert "<title>Shapes &lt;&amp;&gt; \\1</title>" in text
     assert (">The finding &amp; more</a>" in text.partition("<h1")[0]) == of_the_report  # the table of contents
     assert ('<a href="01_dataset.html">A &amp; B</a>' in text) == of_the_report
+
+
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "JAVA&#115;cript:alert(1)", "data:text/html,x"])
+def test_a_link_leads_to_the_web_or_into_the_page_and_nothing_acts(tmp_path, address):
+    words = (
+        f'[a]({address}) <a href="{address}" onclick="act()">b</a><embed src="{address}"> [c](https://a.org) [d](#e)'
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(words)])
+    text = html.unescape(write_page(notebook, tmp_path / "page.html", "A page").read_text())
+    assert not re.search("(href|src)=.?(java|data)|onclick", text, re.IGNORECASE)
+    assert all(f'href="{kept}"' in text for kept in ("https://a.org", "#e"))
