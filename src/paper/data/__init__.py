@@ -1,1 +1,0 @@
-"""Data sets: raw images in, prepared splits out."""

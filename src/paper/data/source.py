@@ -58,9 +58,7 @@ def as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         if levels.dtype != np.uint8:
             top = 1 if levels.dtype.kind == "f" else 65535 if grey or levels.dtype == np.uint16 else -1
             if top < 0 or not 0 <= levels.min() <= levels.max() <= top:
-                raise UserError(
-                    f"its levels, {levels.dtype}, are neither 8 or 16 bits nor numbers in [0,1]; rescale them"
-                )
+                raise UserError(f"its levels, {levels.dtype}, are neither 8 or 16 bits nor in [0,1]; rescale them")
             levels = (np.rint(levels * 255.0) if top == 1 else (levels.astype(np.int64) + 128) // 257).astype(np.uint8)
         image = Image.fromarray(levels)
     return image.convert("RGB")

@@ -1,1 +1,0 @@
-"""Models: classifiers, CLIPs and their zero-shot scores, each a module from pixels in [0,1]."""

@@ -1,1 +1,0 @@
-"""What runs an experiment: the check, notebooks as stages, profiles, publishing, prediction."""

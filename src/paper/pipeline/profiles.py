@@ -30,8 +30,7 @@ def use_profile(name: str) -> None:
     # A copy of the text that a profile wrote last tells the user's edits from it.
     if old not in (text, profile_text("demo"), last.read_text(encoding="utf-8") if last.is_file() else text):
         print(f"your params.yaml is saved as {_save(old).name}")
-    if old != text:
-        write_text(target, text)
+    write_text(target, text)
     write_text(last, text)
 
 

@@ -191,10 +191,9 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     figure, panels = _panels(histories, (4.2, 3.2), (0, 1.02), "epoch", "validation accuracy")
     for axis, history in panels:
         best = history[history.chosen] if "chosen" in history else history[:0]
-        marker = "." if len(history) < 3 else None
         for (column, curve), colour in zip(ACCURACIES.items(), (GREEN, RED, AMBER), strict=True):
             if column in history:
-                axis.plot(history.epoch, history[column], color=colour, label=curve, marker=marker)
+                axis.plot(history.epoch, history[column], color=colour, label=curve, marker=".")
                 axis.plot(best.epoch, best[column], "o", color=colour)
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(fontsize=8)

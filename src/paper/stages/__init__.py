@@ -1,1 +1,0 @@
-"""The stages: a module for each, whose class `Stage` its notebook uses."""

@@ -1,1 +1,0 @@
-"""Training of classifiers and of the demo's CLIP."""
