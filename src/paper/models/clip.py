@@ -18,7 +18,7 @@ from paper.models.image_tower import HUB, replace_tower
 from paper.params.sections import Clips
 from paper.params.values import load_factory, stored
 
-KEYS = ("embed_dim", "vision_cfg", "text_cfg", "preprocess_cfg", "quick_gelu")
+KEYS = ("embed_dim", "vision_cfg", "text_cfg", "preprocess_cfg", "quick_gelu", "note")  # a note is for readers
 FLAGS = vars(open_clip.CLIPVisionCfg()) | vars(open_clip.CLIPTextCfg()) | {"quick_gelu": False}
 FLAGS = {key for key, default in FLAGS.items() if isinstance(default, bool)}
 # The modes that `Preprocess` knows.
@@ -79,7 +79,7 @@ def build_clip(config: dict, antialias: bool = True, source: str = "the CLIP con
         model = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
         preprocessing = _preprocessing(config["preprocess_cfg"], source)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        keys = f"{', '.join(KEYS[:4])} with open_clip's keys, and may hold {KEYS[4]}"
+        keys = f"{', '.join(KEYS[:4])} with open_clip's keys, and may hold {KEYS[4]} and a {KEYS[5]}"
         raise UserError(f"{source} is not a CLIP configuration ({error}); it must hold {keys}") from None
     tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
     return Clip(model, tokenizer, preprocessing, antialias)
