@@ -52,7 +52,7 @@ def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
     """
     stages = {TITLES["no_shield"]: "baseline", TITLES["unaware"]: "multishield"}
     shown = frame.astype(str).map(html.escape)
-    for i, (item, second) in enumerate(zip(shown.iloc[:, 0], frame.iloc[:, 1], strict=True)):
+    for i, (item, second) in enumerate(zip(shown.iloc[:, 0], frame.iloc[:, 1], strict=True) if len(frame) else ()):
         page = run_name(stage or stages.get(second, "adaptive"), item)
         text = f"<b>{second}</b>" if second == TITLES["worst_case"] else shown.iloc[i, 1]
         shown.iloc[i, 1] = f'<a href="{page}.html">{text}</a>'

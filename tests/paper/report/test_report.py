@@ -44,6 +44,7 @@ def test_every_row_of_a_linked_table_leads_to_its_page():
     assert '<td>b</td> <td><a href="05_multishield_b.html">unaware attacker</a></td> <td></td>' in text
     assert '<a href="06_adaptive_b.html"><b>worst case</b></a>' in text
     assert "07_comparison_b.html" in tables.linked(frame, "comparison")
+    assert "<td>" not in tables.linked(pd.DataFrame()), "an experiment without a comparison"
 
 
 def test_the_sentences_of_the_notebooks_make_the_finding(all_records):
