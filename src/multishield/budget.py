@@ -3,6 +3,15 @@
 from dataclasses import dataclass, field, fields
 
 
+def radius(value: float | str) -> float:
+    """A radius given as a number or as "8/255". Raises ValueError for another text."""
+    above, slash, below = str(value).partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)  # Fraction("1e-99999999") would take for ever
+    except (ValueError, ZeroDivisionError):
+        raise ValueError('must be a fraction such as "8/255" or a number') from None
+
+
 def _count(default: int, least: int = 1):
     """A whole number of at least `least`; `Params` reads the same bounds from the metadata."""
     return field(default=default, metadata={"ge": least, "strict": True})

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from multishield import inputs, records, sanity
-from multishield.attacks.threat_model import Ball, radius
-from multishield.budget import Budget
+from multishield.attacks.threat_model import Ball
+from multishield.budget import Budget, radius
 from multishield.errors import UserError, reason_of
 from multishield.files import write_text
 from multishield.forward import own_settings

@@ -35,8 +35,7 @@ def images_of(images: Tensor, labels: Tensor, ids: Tensor | Sequence[int] | None
     if len(ids.unique()) < len(ids):
         raise UserError("two images have the same id; give every image an id of its own")
     images, labels, ids = (t.detach().cpu() for t in (images, labels, ids))
-    # What was made in inference mode can have no gradient; a copy can.
-    images = images.clone() if images.is_inference() else images
+    images = images.clone() if images.is_inference() else images  # only a copy of such images can have gradients
     return Images(images, labels.long().clone(), ids.long().clone())
 
 
@@ -51,7 +50,7 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
         )
     x = data[:4].pixels.to(device_of(model)).requires_grad_()
     changed = []
-    hooks = [m.register_forward_hook(lambda m, inputs, out: changed.append(inputs[0]._version)) for m in _models(model)]
+    hooks = [m.register_forward_hook(lambda m, given, out: changed.extend(given[:1])) for m in _models(model)]
     try:
         if isinstance(model, RejectClass):
             _check_outputs(model.models[0](x.clone()))
@@ -63,7 +62,8 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
         for hook in hooks:
             hook.remove()
     check_repeatable(model, data[:ASKED_TWICE].pixels, "the model")
-    notes = ["the model changes the pixels that it is given; it gets a copy"] if any(changed) else []
+    copied = any(isinstance(x, Tensor) and x._version for x in changed)
+    notes = ["the model changes the pixels that it is given; it gets a copy"] if copied else []
     steepest = _steepest(scores, margins, x)
     if steepest is None:
         notes.append("it has no gradient to the pixels: only the black-box attack was run, which proves little")

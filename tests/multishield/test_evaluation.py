@@ -199,6 +199,16 @@ def test_a_model_that_changes_its_pixels_gets_a_copy_and_is_named():
     assert torch.equal(x, before)
 
 
+def test_a_defence_may_call_its_model_by_keyword():
+    class Keyword(Undefended):
+        def scores(self, x):
+            return (self.models[0](x=x),)
+
+    x = inside(6)
+    result = evaluate(Keyword(Linear(3)), x, Linear(3)(x).argmax(1), EPS, budget=QUICK, attacks=["joint"])
+    assert not result.notes
+
+
 def test_a_folder_holds_one_evaluation(whole, tmp_path, monkeypatch):
     model, x, y, _ = whole
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -55,7 +55,7 @@ REFUSED = {
     "two accepted classes": ({"model": Logits()}, "accepts two classes of one image"),
     "ids that repeat": ({"ids": [0, 1, 2, 3, 4, 4]}, "two images have the same id"),
     "too few ids": ({"ids": [1]}, r"ids are \(1,\) torch.int64; 6 whole numbers"),
-    "eps in words": ({"eps": "8 of 255"}, 'the radius is .8 of 255.; a fraction such as "8/255"'),
+    "eps in words": ({"eps": "8 of 255"}, 'must be a fraction such as "8/255" or a number'),
     "an unknown budget": ({"budget": {"steps": 3}}, "budget or device cannot be used: .*unexpected keyword .*steps"),
     "an unknown device": ({"device": "abc"}, "device cannot be used: .*abc"),
     "a file for results": ({"save_to": __file__}, "which is a file; give a folder"),

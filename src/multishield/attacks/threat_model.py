@@ -13,15 +13,6 @@ from multishield.forward import Outputs
 Success = Callable[[Outputs, Tensor], Tensor]
 
 
-def radius(value: float | str) -> float:
-    """A radius given as a number or as "8/255". Raises ValueError for another text."""
-    above, slash, below = str(value).partition("/")
-    try:
-        return float(above) / float(below) if slash else float(above)  # Fraction("1e-99999999") would take for ever
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f'the radius is {value!r}; a fraction such as "8/255" or a number is accepted') from None
-
-
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:
     """Success against a classifier: the decision is not the label."""
     return logits.argmax(1) != labels

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError, create_model
 
+from multishield.budget import radius
 from multishield.errors import UserError
 from multishield.files import how_to_fix, read_json
 from paper import paths
@@ -24,11 +25,7 @@ ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "res
 
 def parse_eps(value) -> float:
     """Read a radius given as "8/255" or as a number. Raises ValueError if it is not strictly between 0 and 1."""
-    above, slash, below = str(value).partition("/")
-    try:
-        eps = float(above) / float(below) if slash else float(above)  # Fraction("1e-99999999") would take for ever
-    except (ValueError, ZeroDivisionError):
-        raise ValueError('must be a fraction such as "8/255" or a number between 0 and 1') from None
+    eps = radius(value)
     if not 0 < eps < 1:
         raise ValueError('must lie strictly between 0 and 1, because pixels are in [0,1]: write "8/255", not 8')
     return eps
