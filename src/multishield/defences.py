@@ -185,9 +185,7 @@ def threshold_for(
 ) -> float:
     """The threshold that `calibrate` chooses, from the scores (N,...) of the images. Args and errors are its own."""
     if not 0 <= rejection < 1 or not low < high:
-        raise ValueError(
-            f"rejection is {rejection}, low {low}, high {high}; accepted are 0 <= rejection < 1, low < high"
-        )
+        raise ValueError(f"rejection is {rejection}, low {low}, high {high}; give 0 <= rejection < 1 and low < high")
 
     def rejected(threshold: float) -> float:
         outputs = build(threshold).outputs(scores)

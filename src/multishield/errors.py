@@ -1,6 +1,7 @@
 """The one error that users see, and the words of its sentences."""
 
 import difflib
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -12,7 +13,8 @@ def in_words(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     name, reason = error.filename or "a file", error.strerror or error
-    return f"{name}: {reason}; make room there, make it readable and writable, or remove it"
+    disk = next((p for p in Path(name).absolute().parents if p.is_mount()), Path("/"))
+    return f"{name}: {reason}; make room on its disk ({disk}), make it readable and writable, or remove it"
 
 
 def closest(name: str, known, listing: str) -> str:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from multishield.errors import UserError
 
 
@@ -20,6 +22,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())  # or a power cut may keep the new name and lose the content
         os.replace(temporary, path)
+    except SafetensorError as error:  # its words for a full disk
+        raise OSError(None, str(error), str(path)) from None
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk has no name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -75,7 +82,6 @@ def save_tensors(path: Path, tensors: dict) -> Path:
 
 def load_tensors(path: Path) -> dict:
     """Read a safetensors file into tensors by name. Raises UserError if it is missing or is not safetensors."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():

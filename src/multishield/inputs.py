@@ -79,9 +79,7 @@ def _models(defence: nn.Module) -> list[nn.Module]:
 
 def _check_outputs(outputs) -> None:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 3 or not outputs.is_floating_point():
-        raise UserError(
-            f"the model gives {_described(outputs)}; K+1 outputs (B,K+1) are accepted, the last of them 'reject'"
-        )
+        raise UserError(f"the model gives {_described(outputs)}; outputs (B,K+1) are accepted, the last one 'reject'")
 
 
 def _checked_margins(defence: nn.Module, scores, labels: Tensor) -> Tensor:
@@ -101,9 +99,7 @@ def _checked_margins(defence: nn.Module, scores, labels: Tensor) -> Tensor:
         )
     low, high, classes = int(labels.min()), int(labels.max()), margins.shape[2]
     if low < 0 or high >= classes:
-        raise UserError(
-            f"labels lie in {low}..{high}, but the model has {classes} classes and reject; give 0..{classes - 1}"
-        )
+        raise UserError(f"labels lie in {low}..{high}, but the model has {classes} classes; give 0..{classes - 1}")
     return margins
 
 

@@ -61,10 +61,8 @@ def _of_attacks(records: pd.DataFrame) -> Findings:
         words = f"all together broke {together} of {n}, the strongest alone ({strongest}) {alone[strongest]}"
         findings["worst case is worst"] = (together >= alone[strongest], words)
     if "joint" in images:
-        joint, black_box = (
-            len(images["joint"]),
-            int((records.attack[records.scenario == "worst_case"] == "square").sum()),
-        )
+        black_box = int((records.attack[records.scenario == "worst_case"] == "square").sum())
+        joint = len(images["joint"])
         words = f"the black-box attack broke {black_box} of {n} images that were left"
         findings["white box beats black box"] = (black_box == 0, words)
         words = f"joint broke {joint} of the {together} images that all together broke"

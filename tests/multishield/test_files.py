@@ -1,11 +1,16 @@
 """Files that are whole or not there, and sentences about those that cannot be used."""
 
+import re
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from multishield import UserError
 from multishield.errors import closest, in_words, reason_of
-from multishield.files import load_tensors, read_json, save_tensors, write_atomically, write_json
+from multishield.files import load_tensors, read_json, save_tensors, write_atomically, write_json, write_text
 
 
 def test_views_and_shared_tensors_are_saved_whole(tmp_path):
@@ -47,9 +52,21 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name, content, sen
         read(path)
 
 
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "a"), lambda path: save_tensors(path, {})])
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch, write):
+    full = (OSError(28, "No space left on device"), SafetensorError("No space left on device (os error 28)"))
+    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=full[0]))
+    monkeypatch.setattr("safetensors.torch.save_file", Mock(side_effect=full[1]))
+    with pytest.raises(OSError, match="No space left") as caught:
+        write(tmp_path / "x")
+    disk = next(folder for folder in tmp_path.parents if folder.is_mount())
+    assert re.match(rf"{tmp_path}/x: No space .*; make room on its disk \({disk}\),", in_words(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_words_of_errors():
     assert in_words(UserError("lower it")) == "lower it"
-    assert in_words(OSError(28, "No space left", "/x")).startswith("/x: No space left; make room there")
+    assert in_words(OSError(28, "No space left")).startswith("a file: No space left; make room on its disk (/")
     assert reason_of(ValueError("two\n  lines")) == "two lines"
     assert reason_of(ValueError()) == "ValueError"
     assert closest("robst", ["robust"], "none") == "did you mean robust?"
