@@ -1,8 +1,7 @@
 """Who computes the pieces of an attack: this process, several processes, or a Ray cluster. The bytes are the same.
 
 It is a setting of the machine and changes no result, so it is no parameter of the experiment. Ray (the extra `cluster`)
-starts the processes, finds GPUs, and computes a piece again where its worker or machine is lost. Finished pieces are on
-disk, so that a killed driver loses only the pieces that were being computed.
+starts the processes, finds GPUs, and computes a piece again where its worker or machine is lost.
 """
 
 import copy
@@ -13,11 +12,13 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pickle import PicklingError
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from multishield.errors import UserError
+from multishield.errors import UserError, reason_of
 from multishield.forward import device
 from multishield.resume import Each
 
@@ -75,7 +76,11 @@ def over_ray(workers: Workers, work: partial, pieces: Iterable) -> Iterator:
     gpus = workers.gpus if workers.gpus is not None else float(bool(total.get("GPU", 0)))
     slots = max(1, int(total.get("GPU", 0) / gpus if gpus else total.get("CPU", 1)))
     task = ray.remote(_compute).options(num_cpus=1, num_gpus=gpus, max_retries=3)
-    sent, waiting, running = ray.put(_on(work, torch.device("cpu"))), iter(pieces), []
+    try:
+        sent = ray.put(_on(work, torch.device("cpu")))
+    except (TypeError, RuntimeError, PicklingError) as error:
+        raise UserError(f"a model cannot be sent to workers ({reason_of(error)}); unset MULTISHIELD_WORKERS") from None
+    waiting, running = iter(pieces), []
     try:
         while True:
             while len(running) < slots and (piece := next(waiting, None)) is not None:
@@ -99,7 +104,21 @@ def _on(work, device: torch.device):
     """The same work with copies of its models on a device."""
     if isinstance(work, partial):
         return partial(work.func, *(_on(argument, device) for argument in work.args), **work.keywords)
-    return copy.deepcopy(work).to(device) if isinstance(work, nn.Module) else work
+    return _plain_copy(work).to(device) if isinstance(work, nn.Module) else work
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """A copy whose weights are plain, for weight_norm, spectral_norm and other parametrizations cannot be sent."""
+    for part in model.modules():  # a weight that a hook computes before each pass
+        vars(part).update({name: value.detach() for name, value in vars(part).items() if isinstance(value, Tensor)})
+    model = copy.deepcopy(model)
+    for part in filter(parametrize.is_parametrized, list(model.modules())):
+        weights = {name: getattr(part, name).detach() for name in part.parametrizations}
+        part.__class__ = parametrize.type_before_parametrizations(part)
+        del part.parametrizations
+        for name, weight in weights.items():
+            part.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    return model
 
 
 def _result(ray, handle):

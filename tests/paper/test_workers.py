@@ -5,12 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from multishield.errors import UserError
+from multishield.forward import freeze
 from paper import workers
 from paper.workers import Workers, over_ray
 
@@ -141,6 +147,25 @@ def lose():
 """
     expected = script(ALONE, workers="1").split()
     assert sorted(script(EVALUATION + cluster + LOSE, MISHAP="slow").split()) == sorted(["left", *expected])
+
+
+NORMS = (weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_network_with_computed_weights_can_be_sent(norm):
+    pickle = pytest.importorskip("cloudpickle")  # that of Ray
+    network, x = freeze(nn.Sequential(norm(nn.Conv2d(3, 3, 3)), nn.ReLU())), torch.rand(2, 3, 8, 8)
+    for _ in range(2):  # the network itself is as it was
+        assert torch.equal(pickle.loads(pickle.dumps(workers._plain_copy(network)))(x), network(x))
+
+
+def test_a_model_that_cannot_be_sent_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(workers, "_started", lambda _: Mock(cluster_resources=lambda: {"CPU": 1}))
+    locked = nn.Linear(1, 1)
+    locked.lock = threading.Lock()
+    with pytest.raises(UserError, match=r"^a model cannot be sent to workers \(.*lock.*\); unset MULTISHIELD_WORKERS$"):
+        list(over_ray(Workers(), partial(print, locked), [1]))
 
 
 # One Ray for all of these, because each start costs seconds.
