@@ -22,6 +22,7 @@ from multishield.budget import Square
 from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker
 from paper import stage
+from paper.models.classifier import load_classifier
 from paper.stages.autoattack import PassCounter
 
 ATTACKS = ["apgd-ce", "apgd-t", "square"]
@@ -36,8 +37,8 @@ def timed(function):
 def package(network: nn.Module, data: Images, eps: float, queries: int) -> tuple[Tensor, int, int]:
     """Attack with AutoAttack's package: which images resist (N,), and all forwards and backwards.
 
-    It gets the network as PyTorch loads it: channels first, and parameters with gradients. Layout and freezing are the
-    work of this project, so the comparison includes them.
+    It gets the network as PyTorch loads it: channels first, parameters with gradients, batch norms as they are. Layout,
+    freezing and folding are the work of this project, so the comparison includes them.
     """
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format).requires_grad_(True)
     counter = PassCounter(network)
@@ -79,7 +80,7 @@ def row_of_classifier(name: str, images: int, queries: int) -> None:
     attacker = Attacker(name, Budget(square=Square(queries=queries)), s.ball, s.params.seed)
     compare(
         f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate` (components, square)",
-        lambda: package(classifier, data, s.ball.eps, queries),
+        lambda: package(load_classifier(name, fold=False), data, s.ball.eps, queries),
         lambda: ours(attacker, classifier, data),
     )
 

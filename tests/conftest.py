@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 from paper.pipeline import arithmetic
 
@@ -22,6 +23,7 @@ import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
+from multishield.progress import PROGRESS
 from paper.data import shapes
 from paper.naming import STAGES, parameter, runs
 from paper.params import DEFAULTS, Params
@@ -129,7 +131,7 @@ def run(project: Path, *command: str, **environment: str) -> subprocess.Complete
 def run_notebooks(project: Path, until: str = "report") -> None:
     """The cells of all notebooks up to a stage's, in this process: the numbers of `dvc repro` without its starts."""
     mpl.use("Agg")
-    with contextlib.chdir(project):
+    with contextlib.chdir(project), mock.patch.dict(os.environ, {PROGRESS: "2"}):
         for stage, item in runs(Params.load().classifiers):
             if STAGES.index(stage) > STAGES.index(until):
                 continue

@@ -7,13 +7,13 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from tqdm import tqdm
 
-# The runner of a notebook names a file here, and copies its lines to its own terminal.
-PROGRESS_FILE = "MULTISHIELD_PROGRESS"
+# The kernel of a stage keeps the terminal of its runner as the file descriptor of this number.
+PROGRESS = "MULTISHIELD_PROGRESS"
 
 
 def _stream():
-    name = os.environ.get(PROGRESS_FILE)
-    return open(name, "a", buffering=1, encoding="utf-8") if name else sys.stderr
+    number = os.environ.get(PROGRESS)
+    return open(int(number), "a", buffering=1, encoding="utf-8", closefd=False) if number else sys.stderr
 
 
 def progress(items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:

@@ -51,7 +51,8 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to write the rest
         return 141
     except (UserError, OSError) as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        # A stage that fails may leave a progress bar in the line.
+        print("\n" * (command == "run") + f"error: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

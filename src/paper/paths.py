@@ -6,6 +6,8 @@ from pathlib import Path
 
 from multishield.errors import UserError
 
+by_hand: str | None = None  # the stage whose notebook is not run by the pipeline, see `paper.stage`
+
 
 def root() -> Path:
     """The nearest folder upwards that holds `params.yaml` and `dvc.yaml`. Raises UserError outside a project."""
@@ -17,8 +19,8 @@ def root() -> Path:
 
 
 def artifacts(stage: str, *names: str) -> Path:
-    """`artifacts/<stage>/...`: the results that a stage hands to the next ones."""
-    return root().joinpath("artifacts", stage, *names)
+    """`artifacts/<stage>/...`: the results that a stage hands to the next ones; by hand in `.multishield/by-hand`."""
+    return (state("by-hand") if stage == by_hand else root()).joinpath("artifacts", stage, *names)
 
 
 def reports(*names: str) -> Path:

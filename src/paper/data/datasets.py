@@ -151,6 +151,8 @@ def check_root(params: Dataset) -> None:
     folder = paths.resolve(params.root) / {"imagenet": "val", "folder": "test"}.get(params.name, "")
     if not folder.is_dir():
         remedy = HOW_TO_GET.get(params.name, f"give the path of the folder that {params.name} reads")
+        if ".dvc" in paths.root().parts:  # a copy that `dvc exp run --temp` made, of tracked files alone
+            remedy = "an experiment in a folder of its own needs the whole path of the images"
         raise UserError(f"dataset.root is {params.root!r}, but {folder} is not a folder; {remedy}")
 
 

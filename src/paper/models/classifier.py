@@ -20,8 +20,7 @@ from paper.params.values import stored
 class Classifier(nn.Module):
     """A network with its normalisation: pixels in [0,1] (B,3,H,W) to logits (B,K).
 
-    `mean` and `std` are three numbers each, in units of [0,1] pixels. Images whose side is not `size` are resized,
-    bilinearly and differentiably; None takes images of any size.
+    `mean` and `std` are three numbers each. Images whose side is not `size` are resized bilinearly; None resizes none.
     """
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float], size: int | None = None):
@@ -39,7 +38,12 @@ class Classifier(nn.Module):
 
 def folded(network: nn.Module) -> nn.Module:
     """A network that was trained here, its batch norms folded into convolutions: equal up to rounding, and faster."""
-    return fuse(network.eval()) if any(isinstance(m, nn.BatchNorm2d) for m in network.modules()) else network
+    if not any(isinstance(m, nn.BatchNorm2d) for m in network.modules()):
+        return network
+    try:
+        return fuse(network.eval())
+    except Exception:  # noqa: BLE001 - a tower of timm that cannot be traced, for any reason, is only slower
+        return network
 
 
 def save_classifier(classifier: Classifier, params: Classifiers, classes: int, folder: Path) -> None:
@@ -51,14 +55,14 @@ def save_classifier(classifier: Classifier, params: Classifiers, classes: int, f
     write_json(folder / "classifier.json", record | {"size": classifier.size})
 
 
-def load_classifier(name: str) -> Classifier:
+def load_classifier(name: str, fold: bool = True) -> Classifier:
     """A classifier of the training stage, frozen, on the best device. It needs no network: its weights are there."""
     folder = paths.artifacts("training", name)
     numbers, kinds = {"mean": list[float], "std": list[float]}, {"architecture": dict, "size": int | None}
     record = stored(folder / "classifier.json", classes=int, **kinds, **numbers)
     network = pretrained.build(record.architecture, record.classes)
     load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
-    network = folded(network) if record.architecture["source"] == "train" else network
+    network = folded(network) if fold and record.architecture["source"] == "train" else network
     return freeze(Classifier(network, record.mean, record.std, record.size)).to(device())
 
 

@@ -18,8 +18,8 @@ from paper import paths
 from paper.models.cifar_resnet import load_exactly, unwrapped
 
 HUB = "hf-hub:"
-SAFETENSORS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
-WEIGHTS = (*SAFETENSORS, "open_clip_pytorch_model.bin", "pytorch_model.bin")
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+WEIGHTS += ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 CONFIGS = ("open_clip_config.json", "config.json")
 # Names of transformers, and of open_clip's VisionTransformer; `pre_layrnorm` is spelt so there.
 RENAMED = (
@@ -37,9 +37,8 @@ TEXT_SIDE += ("input_resolution", "context_length", "vocab_size")
 def replace_tower(visual: nn.Module, source: str) -> None:
     """Load a file of weights, or those of "hf-hub:owner/name", into a CLIP's image tower; a text side is ignored.
 
-    Files of transformers without `visual_projection` leave the projection as it is. A wrong activation fits without an
-    error, so a configuration beside the weights must state it. Raises UserError if there is none or it differs, or if
-    the weights cannot be read or do not fit.
+    Files of transformers without `visual_projection` leave the projection as it is. Raises UserError if the weights
+    cannot be read or do not fit, and unless a configuration beside them states the tower's own activation.
     """
     path = _weights_file(source)
     _check_activation(visual, path, source)

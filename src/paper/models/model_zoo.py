@@ -71,17 +71,12 @@ def find(key: str, name: str) -> Entry:
     return ENTRIES[name]
 
 
-def own_images(dataset: str) -> bool:
-    """Whether a data set is a folder or an extension of the user's, whose content is not known."""
-    return dataset == "folder" or ":" in dataset
-
-
 def check(params) -> None:
     """Raises UserError if a classifier's name is unknown, or if it is for another data set than the experiment's."""
     for name in params.classifiers:
         section, key = params.training[name], f"training.{name}.name"
         entry = find(key, section.name) if section.source == "model_zoo" else None
-        if entry and not own_images(params.dataset.name) and params.dataset.name != entry.dataset:
+        if entry and not params.dataset.own and params.dataset.name != entry.dataset:
             given = f"{key} is {entry.name!r}, a classifier of {entry.dataset}"
             remedy = "use that data set, or one of your own with the same classes in that order"
             raise UserError(f"{given}, but dataset.name is {params.dataset.name!r}; {remedy}")

@@ -86,9 +86,8 @@ def check_timm(model: str, key: str) -> None:
 def load(params: Classifiers, classes: int, key: str) -> tuple[nn.Module, list[float], list[float], int | None]:
     """The arguments of `Classifier`: a network for K classes, mean, std, and the side of its images (None: any).
 
-    The weights are downloaded if they are not a file, and random to be trained. `key` is the network's key in
-    params.yaml, such as "training.standard". Raises UserError as `check` does, or if the weights cannot be had or do
-    not fit. Some published networks keep their own number of classes.
+    Weights come from a file or a download, and are random to be trained. `key` is that of params.yaml, such as
+    "training.standard". Raises UserError as `check` does, or if the weights cannot be had or do not fit.
     """
     check(params, key)
     if params.source == "timm":

@@ -47,6 +47,7 @@ class Dataset(Section):
     validation: Whole
     evaluate: Count | None
     order: Literal["stratified", "first"]
+    own = property(lambda self: self.name == "folder" or ":" in self.name)  # images whose origin is not known
 
 
 class Fit(Section):

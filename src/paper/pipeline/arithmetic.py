@@ -32,8 +32,7 @@ PORTABLE = {
 def choose(arithmetic: str) -> None:
     """Set the environment of this process, and of those that it starts, for "portable" or "native" arithmetic.
 
-    It must be called before torch or numpy is imported. "native" leaves everything as it is; so does a processor of
-    another kind than x86-64, whose results are its own.
+    It comes before the import of torch and numpy. With "native", and on other processors than x86-64, nothing is set.
     """
     if arithmetic == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
         os.environ.update(PORTABLE)

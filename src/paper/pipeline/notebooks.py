@@ -40,11 +40,8 @@ def write_notebook(notebook: NotebookNode, path: Path) -> Path:
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     """The code cells, without the one that papermill adds."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and not _is_injected(cell)]
-
-
-def _is_injected(cell: NotebookNode) -> bool:
-    return "injected-parameters" in cell.metadata.get("tags", [])
+    added = "injected-parameters"
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and added not in cell.metadata.get("tags", [])]
 
 
 def with_source_text(executed: NotebookNode, source: NotebookNode) -> NotebookNode:
@@ -58,6 +55,6 @@ def with_source_text(executed: NotebookNode, source: NotebookNode) -> NotebookNo
     for cell in source.cells:
         cells.append(ran.pop(0) if cell.cell_type == "code" else cell)
         if "parameters" in cell.metadata.get("tags", []):
-            cells += filter(_is_injected, executed.cells)
+            cells += [c for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])]
     source.cells = cells
     return source

@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 from multishield.errors import UserError
 from multishield.records import decide
-from paper import paths, stage
+from paper import paths
 from paper.data import prepare, source
 from paper.params import Params
 from paper.params.values import stored
+from paper.stages.attacking import Attacking
 
 
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
     """The decision of a `MultiShield` of K named classes on each image (B,3,H,W) in [0,1], and its reasons.
 
     Returns per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
-    "classifier" and "clip": both models' scores by class name, the best first (softmax of z; cosines c). Raises
-    ValueError for another number of names.
+    "classifier" and "clip": the scores by class name, the best first. Raises ValueError for another number of names.
     """
     decided, names = decide(shield, pixels, batch_size=32), [*classes, "rejected"]
     if len(classes) != decided.scores[0].shape[1]:
@@ -51,7 +51,7 @@ def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
     # Images are prepared as the models saw theirs, whatever params.yaml says by now.
     sizes = vars(stored(paths.artifacts("dataset", "images.json"), size=int, resize=int | None, interpolation=str))
     pixels = torch.stack([prepare.resize_and_crop(source.read_image(path), **sizes) for path in images]).float() / 255
-    s = stage("multishield", name)
+    s = Attacking("multishield", name)
     try:
         decisions = explained(s.shield, pixels, s.classes)
     except ValueError as error:

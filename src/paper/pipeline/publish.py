@@ -1,7 +1,6 @@
 """The last stage: reports/, in git and readable without running, from the results that the stages left in artifacts/.
 
-It is cheap, and the only stage with outputs that DVC does not cache. So the others have DVC's run cache, and going back
-to an earlier value of a parameter computes nothing again.
+It is cheap, and the only stage with outputs that DVC does not cache: for the others DVC remembers earlier runs.
 """
 
 import shutil

@@ -1,21 +1,18 @@
 """Run one stage as DVC calls it: its notebook, by papermill."""
 
-import contextlib
 import errno
 import os
 import re
 import resource
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 from multishield.errors import UserError, reason_of
 from multishield.files import write_atomically, write_json, write_text
-from multishield.progress import PROGRESS_FILE
+from multishield.progress import PROGRESS
 from paper import paths
 from paper.naming import parameter, run_name
 from paper.params import Params
@@ -51,9 +48,8 @@ def execute(stage: str, item: str | None = None) -> None:
     # The kernel's words about local TCP and about its end would stand between the progress lines.
     options |= {"coalesce_streams": True, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
     try:
-        with _forwarded_progress(name):
-            file = str(running).replace("{", "{{").replace("}", "}}")  # papermill fills braces in a path
-            papermill.execute_notebook(file, file, {parameter(stage): item} if item else {}, **options)
+        file = str(running).replace("{", "{{").replace("}", "}}")  # papermill fills braces in a path
+        papermill.execute_notebook(file, file, {parameter(stage): item} if item else {}, **options)
     except (DeadKernelError, RuntimeError, ZMQError, OSError) as error:
         if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
             error.filename = error.filename or str(running)
@@ -78,7 +74,8 @@ def _choose_kernel() -> None:
     """Make this Python, with this project's code and no user's settings, the kernel "python3"; a file gets stderr."""
     folder = paths.state("jupyter")
     words = f"os.open({str(folder / 'last-words.txt')!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)"
-    code = f"import os, runpy; os.dup2({words}, 2); runpy.run_module('ipykernel_launcher', run_name='__main__')"
+    code = f"import os, runpy; os.environ[{PROGRESS!r}] = str(os.dup(2)); os.dup2({words}, 2); "
+    code += "runpy.run_module('ipykernel_launcher', run_name='__main__')"
     argv = [sys.executable, "-c", code, "-f", "{connection_file}"]
     spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
     write_json(folder / "kernels" / "python3" / "kernel.json", spec)
@@ -88,31 +85,6 @@ def _choose_kernel() -> None:
     os.environ |= dict.fromkeys(("JUPYTER_CONFIG_PATH", "PYTHONSTARTUP"), "")
     # tqdm, which other packages import in a notebook, would warn there that widgets are missing.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
-
-
-@contextlib.contextmanager
-def _forwarded_progress(name: str) -> Iterator[None]:
-    """Copy the lines of the notebook's progress bars to this terminal, while the notebook itself stays quiet."""
-    file, stop = write_text(paths.state("progress", f"{name}.txt"), ""), threading.Event()
-    os.environ[PROGRESS_FILE] = str(file)
-
-    def copy() -> None:
-        with file.open(encoding="utf-8") as stream:
-            ended, last = False, ""
-            while not ended:
-                ended = stop.wait(0.5)  # lines that were written before the end are copied, too
-                last = (text := stream.read())[-1:] or last
-                # The bar of a stage that failed ends no line.
-                print(text, end="\n" if ended and last.strip("\n") else "", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        file.unlink(missing_ok=True)
 
 
 def _log_cost(stage: str, item: str | None, seconds: float) -> None:

@@ -1,10 +1,12 @@
 """Figures of records, histories and images, in one style."""
 
+import unicodedata
+import warnings
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -20,19 +22,29 @@ ACCURACIES = {"clean_accuracy": "clean", "pgd_accuracy": "PGD", "zero_shot_accur
 
 
 def style() -> None:
-    """Set the matplotlib style of every figure; fonts with more scripts follow matplotlib's own where they are."""
-    wide = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "PingFang SC", "SimHei")
-    fonts = [name for name in wide if name in font_manager.get_font_names()]
+    """Set the matplotlib style of every figure."""
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # seaborn draws before `_legible` finds a font
     changes = {"figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True, "grid.alpha": 0.5}
     changes |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium"}
-    changes |= {"text.parse_math": False, "font.family": ["sans-serif", *fonts]}  # a class may be called "$x$"
+    changes |= {"text.parse_math": False}  # a class may be called "$x$"
     sns.set_theme(context="paper", style="whitegrid", font_scale=1.05, rc=changes)
 
 
-def channels_last(images: torch.Tensor) -> np.ndarray:
-    """Images (N,3,H,W), uint8 or float in [0,1], as (N,H,W,3) floats in [0,1], for matplotlib."""
-    scale = 255 if images.dtype == torch.uint8 else 1
-    return images.permute(0, 2, 3, 1).numpy() / scale
+def _legible(figure: Figure) -> Figure:
+    """The figure in fonts that have its letters; a sentence below it says for which script none is installed."""
+    texts, families = figure.findobj(mpl.text.Text), []
+    letters = {letter for text in texts for letter in text.get_text() if letter.isprintable()}
+    own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).family_name
+    fonts = {font.name: font.fname for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name}
+    for name in sorted(fonts, key=lambda name: (name != own, name)):  # the Last Resort draws boxes
+        lost = {letter for letter in letters if not font_manager.get_font(fonts[name]).get_char_index(ord(letter))}
+        families, letters = [*families, *[name] * (lost != letters)], lost
+    for text in texts:
+        text.set_fontfamily(families)
+    if letters:
+        script = unicodedata.name(min(letters), "unknown").split()[0].lower()
+        figure.supxlabel(f"No installed font has the {script} letters of these names; install the Noto fonts.", size=7)
+    return figure
 
 
 def _with_legend(figure: Figure, loc: str = "outside upper center", ncols: int = 3, **options) -> Figure:
@@ -40,12 +52,7 @@ def _with_legend(figure: Figure, loc: str = "outside upper center", ncols: int =
     entries = [entry for axis in figure.axes for entry in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in entries}
     figure.legend(handles.values(), handles.keys(), loc=loc, ncols=ncols, frameon=False, **options)
-    return figure
-
-
-def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> tuple[pd.Series, pd.Series]:
-    # Rounding may put a bound on the wrong side of its value.
-    return (value - low).clip(lower=0), (high - value).clip(lower=0)
+    return _legible(figure)
 
 
 def _panels(groups: dict, size: tuple, ylim: tuple, x: str, y: str, columns: int = 0, **shared) -> tuple[Figure, list]:
@@ -91,7 +98,7 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
         looks = zip(sns.color_palette("colorblind"), "osD^vP*Xh", strict=False)
         for (defence, curve), (colour, marker) in zip(rows.groupby("defence", sort=False), looks, strict=False):
             curve = curve.sort_values("rejection")
-            error = _errors(curve.robust, curve.robust_low, curve.robust_high)
+            error = (curve.robust - curve.robust_low).abs(), (curve.robust_high - curve.robust).abs()
             look = POINTS | {"color": colour, "marker": marker, "linewidth": 1.4, "label": defence}
             axis.errorbar(curve.rejection, curve.robust, error, **look)
         axis.set_xlim(left=0)
@@ -111,7 +118,8 @@ def studies(table: pd.DataFrame) -> Figure:
             curve = rows[(rows.of == of) & (rows.metric == metric)]
             if len(curve):
                 look = POINTS | {"color": colour, "fmt": line, "label": label}
-                axis.errorbar(range(len(curve)), curve.ratio, _errors(curve.ratio, curve.low, curve.high), **look)
+                error = (curve.ratio - curve.low).abs(), (curve.high - curve.ratio).abs()  # rounding may be below 0
+                axis.errorbar(range(len(curve)), curve.ratio, error, **look)
         values, rotation = rows.value.unique(), 20 if rows.study.iloc[0] == "prompts" else 0
         axis.set_xticks(range(len(values)), values, rotation=rotation, fontsize=8)
     return _with_legend(figure, ncols=4, fontsize=8)
@@ -183,7 +191,7 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
     axis.tick_params(axis="y", rotation=0)
     plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     axis.set_title("Similarity of the class prompts")
-    return figure
+    return _legible(figure)
 
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
@@ -209,4 +217,4 @@ def image_grid(images: np.ndarray, titles: list[str], columns: int = 10) -> Figu
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         axis.imshow(image, interpolation="nearest")
         axis.set_title(title, fontsize=7)
-    return figure
+    return _legible(figure)

@@ -6,7 +6,7 @@ from multishield.files import read_json
 from multishield.records import cell
 from paper import paths
 from paper.models import model_zoo
-from paper.models.model_zoo import Entry, own_images
+from paper.models.model_zoo import Entry
 from paper.params import Params
 from paper.params.values import AA_STANDARD
 
@@ -56,28 +56,28 @@ def _entry(name: str, params: Params) -> Entry | None:
 
 def differences(entry: Entry, params: Params) -> tuple[list[str], list[str], list[str]]:
     """The differences from the entry's setting: of the images, of the attack, and those whose effect nobody knows."""
-    data, attacks = params.dataset, params.baseline.attacks
+    data, attacks, own = params.dataset, params.baseline.attacks, params.dataset.own
     size, resize, interpolation = entry.preprocessing
     side = data.resize or data.image_size
-    images, attack, doubts = [], [], []
-    if not own_images(data.name) and data.name != entry.dataset:
-        images.append(f"data set {data.name} instead of {entry.dataset}")
-    if data.image_size != size:
-        images.append(f"images of {data.image_size} pixels instead of {size}")
-    elif resize not in (None, side):
-        images.append(f"shorter side {side} instead of {resize} before the crop")
-    if resize and data.interpolation != interpolation:
-        images.append(f"{data.interpolation} instead of {interpolation} resizing")
     ours, published = (f"{model.norm} {model.eps * 255:g}/255" for model in (params.threat_model, entry))
-    if ours != published:
-        attack.append(f"threat model {ours} instead of {published}")
-    if attacks != "standard" and set(attacks) != set(AA_STANDARD):
-        attack.append(f"{', '.join(attacks)} instead of standard AutoAttack")
-    if own_images(data.name):
-        doubts.append(f"images of one's own, taken to be test images of {entry.dataset}")
-    elif data.name in model_zoo.UNBALANCED and data.order == "stratified":
-        doubts.append("equally many images of each class, though the classes differ in size")
-    return images, attack, doubts
+    images = {
+        f"data set {data.name} instead of {entry.dataset}": not own and data.name != entry.dataset,
+        f"images of {data.image_size} pixels instead of {size}": data.image_size != size,
+        f"shorter side {side} instead of {resize} before the crop": data.image_size == size
+        and resize not in (None, side),
+        f"{data.interpolation} instead of {interpolation} resizing": resize and data.interpolation != interpolation,
+    }
+    attack = {
+        f"threat model {ours} instead of {published}": ours != published,
+        f"{', '.join(attacks)} instead of standard AutoAttack": attacks != "standard"
+        and set(attacks) != set(AA_STANDARD),
+    }
+    uneven = not own and data.name in model_zoo.UNBALANCED and data.order == "stratified"
+    doubts = {
+        f"images of one's own, taken to be test images of {entry.dataset}": own,
+        "equally many images of each class, though the classes differ in size": uneven,
+    }
+    return tuple([note for note, holds in notes.items() if holds] for notes in (images, attack, doubts))
 
 
 def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:

@@ -47,11 +47,17 @@ def _file(*parts: str) -> Path:
     return paths.artifacts("report", *parts)
 
 
+def save_table(table: pd.DataFrame, name: str) -> None:
+    """Write tables/<name>.csv, unless the table is empty."""
+    if len(table):
+        records.save(table, _file("tables", f"{name}.csv"))
+
+
 def write_results(all_records: pd.DataFrame) -> pd.DataFrame:
     """Write the records, the metrics and the result table; returns the metrics."""
     metrics = records.metrics(all_records)
     records.save(all_records, _file("records.csv"))
-    records.save(metrics, _file("tables", "metrics.csv"))
+    save_table(metrics, "metrics")
     write_json(_file("metrics.json"), tables.nested(metrics))
     write_json(_file("headline.json"), tables.headline(metrics))
     table = records.results(metrics)
@@ -70,20 +76,13 @@ def write_findings(params: Params, all_records: pd.DataFrame) -> pd.DataFrame:
     return findings
 
 
-def write_published(table: pd.DataFrame) -> None:
-    """Write `published.compare`, unless it is empty."""
-    if len(table):
-        records.save(table, _file("tables", "published.csv"))
-
-
 def write_table(stage: str, params: Params) -> pd.DataFrame:
     """Write the records of the stage "comparison" or "studies", and their table if it has rows; returns the table."""
     items, table_of = (STUDIES, studies.table) if stage == "studies" else (params.classifiers, comparison.table)
     rows = records.load(*(paths.artifacts(stage, item, "records.csv") for item in items))
     records.save(rows, _file(f"{stage}.csv"))
-    table = table_of(rows)
+    save_table(table := table_of(rows), stage)
     if len(table):
-        records.save(table, _file("tables", f"{stage}.csv"))
         write_text(_file("tables", f"{stage}.md"), records.to_markdown(getattr(tables, stage)(table)))
     return table
 
@@ -93,8 +92,7 @@ def write_training(histories: dict[str, pd.DataFrame]) -> None:
     if histories:
         table = pd.concat(histories, names=["model"]).reset_index("model")
         accuracies = [column for column in table if column.endswith("accuracy")]
-        table = table.melt(["model", "epoch"], accuracies, "curve", "accuracy").dropna()
-        records.save(table, _file("tables", "training.csv"))
+        save_table(table.melt(["model", "epoch"], accuracies, "curve", "accuracy").dropna(), "training")
 
 
 class Picture(Image):

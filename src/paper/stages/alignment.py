@@ -6,7 +6,7 @@ from torch import Tensor
 from multishield.clip import Clip
 from multishield.files import read_json
 from multishield.forward import device
-from multishield.zero_shot import align, embed_prompts
+from multishield.zero_shot import align
 from paper import paths
 from paper.models.classifier import check_stored
 from paper.models.clip import load_alignment, save_alignment
@@ -23,10 +23,6 @@ class Stage(Base):
         captions = read_json(paths.artifacts("dataset", "captions.json"))  # null where the data set has none
         data = self.train, captions, self.validation, self.classes
         return train_or_load(self.params.alignment, *data, self.params.seed, self.resume)
-
-    def embed(self, clip: Clip) -> Tensor:
-        """Text embeddings (K,D) of the class prompts, normalised per class."""
-        return embed_prompts(clip, self.classes, self.params.alignment.prompts)
 
     def harden(self, clip: Clip, text: Tensor) -> pd.DataFrame:
         """Train the image tower adversarially, in place, if params.yaml says so; returns a row per epoch."""

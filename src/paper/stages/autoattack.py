@@ -7,7 +7,7 @@ passes are counted, and it is given a seed.
 import torch
 from torch import Tensor, nn
 
-from multishield.attacks.threat_model import Ball, fooled
+from multishield.attacks.threat_model import Ball, fooled, per_image
 from multishield.forward import device_of
 from multishield.images import AttackedImages
 from paper.params.values import AA_STANDARD, check_attacks
@@ -37,8 +37,8 @@ def autoattack(
     """AutoAttack, one attack after the other on the images that are left, as `run_standard_evaluation` does.
 
     The classifier takes pixels (B,3,H,W) in [0,1] to logits (B,K); labels are (B,). `attacks` are names of AutoAttack,
-    by default those of its version `standard`. Its random numbers are drawn per batch: a result depends on the batch.
-    Passes are the mean over the images that an attack was run on. Raises UserError if an attack needs more classes.
+    by default those of its version `standard`. A result depends on the batch, and passes are the mean of an attack's
+    images. Raises UserError if an attack needs more classes.
     """
     from pyautoattack import AutoAttack  # slow to import: only the baseline needs it
 
@@ -46,13 +46,11 @@ def autoattack(
     x, y = images.to(device), labels.to(device)
     with torch.no_grad():
         logits = classifier(x)
-    done, classes = fooled(logits, y).cpu(), logits.shape[1]
-    check_attacks(attacks, classes)
-    names = ["clean" if wrong else "" for wrong in done.tolist()]
-    result, passes = images.clone(), torch.zeros(2, len(images), dtype=torch.long)
-    passes[0] = 1
+    check_attacks(attacks, classes := logits.shape[1])
+    names, passes = ["clean" if wrong else "" for wrong in fooled(logits, y).tolist()], torch.zeros_like(labels)
+    result = AttackedImages(images.clone(), names, passes + 1, passes)
     for name in attacks:
-        left = (~done).nonzero().squeeze(1)
+        left = (~result.success).nonzero()[:, 0]
         if not len(left):
             break
         counter = PassCounter(classifier)
@@ -64,9 +62,10 @@ def autoattack(
         attacked, _ = adversary.run_standard_evaluation(x[left], y[left], batch_size=len(left))
         with torch.no_grad():
             broken = fooled(classifier(attacked.to(device)), y[left]).cpu()
-        passes[:, left] += torch.tensor([[counter.forwards], [counter.backwards]]) // len(left)
-        left = left[broken]
-        result[left], done[left] = attacked.cpu()[broken], True
-        for i in left.tolist():
-            names[i] = name
-    return AttackedImages(result, names, *passes)
+        kept, names = (
+            torch.where(per_image(broken), attacked.cpu(), images[left]),
+            [name * new for new in broken.tolist()],
+        )
+        passes = (torch.full_like(left, count // len(left)) for count in (counter.forwards, counter.backwards))
+        result = result.updated(left, AttackedImages(kept, names, *passes))
+    return result

@@ -2,8 +2,7 @@
 
 A family of defences differs in one threshold, which is chosen on validation images for each wanted rejection. One
 attack per family serves all of its thresholds: it aims at the strictest, and an image that resists is kept at its point
-nearest to evasion. Most families accept nothing that the classifier alone does not accept: their attacks leave out the
-images on which no attack has broken the classifier. Then every stored image is shown to every defence.
+nearest to evasion. Where a family accepts only the classifier's class, images that the classifier holds are left out.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Stage 8, studies: one thing is varied, all else stays as it is: CLIP's prompts, the tolerance, the attacker's radius.
 
 Each value is attacked as the shield is in scenario 3, by APGD on each component and by the joint attack from there, on
-the first images. Known results are not computed again: at the experiment's radius the baseline's images are the attack
-on the classifier, and an image that is broken at a smaller radius, or tolerance, is broken at a larger one.
+the first images. The baseline's images are known results, and so are those of a smaller radius or tolerance.
 """
 
 from collections.abc import Iterator

@@ -49,10 +49,8 @@ def train_or_load(
 
     Returns the classifier, frozen, and a row per epoch: epoch, loss, clean_accuracy, pgd_accuracy (not for
     fine-tuning), chosen. Accuracies are shares of the validation images. Adversarial training chooses the epoch by PGD
-    accuracy, against robust overfitting (Rice et al. 2020). Others choose by clean accuracy, because PGD accuracy is
-    noise around zero there. A loaded classifier has one row, epoch 0, with its clean accuracy (NaN without images).
-
-    Raises UserError if there are no images to train on or to choose an epoch by, or it cannot be loaded.
+    accuracy, against robust overfitting (Rice et al. 2020), other training by clean accuracy. A loaded classifier has
+    one row, epoch 0. Raises UserError if there are no images to train on or to validate, or it cannot be loaded.
     """
     key = f"training.{name}"
     if params.source not in ("train", "finetune"):

@@ -24,7 +24,7 @@ def small_config(tower: str, image_size: int) -> dict:
     return {
         "embed_dim": 128,
         "vision_cfg": {"timm_model_name": tower, "timm_pool": "avg", "timm_proj": "linear", "image_size": image_size},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
         "preprocess_cfg": {"size": image_size, "mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash"},
     }
 
@@ -59,9 +59,8 @@ def train_or_load(
 ) -> tuple[Clip, dict | None, pd.DataFrame]:
     """Train a CLIP, resumably (see `fit`), or load one, as the parameters say.
 
-    `captions` has one for each training image; only a training needs them. Returns the CLIP of the last epoch, or the
-    loaded one, frozen; its configuration if it was trained here; and a row per epoch (of a loaded one a single row,
-    epoch 0): epoch, loss, zero_shot_accuracy on the validation images.
+    Only a training needs `captions`, one for each image. Returns the CLIP, frozen; its configuration if it was trained
+    here; and a row per epoch (of a loaded one epoch 0): epoch, loss, zero_shot_accuracy on the validation images.
     """
     if params.source != "train":
         clip = load_clip(params)

@@ -26,11 +26,10 @@ def fit(
     For `resume`, `task` and `inputs` see `Checkpoint`. The schedule holds the optimiser; an epoch has so many steps.
     `one_epoch(epoch, step)` returns the mean loss. It calls `step` with the loss of each batch, and with a limit of the
     gradient's norm if there is one. All its random numbers must come from the number of the epoch, which starts at 0.
-    `scores()` evaluates the model.
 
-    Returns a row per epoch, from 1: epoch, loss, the scores. With a criterion, which is one of the scores, the model
-    gets the weights of its best epoch, and the column "chosen" says which it was; of equals it is the last. Raises
-    UserError if the loss or a weight is not finite.
+    Returns a row per epoch, from 1: epoch, loss, `scores()`. With a criterion, one of the scores, the model gets the
+    weights of its best epoch, and the column "chosen" says which it was; of equals it is the last. Raises UserError if
+    the loss or a weight is not finite.
     """
     states = {"model": model, "optimiser": schedule.optimizer, "schedule": schedule}
     checkpoint = Checkpoint(resume, task, *inputs)

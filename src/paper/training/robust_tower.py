@@ -39,9 +39,8 @@ def harden(
 ) -> pd.DataFrame:
     """Train the image tower of a CLIP adversarially, in place and resumably (see `fit`), and freeze it.
 
-    `params` is a `RobustTower`; None leaves the tower as it is. `text` holds text embeddings (K,D), normalised per
-    class. The tower gets the weights of the best epoch by PGD accuracy. Returns a row per epoch: epoch, loss,
-    zero_shot_accuracy, pgd_accuracy (shares of the validation images), chosen.
+    `params` is a `RobustTower`; None leaves the tower as it is. `text` holds text embeddings (K,D). PGD accuracy on the
+    validation images chooses the epoch. Returns a row per epoch: epoch, loss, zero_shot_accuracy, pgd_accuracy, chosen.
     """
     if not params:
         return pd.DataFrame()

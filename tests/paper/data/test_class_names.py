@@ -15,7 +15,6 @@ from paper.data.source import Source
 NAMES = {"shapes": (10, lambda: list(shapes.CLASSES)), "cifar10": (10, lambda: raw.CIFAR10)}
 NAMES |= {"imagenet": (1000, lambda: list(class_names.imagenet().values())), "stl10": (10, lambda: raw.STL10)}
 NAMES |= {"caltech101": (101, lambda: class_names.in_words(raw.CALTECH101))}
-NAMES |= {"food101": (101, lambda: class_names.in_words(sorted(raw.FOOD101)))}
 NAMES |= {"pets": (37, lambda: [name.title() for name in class_names.in_words(raw.PETS)])}
 NAMES |= {"eurosat": (10, lambda: class_names.in_words(raw.EUROSAT))}
 

@@ -62,7 +62,7 @@ def test_food101(unpacked, tmp_path):
 def test_pets_of_every_colour_mode(unpacked, tmp_path):
     train, test = unpacked("pets", *raw.pets(tmp_path / "made"))
     assert (len(train), len(test), len(test.classes)) == (74, 37, 37)
-    assert test.classes[11] == "Egyptian Mau"
+    assert test.classes[:3] == ["Abyssinian", "American Bulldog", "Egyptian Mau"]
     assert test.labels.tolist() == list(range(37))
     modes = [Image.open(tmp_path / "made" / "images" / f"{breed}_3.jpg").mode for breed in raw.PETS[:6]]
     assert modes == ["RGBA", "LA", "P", "CMYK", "L", "1"]
@@ -80,14 +80,6 @@ def test_data_sets_without_a_split_get_one(unpacked, tmp_path, name, counts):
         folder = tmp_path / "made" / "101_ObjectCategories" / raw.CALTECH101[5]
         file = folder / f"image_{int(test.ids[5]) % 5 + 1:04d}.jpg"
         assert (np.asarray(test.read(5)) == np.asarray(Image.open(file).convert("RGB"))).all()
-
-
-def test_pathmnist(unpacked, tmp_path):
-    pytest.importorskip("medmnist")
-    train, test = unpacked("pathmnist", raw.pathmnist(tmp_path / "pathmnist"))
-    assert (len(train), len(test), len(test.classes)) == (27, 9, 9)
-    assert (np.asarray(train.read(18 + 4)) == raw.pixels(1, shape=(9, 28, 28, 3))[4]).all()
-    assert train.labels.tolist() == [*(i % 9 for i in range(18)), *range(9)]
 
 
 def test_the_split_of_data_sets_without_one_is_the_same_everywhere():

@@ -10,6 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5
@@ -118,7 +119,10 @@ def test_pathmnist_is_one_file(server, tmp_path, monkeypatch):
     monkeypatch.setitem(info, "url", f"{server}/pathmnist.npz")
     downloads.materialise(params)
     assert [p.name for p in (tmp_path / "root").iterdir()] == ["pathmnist.npz"]
-    assert len(open_source(params, "test")) == 9
+    train, test = (open_source(params, split) for split in ("train", "test"))
+    assert (len(train), len(test), len(test.classes)) == (27, 9, 9)
+    assert (np.asarray(train.read(18 + 4)) == raw.pixels(1, shape=(9, 28, 28, 3))[4]).all()
+    assert train.labels.tolist() == [*(i % 9 for i in range(18)), *range(9)]
 
 
 @pytest.mark.parametrize("folder", ["pets", "archives"])

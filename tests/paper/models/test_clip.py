@@ -1,7 +1,9 @@
 """CLIPs of the pipeline: by name, from files, from a function; what the alignment stage keeps of them."""
 
 import json
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -9,9 +11,12 @@ from pydantic import TypeAdapter
 import hub
 from multishield.errors import UserError
 from multishield.files import save_tensors, write_json
+from multishield.images import Images
 from multishield.zero_shot import embed_prompts
+from paper import paths
 from paper.models import clip as clips
 from paper.params.sections import Clips
+from paper.stages import alignment
 from paper.training.clip import small_config
 
 PROMPTS = ["this is a photo of a {}", "a drawing of a {}"]
@@ -89,6 +94,12 @@ def test_a_clip_from_a_function(project_root):
     stored(project_root, section("factory", factory="mine_clip:small"))
     with pytest.raises(UserError, match=r"returned int; it must return a multishield\.Clip"):
         clips.load_clip(section("factory", factory="mine_clip:wrong"))
+    params, stage = section("factory", factory="mine_clip:small"), object.__new__(alignment.Stage)
+    data = Images(torch.rand(4, 3, 32, 32), torch.zeros(4).long(), torch.arange(4))
+    vars(stage).update(params=SimpleNamespace(alignment=params), data=data, folder=paths.artifacts("alignment"))
+    text = embed_prompts(made := clips.load_clip(params), CLASSES, PROMPTS)  # each call has other random weights
+    with pytest.raises(UserError, match="the CLIP of alignment answers otherwise once it was stored and loaded"):
+        stage.save(made, None, text, pd.DataFrame(), pd.DataFrame())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Commands on bad input: one sentence each, an exit code that is not 0, nothing lost."""
 
+import contextlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -44,6 +46,13 @@ def test_the_first_stage_finds_a_mistake(edited, changes, words):
     edited(changes)
     with pytest.raises(UserError, match=words):
         check()
+
+
+def test_an_experiment_in_a_folder_of_its_own_needs_the_whole_path(project):
+    copy = shutil.copytree(project, project / ".dvc" / "tmp" / "exps" / "tmpx", ignore=lambda *_: ["data", ".dvc"])
+    with contextlib.chdir(copy), pytest.raises(UserError, match="an experiment in a folder of its own needs the whole"):
+        check()
+    shutil.rmtree(copy)
 
 
 @pytest.mark.parametrize("name", ["MULTISHIELD_WORKERS", "MULTISHIELD_GPUS"])

@@ -71,6 +71,20 @@ def test_an_experiment_runs_the_code_of_its_own_folder(tmp_path):
     assert outputs(tmp_path) == "the copy the copy\n"
 
 
+def test_a_notebook_that_is_run_by_hand_computes_as_the_pipeline_and_writes_beside_it(stage, project_root):
+    code = "import os; from paper import paths, stage; s = stage('dataset'); "
+    code += "print(os.environ['ATEN_CPU_CAPABILITY'], s.folder, paths.artifacts('training'))"
+    settings = {"ATEN_CPU_CAPABILITY": "default", "PYTHONWARNINGS": "error"}
+    beside, training = project_root / ".multishield/by-hand/artifacts/dataset", project_root / "artifacts/training"
+    words, result = run(project_root, sys.executable, "-c", code, **settings).stdout.splitlines()
+    assert words == f"Run by hand: results go to {beside}, and the pipeline's stay as they are."
+    assert result == f"avx2 {beside} {training}"
+    done = run(project_root, sys.executable, "-c", f"import torch; {code}", **settings)
+    assert "this kernel's arithmetic is not the pipeline's; restart it" in done.stderr
+    assert stage(code).returncode == 0
+    assert outputs(project_root) == f"avx2 {project_root / 'artifacts' / 'dataset'} {training}\n"
+
+
 def test_a_notebook_that_fails_is_named(stage, project_root):
     bar = "from multishield.progress import progress\nbar = progress(None, 'counting', 'number', 3)"
     done = stage(bar, "1 / 0")
@@ -155,7 +169,7 @@ def test_what_the_system_refuses_is_one_sentence(stage, project_root):
     (project_root / "artifacts").write_text("a file where a folder should be")
     done = stage("1")
     assert done.returncode == 1
-    assert re.search(r"error: .*artifacts\S*: .*; make room there, make it readable and writable", done.stderr)
+    assert re.search(r"error: .*artifacts\S*: .*; make room on its disk .*, make it readable and writable", done.stderr)
     assert "Traceback" not in done.stderr
 
 

@@ -40,12 +40,17 @@ def test_an_example_of_a_thousand_classes_shows_the_true_one_and_the_likeliest()
     assert [t.get_text() for t in labels if t.get_fontweight() == "bold"] == ["class 500"]
 
 
-@pytest.mark.parametrize("more", [["Noto Sans CJK JP", "SimHei"], []])
-def test_fonts_with_more_scripts_follow_where_the_machine_has_them(monkeypatch, more):
-    monkeypatch.setattr(figures.font_manager, "get_font_names", lambda: ["DejaVu Sans", *more])
+def test_letters_come_from_any_installed_font_or_a_sentence_says_which_are_missing(monkeypatch):
+    arc, hiragana = "\N{ARC}", "\N{HIRAGANA LETTER A}"  # matplotlib's DejaVu Sans Mono has the arc alone
+    fonts = [font for font in figures.font_manager.fontManager.ttflist if font.name[:4] in ("Deja", "Last")]
+    monkeypatch.setattr(figures.font_manager.fontManager, "ttflist", fonts)
     with mpl.rc_context():
         figures.style()
-        assert mpl.rcParams["font.family"] == ["sans-serif", *more]
+        figure = figures.prompt_similarity(np.eye(2), [arc, hiragana])
+        assert figure.axes[0].get_xticklabels()[0].get_fontfamily() == ["DejaVu Sans", "DejaVu Sans Mono"]
+        assert "has the hiragana letters of these names; install the Noto fonts" in figure.get_supxlabel()
+        figure = figures.prompt_similarity(np.eye(2), ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", "$x$"])
+        assert (figure.get_supxlabel(), figure.axes[0].get_title()) == ("", "Similarity of the class prompts")
         assert not mpl.rcParams["text.parse_math"], "a class may be called $x$"
 
 
