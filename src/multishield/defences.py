@@ -184,8 +184,9 @@ def threshold_for(
     build: Callable[[float], nn.Module], scores: tuple[Tensor, ...], rejection: float, low: float, high: float = 1.0
 ) -> float:
     """The threshold that `calibrate` chooses, from the scores (N,...) of the images. Args and errors are its own."""
-    if not 0 <= rejection < 1 or not low < high:
-        raise ValueError(f"rejection is {rejection}, low {low}, high {high}; give 0 <= rejection < 1 and low < high")
+    if not 0 <= rejection < 1 or not low < high or not len(scores[0]):
+        given = f"rejection is {rejection}, low {low}, high {high}, the number of images {len(scores[0])}"
+        raise ValueError(f"{given}; give 0 <= rejection < 1, low < high, and an image")
 
     def rejected(threshold: float) -> float:
         outputs = build(threshold).outputs(scores)

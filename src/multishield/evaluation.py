@@ -127,7 +127,7 @@ def evaluate(
         raise UserError(f"attacks are {list(attacks)}; some of {', '.join(ATTACKS)}, joint or square among them")
     try:
         eps, budget = radius(eps), budget if isinstance(budget, Budget) else Budget(**(budget or {}))
-        device = device and torch.device(device)
+        device = device and torch.empty(0, device=device).device
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"eps, budget or device cannot be used: {reason_of(error)}") from None
     if norm not in ("Linf", "L2") or not 0 < eps < (1 if norm == "Linf" else float("inf")):

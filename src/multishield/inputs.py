@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +16,7 @@ ASKED_TWICE = 128
 
 
 def images_of(images: Tensor, labels: Tensor, ids: Tensor | Sequence[int] | None = None) -> Images:
-    """Images of a user, on the CPU and without gradients; the ids are 0..N-1 by default.
-
-    Raises UserError for images that are no RGB pixels in [0,1], and unless there is one label and one id per image.
-    """
+    """Images of a user on the CPU; ids are 0..N-1 by default. Raises UserError unless all are as `evaluate` takes them."""
     if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and len(images)):
         raise UserError(f"images are {_described(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
     if images.dtype not in (torch.float32, torch.uint8):
@@ -27,7 +25,9 @@ def images_of(images: Tensor, labels: Tensor, ids: Tensor | Sequence[int] | None
         pixels_of(images)
     except ValueError as error:
         raise UserError(str(error)) from None
-    ids = torch.arange(len(images)) if ids is None else torch.as_tensor(ids)
+    if not isinstance(ids, Tensor):
+        numbers = np.arange(len(images)) if ids is None else np.asarray(ids)
+        ids = torch.from_numpy(numbers) if numbers.dtype.kind in "iu" else ids
     for name, numbers in (("labels", labels), ("ids", ids)):
         whole = isinstance(numbers, Tensor) and numbers.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
         if not whole or numbers.shape != (len(images),):
@@ -50,7 +50,8 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
         )
     x = data[:4].pixels.to(device_of(model)).requires_grad_()
     changed = []
-    hooks = [m.register_forward_hook(lambda m, given, out: changed.extend(given[:1])) for m in _models(model)]
+    models = [m for child in model.children() for m in (child if isinstance(child, nn.ModuleList) else [child])]
+    hooks = [m.register_forward_hook(lambda m, given, out: changed.extend(given[:1])) for m in models]
     try:
         if isinstance(model, RejectClass):
             _check_outputs(model.models[0](x.clone()))
@@ -70,11 +71,6 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
     elif not steepest:
         notes.append("a component has gradients of zero at the first images: white-box attacks may be blind there")
     return model, steepest is not None, notes
-
-
-def _models(defence: nn.Module) -> list[nn.Module]:
-    """The models that a defence holds."""
-    return [m for child in defence.children() for m in (child if isinstance(child, nn.ModuleList) else [child])]
 
 
 def _check_outputs(outputs) -> None:
