@@ -16,7 +16,7 @@ ASKED_TWICE = 128
 
 
 def images_of(images: Tensor, labels: Tensor, ids: Tensor | Sequence[int] | None = None) -> Images:
-    """Images of a user on the CPU; ids are 0..N-1 by default. Raises UserError unless all are as `evaluate` takes them."""
+    """Images of a user on the CPU; ids are 0..N-1 by default. UserErrors for what `evaluate` does not take."""
     if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and len(images)):
         raise UserError(f"images are {_described(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
     if images.dtype not in (torch.float32, torch.uint8):

@@ -46,7 +46,7 @@ REFUSED = {
     "no attack that counts": ({"attacks": ["denial"]}, "joint or square among them"),
     "no model": ({"model": lambda x: x}, "the model is function; a torch.nn.Module or a defence is accepted"),
     "a tuple": ({"model": reject_class(lambda out: (out, out))}, r"the model gives tuple; outputs \(B,K\+1\)"),
-    "two outputs": ({"model": reject_class(lambda out: out[:, :2])}, r"the model gives \(4, 2\) torch.float32; outputs"),
+    "two outputs": ({"model": reject_class(lambda out: out[:, :2])}, r"the model gives \(4, 2\) .*; outputs"),
     "classes": ({"model": reject_class(lambda out: out.argmax(1))}, r"the model gives \(4,\) torch.int64"),
     "NaN in scores": ({"model": reject_class(lambda out: out * torch.nan)}, "network gives image 0 .* are not finite"),
     "a random model": ({"model": reject_class(lambda out: out + torch.rand_like(out))}, "differently when asked again"),
