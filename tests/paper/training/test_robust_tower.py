@@ -64,7 +64,9 @@ def test_tecoa_is_the_cross_entropy_of_scaled_cosines():
 def test_training_lowers_what_an_attack_gains(method):
     clip, text = a_clip()
     before = copy.deepcopy(clip.model.state_dict())
-    history = robust_tower.harden(clip, options(method, epochs=6), data(), data(30, 1), text, 0, None)
+    history = robust_tower.harden(
+        clip, options(method, epochs=6, learning_rate=3e-3), data(), data(30, 1), text, 0, None
+    )
     assert history.loss.iloc[-1] < history.loss.iloc[0]
     assert history[history.chosen].pgd_accuracy.item() == history.pgd_accuracy.max()
     moved = {k for k, v in clip.model.state_dict().items() if not torch.equal(v, before[k])}
@@ -72,7 +74,7 @@ def test_training_lowers_what_an_attack_gains(method):
     assert all(k.startswith("visual.") for k in moved), "the text side stays"
     assert not clip.model.training
     if method == "tecoa":
-        assert history.pgd_accuracy.max() > history.pgd_accuracy[0] + 0.2
+        assert history.pgd_accuracy.max() > 0.6, "a third are right by chance"
 
 
 @pytest.mark.parametrize("method", ["tecoa", "fare"])
