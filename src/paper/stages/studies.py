@@ -1,7 +1,7 @@
 """Stage 8, studies: one thing is varied, all else stays as it is: CLIP's prompts, the tolerance, the attacker's radius.
 
-Each value is attacked as the shield is in scenario 3, by APGD on each component and by the joint attack from there, on
-the first images. The baseline's images are known results, and so are those of a smaller radius or tolerance.
+Each value is attacked by APGD on each component, and by the joint attack from there without its long tries, on the
+first images. The baseline's images are known results, and so are those of a smaller radius or tolerance.
 """
 
 from collections.abc import Iterator
@@ -104,7 +104,7 @@ def _continue(attacker: Attacker, shield: MultiShield, data: Images, attacked: d
         if name == known or not len(left):
             continue
         if name == "joint":
-            newer = attacker.joint(shield, data[left], [attacked[component][left] for component in COMPONENTS])
+            newer = attacker.joint(shield, data[left], [attacked[c][left] for c in COMPONENTS], long=1, rounds=0)
         else:
             newer = attacker.component(shield, data[left], number, name)
         attacked[name] = attacked[name].updated(left, newer)
