@@ -1,5 +1,6 @@
 """The reproduction of the paper: a DVC pipeline of notebooks on top of the library `multishield`."""
 
+import gc
 import os
 import sys
 import warnings
@@ -16,7 +17,11 @@ def stage(name: str, item: str | None = None):
     """
     if PROGRESS not in os.environ:  # only the kernel of a stage has it
         _by_hand(name)
-    return import_module(f"paper.stages.{name}").Stage(name, item)
+    gc.disable()  # thousands of modules are loaded: what they hold is not looked through each time, nor at the exit
+    made = import_module(f"paper.stages.{name}").Stage(name, item)
+    gc.freeze()
+    gc.enable()
+    return made
 
 
 def _by_hand(name: str) -> None:

@@ -23,10 +23,10 @@ def resize_and_crop(image: Image.Image | np.ndarray, size: int, resize: int | No
     """
     image, shorter = as_rgb(image), resize or size
     if image.size != (size, size) or shorter != size:
-        from torchvision.transforms import v2  # slow to import
-
-        image = v2.functional.resize(image, [shorter], v2.InterpolationMode(interpolation), antialias=True)
-        image = v2.functional.center_crop(image, [size, size])
+        sides = [int(shorter * side / min(image.size)) for side in image.size]  # rounded as in torchvision
+        image = image.resize(sides, Image.Resampling[interpolation.upper()])
+        left, top = (round((side - size) / 2) for side in sides)
+        image = image.crop((left, top, left + size, top + size))
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 

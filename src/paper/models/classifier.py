@@ -36,16 +36,6 @@ class Classifier(nn.Module):
         return self.network((x - self.mean) / self.std)
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """A network that was trained here, its batch norms folded into convolutions: equal up to rounding, and faster."""
-    if not any(isinstance(m, nn.BatchNorm2d) for m in network.modules()):
-        return network
-    try:
-        return fuse(network.eval())
-    except Exception:  # noqa: BLE001 - a tower of timm that cannot be traced, for any reason, is only slower
-        return network
-
-
 def save_classifier(classifier: Classifier, params: Classifiers, classes: int, folder: Path) -> None:
     """Write the files that `load_classifier` reads; `params` describes the classifier, and `classes` is K."""
     save_tensors(folder / "weights.safetensors", classifier.network.state_dict())
@@ -62,7 +52,8 @@ def load_classifier(name: str, fold: bool = True) -> Classifier:
     record = stored(folder / "classifier.json", classes=int, **kinds, **numbers)
     network = pretrained.build(record.architecture, record.classes)
     load_exactly(network, load_tensors(folder / "weights.safetensors"), str(folder))
-    network = folded(network) if fold and record.architecture["source"] == "train" else network
+    if fold and record.architecture["source"] == "train":
+        network = fuse(network.eval())
     return freeze(Classifier(network, record.mean, record.std, record.size)).to(device())
 
 

@@ -1,28 +1,52 @@
-"""CLIPs of the pipeline: from open_clip, from files, from an extension's function, or the alignment stage's own."""
+"""CLIPs of the pipeline: its own small one, or from open_clip, from files, from an extension's function."""
 
-from pathlib import Path
+import math
 
 import open_clip
+import torch
 from open_clip.transform import PreprocessCfg
-from torch import Tensor
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from multishield.clip import check_pretrained, open_clip_model
 from multishield.errors import UserError
-from multishield.files import load_tensors, read_json, save_tensors, write_json
-from multishield.forward import device, freeze
-from multishield.zero_shot import Clip, ZeroShotClassifier, align
+from multishield.files import load_tensors, read_json
+from multishield.zero_shot import Clip
 from paper import paths
-from paper.models.cifar_resnet import load_exactly
-from paper.models.classifier import folded
+from paper.models.cifar_resnet import build_network, load_exactly
 from paper.models.image_tower import HUB, replace_tower
 from paper.params.sections import Clips
-from paper.params.values import load_factory, stored
+from paper.params.values import load_factory
 
 KEYS = ("embed_dim", "vision_cfg", "text_cfg", "preprocess_cfg", "quick_gelu", "note")  # a note is for readers
 FLAGS = vars(open_clip.CLIPVisionCfg()) | vars(open_clip.CLIPTextCfg()) | {"quick_gelu": False}
 FLAGS = {key for key, default in FLAGS.items() if isinstance(default, bool)}
+CONTEXT = 16  # tokens that a small CLIP reads
 # The modes that `Preprocess` knows.
 MODES = {"resize_mode": ("squash", "shortest", "longest"), "interpolation": ("bicubic", "bilinear", "random")}
+
+
+class SmallClip(nn.Module):
+    """A small CLIP with random weights: one of the pipeline's ResNets, and open_clip's text transformer."""
+
+    def __init__(self, tower: str, dimensions: int = 128):
+        super().__init__()
+        self.visual = build_network(tower, dimensions)
+        self.text = TextTransformer(CONTEXT, width=64, heads=2, layers=2, output_dim=dimensions)
+        # A few dozen of 49,408 tokens occur. As random vectors they are told apart, which saves a quarter of each step.
+        self.text.token_embedding.requires_grad_(False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # as CLIP
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Tokens (P,L) to embeddings (P,D)."""
+        return F.normalize(self.text(tokens), dim=-1) if normalize else self.text(tokens)
+
+
+def small_clip(tower: str, image_size: int) -> Clip:
+    """A `SmallClip` for images of one size; `tower` is a name of `paper.params.values.ARCHITECTURES`."""
+    preprocessing = PreprocessCfg(size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3, resize_mode="squash")
+    return Clip(SmallClip(tower), open_clip.SimpleTokenizer(context_length=CONTEXT), preprocessing)
 
 
 def check(params: Clips) -> None:
@@ -96,45 +120,3 @@ def _preprocessing(config: dict, source: str) -> PreprocessCfg:
         if len(value) != 3 or not all(isinstance(v, int | float) and low <= v <= 1 for v in value):
             raise UserError(f"{source}: {key} is {value!r}; it must be three numbers of pixels in [0,1], not in 0..255")
     return made
-
-
-def save_alignment(clip: Clip, params: Clips, config: dict | None, text: Tensor, folder: Path) -> None:
-    """Write text embeddings (K,D), and the weights that were made here: a trained CLIP's, or a robust tower's.
-
-    `config` is the configuration of a CLIP that was trained here, else None. SigLIP's bias is left out: it is the same
-    for all classes, so it changes neither cosines nor a softmax.
-    """
-    save_tensors(folder / "text.safetensors", {"text": text, "scale": clip.model.logit_scale.exp().detach().reshape(1)})
-    if params.source == "train":
-        save_tensors(folder / "clip.safetensors", clip.model.state_dict())
-    elif params.robust:
-        save_tensors(folder / "tower.safetensors", clip.model.visual.state_dict())
-    record = {"params": params.model_dump(), "config": config}
-    record |= {"preprocessing": vars(clip.preprocessing), "antialias": clip.antialias}
-    write_json(folder / "clip.json", record | {"files": paths.files_of("alignment", params)})
-
-
-def load_alignment() -> ZeroShotClassifier:
-    """The zero-shot classifier of the alignment stage, frozen, on the best device."""
-    text = load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
-    return freeze(align(load_pipeline_clip(), text)).to(device())
-
-
-def load_pipeline_clip() -> Clip:
-    """The CLIP of the alignment stage, both towers, frozen. Raises UserError if its files were replaced since."""
-    folder = paths.artifacts("alignment")
-    record = stored(folder / "clip.json", params=Clips, config=dict | None, antialias=bool, files=dict[str, str])
-    now = paths.files_of("alignment", record.params)
-    if replaced := [key for key in record.files.keys() | now if record.files.get(key) != now.get(key)]:
-        given = f"the file of {min(replaced)} is another than the one that the text embeddings were made with"
-        raise UserError(f"{given}; put that one back, or run `make reproduce`")
-    if record.params.source == "train":
-        clip = build_clip(record.config, record.antialias)
-        load_exactly(clip.model, load_tensors(folder / "clip.safetensors"), str(folder))
-        clip.model.visual = folded(clip.model.visual)
-    else:
-        clip = load_clip(record.params)
-        if record.params.robust:
-            load_exactly(clip.model.visual, load_tensors(folder / "tower.safetensors"), str(folder))
-    freeze(clip.model)
-    return clip

@@ -151,7 +151,7 @@ class ClipTrained(Clip, Fit):
     """A small CLIP that the pipeline trains on the data set's image-caption pairs."""
 
     source: Literal["train"]
-    tower: Text
+    tower: Literal[ARCHITECTURES]
 
 
 class ClipOpen(Clip):

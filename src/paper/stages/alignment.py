@@ -3,13 +3,12 @@
 import pandas as pd
 from torch import Tensor
 
-from multishield.clip import Clip
 from multishield.files import read_json
 from multishield.forward import device
-from multishield.zero_shot import align
+from multishield.zero_shot import Clip, align
 from paper import paths
+from paper.models.alignment import load_alignment, save_alignment
 from paper.models.classifier import check_stored
-from paper.models.clip import load_alignment, save_alignment
 from paper.stages.base import Base
 from paper.training.clip import train_or_load, zero_shot
 from paper.training.robust_tower import harden
@@ -18,8 +17,8 @@ from paper.training.robust_tower import harden
 class Stage(Base):
     """See `Base`."""
 
-    def train_or_load(self) -> tuple[Clip, dict | None, pd.DataFrame]:
-        """The CLIP, its configuration if it is trained here, and a row per epoch."""
+    def train_or_load(self) -> tuple[Clip, pd.DataFrame]:
+        """The CLIP, and a row per epoch."""
         captions = read_json(paths.artifacts("dataset", "captions.json"))  # null where the data set has none
         data = self.train, captions, self.validation, self.classes
         return train_or_load(self.params.alignment, *data, self.params.seed, self.resume)
@@ -29,9 +28,9 @@ class Stage(Base):
         robust = self.params.alignment.robust
         return harden(clip, robust, self.train, self.validation, text, self.params.seed, self.resume)
 
-    def save(self, clip: Clip, config: dict | None, text: Tensor, history: pd.DataFrame, robust: pd.DataFrame) -> str:
+    def save(self, clip: Clip, text: Tensor, history: pd.DataFrame, robust: pd.DataFrame) -> str:
         """Write the alignment and its histories; returns a sentence about the accuracy."""
-        save_alignment(clip, self.params.alignment, config, text, self.folder)
+        save_alignment(clip, self.params.alignment, text, self.folder)
         made = align(clip, text).eval().to(device())
         check_stored(made, load_alignment(), self.data[:16].pixels, "the CLIP of alignment")
         history.to_csv(self.folder / "history.csv", index=False)

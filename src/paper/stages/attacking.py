@@ -4,8 +4,8 @@ from functools import cached_property
 
 from multishield.portfolio import Attacker
 from multishield.shield import MultiShield
+from paper.models.alignment import load_alignment
 from paper.models.classifier import load_classifier
-from paper.models.clip import load_alignment
 from paper.stages.base import Base
 
 

@@ -18,8 +18,8 @@ from multishield.attacks.threat_model import Ball
 from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
-from multishield.zero_shot import align, embed_prompts, prompt_similarity
-from paper.models.clip import load_pipeline_clip
+from multishield.zero_shot import ZeroShotClassifier, embed_prompts, prompt_similarity
+from paper.models.alignment import load_pipeline_clip
 from paper.params.sections import PromptSet
 from paper.stages.attacking import Attacking
 
@@ -52,7 +52,8 @@ class Stage(Attacking):
             text = embed_prompts(clip, class_names(chosen, self.classes), templates(chosen))
             different = ~torch.eye(len(text), dtype=torch.bool)
             similarity = float(prompt_similarity(text)[different].mean())
-            alignment = align(clip, text).to(shield.alignment.text.device)
+            own = shield.alignment
+            alignment = ZeroShotClassifier(own.image_tower, own.preprocess, text).to(own.text.device)
             other = MultiShield(shield.classifier, alignment, shield.tolerance)
             yield self._worst_case(name, value, other, self._known(name)).assign(similarity=similarity)
 

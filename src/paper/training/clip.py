@@ -1,4 +1,4 @@
-"""Training of the demo's small CLIP on image-caption pairs (Radford et al. 2021): open_clip's model and loss."""
+"""Training of the demo's small CLIP on image-caption pairs (Radford et al. 2021), with open_clip's loss."""
 
 import math
 from collections.abc import Callable
@@ -9,24 +9,15 @@ import pandas as pd
 import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
 from multishield.zero_shot import Clip, Preprocess, align, embed_prompts
-from paper.models.clip import build_clip, load_clip
+from paper.models.clip import load_clip, small_clip
 from paper.params.sections import Clips
 from paper.training.epochs import fit, need_images
-
-
-def small_config(tower: str, image_size: int) -> dict:
-    """Configuration of a small CLIP: an image tower by its name in timm, a two-layer text transformer."""
-    return {
-        "embed_dim": 128,
-        "vision_cfg": {"timm_model_name": tower, "timm_pool": "avg", "timm_proj": "linear", "image_size": image_size},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-        "preprocess_cfg": {"size": image_size, "mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash"},
-    }
 
 
 def zero_shot(clip: Clip, data: Images, text: Tensor) -> float:
@@ -42,7 +33,7 @@ def _one_epoch(clip: Clip, data: Images, tokens: Tensor, size: int, seed: int, e
     batches = [b for b in order.split(size) if len(b) == size]
     total = 0.0
     for batch in batches:
-        image = model.encode_image(preprocess(data[batch].pixels.to(device())), normalize=True)
+        image = F.normalize(model.visual(preprocess(data[batch].pixels.to(device()))), dim=-1)
         # Captions repeat within a batch: each goes through the text tower once.
         different, caption = tokens[batch].unique(dim=0, return_inverse=True)
         text = model.encode_text(different.to(device()), normalize=True)[caption.to(device())]
@@ -56,24 +47,21 @@ def _one_epoch(clip: Clip, data: Images, tokens: Tensor, size: int, seed: int, e
 
 def train_or_load(
     params: Clips, data: Images, captions: list, validation: Images, classes: list, seed: int, resume: Path | None
-) -> tuple[Clip, dict | None, pd.DataFrame]:
+) -> tuple[Clip, pd.DataFrame]:
     """Train a CLIP, resumably (see `fit`), or load one, as the parameters say.
 
-    Only a training needs `captions`, one for each image. Returns the CLIP, frozen; its configuration if it was trained
-    here; and a row per epoch (of a loaded one epoch 0): epoch, loss, zero_shot_accuracy on the validation images.
+    Only a training needs `captions`, one for each image. Returns the CLIP, frozen, and a row per epoch (of a loaded
+    one epoch 0): epoch, loss, zero_shot_accuracy on the validation images.
     """
     if params.source != "train":
         clip = load_clip(params)
         freeze(clip.model).to(device())
         score = zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))
-        return clip, None, pd.DataFrame([{"epoch": 0, "loss": float("nan"), "zero_shot_accuracy": score}])
+        return clip, pd.DataFrame([{"epoch": 0, "loss": float("nan"), "zero_shot_accuracy": score}])
     need_images("alignment.source is 'train'", train=data)
     torch.manual_seed(seed)
-    config = small_config(params.tower, data.images.shape[-1])
-    clip = build_clip(config)
+    clip = small_clip(params.tower, data.images.shape[-1])
     clip.model.to(device(), memory_format=torch.channels_last)
-    # A few dozen of 49,408 tokens occur: as random vectors they are told apart, and a quarter of each step is saved.
-    clip.model.token_embedding.requires_grad_(False)
     trained = [p for p in clip.model.parameters() if p.requires_grad]
     rate, size = params.learning_rate, min(params.batch_size, len(data))
     batches = len(data) // size
@@ -88,4 +76,4 @@ def train_or_load(
     # The last epoch stays: nothing overfits here, and zero-shot accuracy on few images is noise.
     history = fit(task, resume, inputs, clip.model, schedule, params, batches, one_epoch, scores, None)
     freeze(clip.model)
-    return clip, config, history
+    return clip, history
