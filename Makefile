@@ -41,7 +41,6 @@ ifeq ($(LIST),)
 reproduce: $(VENV)/.installed $(ROBUSTBENCH)
 	$(if $(PROFILE),$(RUN) python -m paper profile $(PROFILE))
 	$(RUN) python -m paper data
-	$(RUN) python -m paper check
 	[ ! -d data ] || $(RUN) dvc commit --quiet data.dvc </dev/null
 	$(RUN) dvc repro
 	$(RUN) python -m paper results

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2, "mlp_ratio": 2.0}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+NORMAL = {"mean": [0.5] * 3, "std": [0.25] * 3}
+CONFIG = {"embed_dim": 48, "vision_cfg": VISION, "text_cfg": TEXT, "preprocess_cfg": {"size": 32, **NORMAL}}
 
 
 def offline(monkeypatch, root: Path) -> None:

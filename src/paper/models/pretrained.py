@@ -66,21 +66,16 @@ def check(params: Classifiers, key: str) -> None:
             accepted = f"a .safetensors file or one of {', '.join(tags)}"
             raise UserError(f"{key}.weights is {weights!r}; for {params.model} give {accepted}")
     elif params.source == "timm":
-        check_timm(params.model, f"{key}.model")
+        import timm
+
+        names = {*timm.list_models(), *timm.list_models(pretrained=True)}
+        check_name(f"{key}.model", params.model, names, "timm", "timm.list_models(pretrained=True) lists the names")
     elif params.source == "factory":
         load_factory(f"{key}.factory", params.factory)
     elif params.source == "model_zoo":
         entry = model_zoo.find(f"{key}.name", params.name)
         if entry.source == "robustbench":
             robustbench.package(entry, "utils")
-
-
-def check_timm(model: str, key: str) -> None:
-    """Raises UserError if timm does not know a model, which a key of params.yaml names."""
-    import timm
-
-    names = {*timm.list_models(), *timm.list_models(pretrained=True)}
-    check_name(key, model, names, "timm", "timm.list_models(pretrained=True) lists the names")
 
 
 def load(params: Classifiers, classes: int, key: str) -> tuple[nn.Module, list[float], list[float], int | None]:

@@ -16,8 +16,9 @@ def make_data() -> None:
     """Render the demo's images into data/, which data.dvc pins, and download the images that params.yaml names."""
     from paper.data import downloads, shapes  # torchvision is slow to import
 
+    params = Params.load()
     shapes.materialise(paths.root() / "data" / "shapes")
-    downloads.materialise(Params.load().dataset)
+    downloads.materialise(params.dataset)
 
 
 def check() -> None:

@@ -10,6 +10,9 @@ from nbconvert import HTMLExporter
 
 from multishield.files import write_text
 
+PROMPTS = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+EXPORTER = HTMLExporter(template_name="basic", embed_images=True, **PROMPTS)  # one, for it compiles its templates once
+
 
 def title_of(notebook: nbformat.NotebookNode) -> str:
     """The first heading of a notebook."""
@@ -32,12 +35,11 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebook
     The index alone has `notebooks`, the list of all: their "name", "title", and "file", the page, which is None for the
     index itself. It shows no code, and its figures are the saved files.
     """
-    prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
-    exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_input=notebooks is not None, **prompts)
+    EXPORTER.exclude_input = notebooks is not None
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if notebooks and (file := output.get("metadata", {}).get("image/png", {}).get("file")):
             output.metadata["filenames"] = {"image/png": file}  # nbconvert then refers to it; see `report.Picture`
-    body, _ = exporter.from_notebook_node(notebook)
+    body, _ = EXPORTER.from_notebook_node(notebook)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r"(<[a-z][^<>]*?)\son\w+\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", r"\1", body, flags=re.IGNORECASE)
     body = re.sub(r"(\b(?:href|src|action)\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s>]+)", _link, body, flags=re.IGNORECASE)

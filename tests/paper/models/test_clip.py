@@ -14,14 +14,14 @@ from multishield.files import save_tensors, write_json
 from multishield.images import Images
 from multishield.zero_shot import embed_prompts
 from paper import paths
+from paper.models import alignment as alignments
 from paper.models import clip as clips
 from paper.params.sections import Clips
 from paper.stages import alignment
-from paper.training.clip import small_config
 
 PROMPTS = ["this is a photo of a {}", "a drawing of a {}"]
 CLASSES = ["star", "polar bear", "ring"]
-CONFIG = {"embed_dim": 48, "vision_cfg": hub.VISION, "text_cfg": hub.TEXT, "preprocess_cfg": {"size": 32}}
+CONFIG = hub.CONFIG
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +43,12 @@ def files(root, model, config=CONFIG, **more) -> Clips:
     return section("file", config="clip.json", weights="clip.safetensors", **more)
 
 
-def stored(root, params: Clips, config=None):
+def stored(root, params: Clips):
     """A CLIP and its scores before, and after the files of the alignment stage are written and read."""
     made = clips.load_clip(params)
     text = embed_prompts(made, CLASSES, PROMPTS)
-    clips.save_alignment(made, params, config, text, root / "artifacts" / "alignment")
-    loaded = clips.load_alignment()
+    alignments.save_alignment(made, params, text, root / "artifacts" / "alignment")
+    loaded = alignments.load_alignment()
     assert torch.equal(loaded.text.cpu(), text)
     assert not any(p.requires_grad for p in loaded.parameters())
     return made, loaded
@@ -64,7 +64,7 @@ def test_another_image_tower_in_a_clip_from_the_hub(project_root):
     assert torch.equal(made.model.text_projection.cpu(), weights["text_projection"])
     torch.save({k: v + 0.001 for k, v in moved.items()}, project_root / "fare.pt")
     with pytest.raises(UserError, match=r"alignment\.image_tower is another than .*; put that one back, or run"):
-        clips.load_alignment()
+        alignments.load_alignment()
     written = json.loads((project_root / "artifacts" / "alignment" / "clip.json").read_text())
     assert written["preprocessing"]["resize_mode"] == "squash"
 
@@ -77,7 +77,7 @@ def test_a_clip_from_files(project_root):
     for other, config in ((clips.build_clip(CONFIG).model, CONFIG), (model, CONFIG | {"quick_gelu": True})):
         files(project_root, other, config)
         with pytest.raises(UserError, match=f"alignment.{'weights' if config is CONFIG else 'config'} is another"):
-            clips.load_alignment()
+            alignments.load_alignment()
     assert torch.equal(made.model.visual.proj.cpu(), model.visual.proj)
     for config, words in (({**CONFIG, "embed_dim": 64}, "mismatch"), ({"embed_dim": 3}, "not a CLIP configuration")):
         with pytest.raises(UserError, match=words):
@@ -99,7 +99,7 @@ def test_a_clip_from_a_function(project_root):
     vars(stage).update(params=SimpleNamespace(alignment=params), data=data, folder=paths.artifacts("alignment"))
     text = embed_prompts(made := clips.load_clip(params), CLASSES, PROMPTS)  # each call has other random weights
     with pytest.raises(UserError, match="the CLIP of alignment answers otherwise once it was stored and loaded"):
-        stage.save(made, None, text, pd.DataFrame(), pd.DataFrame())
+        stage.save(made, text, pd.DataFrame(), pd.DataFrame())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_sound_parameters_pass_the_check_without_a_download(project_root, monkey
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(changes, words):
-    config = small_config("test_resnet", 32)
+    config = CONFIG
     with pytest.raises(UserError, match=words):
         clips.build_clip(config | {"preprocess_cfg": config["preprocess_cfg"] | changes})
     with pytest.raises(UserError, match="is not a CLIP configuration"):

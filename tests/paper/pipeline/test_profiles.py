@@ -12,14 +12,15 @@ import torchvision
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
+import hub
 from conftest import CHEAP, ROOT, copy_project, edit_params, run, run_notebooks
 from multishield.errors import UserError
 from multishield.files import write_json
 from paper.data.datasets import OPENERS
 from paper.models import model_zoo
+from paper.models.clip import build_clip
 from paper.params import DEFAULTS, Params, read_yaml
 from paper.pipeline.profiles import profile_text, use_profile
-from paper.training.clip import small_config
 
 READER = YAML(typ="safe", pure=True)
 PROFILES = sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml"))
@@ -187,11 +188,9 @@ def test_a_thousand_classes_on_real_photographs(tmp_path):
     copy_project(tmp_path)
     torch.manual_seed(0)
     save_file(torchvision.models.shufflenet_v2_x0_5().state_dict(), tmp_path / "net.safetensors")
-    config = small_config("test_resnet", 64)
-    config["text_cfg"]["context_length"] = 32  # the longest of the thousand names does not fit into the demo's 16
-    model = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
-    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, tmp_path / "clip.safetensors")
-    write_json(tmp_path / "clip.json", config)
+    text = hub.TEXT | {"context_length": 32}  # the longest of the thousand names does not fit into 16
+    write_json(tmp_path / "clip.json", config := hub.CONFIG | {"text_cfg": text})
+    save_file(build_clip(config).model.state_dict(), tmp_path / "clip.safetensors")
     net = {"source": "torchvision", "model": "shufflenet_v2_x0_5", "weights": "net.safetensors"}
     clip = {"source": "file", "prompts": ["photo of a {}"], "config": "clip.json", "weights": "clip.safetensors"}
     data = {"name": "imagenet", "root": os.environ["MULTISHIELD_IMAGENET"], "image_size": 64, "resize": 72}

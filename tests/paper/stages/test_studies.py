@@ -10,10 +10,9 @@ from multishield import AttackedImages, Ball, Budget, Images, MultiShield
 from multishield.budget import Components, Joint
 from multishield.portfolio import Attacker
 from multishield.zero_shot import align, embed_prompts
-from paper.models.clip import build_clip
+from paper.models.clip import small_clip
 from paper.params.sections import PromptSet, Studies
 from paper.stages import studies
-from paper.training.clip import small_config
 from small import Brightness, grey
 
 EPS, SHIFT, SCALE = 8 / 255, 0.02, 0.1
@@ -79,7 +78,7 @@ def test_every_radius_has_its_worst_case(study):
 
 def test_wrong_names_reject_everything(study, monkeypatch):
     torch.manual_seed(0)
-    clip = build_clip(small_config("test_resnet", 32), antialias=True)
+    clip = small_clip("resnet8", 32)
     text = embed_prompts(clip, CLASSES, ["a {} photo"])
 
     class Tower(nn.Module):

@@ -8,15 +8,16 @@ from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional as F
 
+import hub
 from killing import data, same_bytes_after_death
 from multishield.errors import UserError
 from multishield.files import save_tensors, write_json
 from multishield.zero_shot import embed_prompts
 from paper import paths
-from paper.models.clip import build_clip, load_alignment, save_alignment
+from paper.models.alignment import load_alignment, save_alignment
+from paper.models.clip import build_clip, small_clip
 from paper.params.sections import Clips, RobustTower
 from paper.training import robust_tower
-from paper.training.clip import small_config
 from paper.training.epochs import perturb
 
 CLASSES, PROMPTS = ["ant", "bee", "cow"], ["a {}"]
@@ -27,9 +28,9 @@ def options(method="tecoa", **changes):
     return RobustTower(method=method, validation_steps=2, **(values | changes))
 
 
-def a_clip():
+def a_clip(source="train"):
     torch.manual_seed(0)
-    clip = build_clip(small_config("test_resnet", 32))
+    clip = small_clip("resnet8", 32) if source == "train" else build_clip(hub.CONFIG)
     return clip, embed_prompts(clip, CLASSES, PROMPTS)
 
 
@@ -87,21 +88,21 @@ def test_a_killed_training_ends_with_the_same_tower(tmp_path, method):
     same_bytes_after_death(tmp_path, robust_tower, "train_epoch", 1, train)
 
 
-TRAINED = {"tower": "test_resnet", "epochs": 1, "batch_size": 20, "learning_rate": 1e-3}
+TRAINED = {"tower": "resnet8", "epochs": 1, "batch_size": 20, "learning_rate": 1e-3}
 FILES = {"config": "clip.json", "weights": "clip.safetensors"}
 
 
 @pytest.mark.parametrize(("source", "values"), [("train", TRAINED), ("file", FILES)])
 def test_the_robust_tower_is_the_one_that_is_loaded(project_root, source, values):
-    clip, text = a_clip()
+    clip, text = a_clip(source)
     save_tensors(project_root / "clip.safetensors", clip.model.state_dict())
-    write_json(project_root / "clip.json", small_config("test_resnet", 32))
+    write_json(project_root / "clip.json", hub.CONFIG)
     robust = options(epochs=1).model_dump()
     params = TypeAdapter(Clips).validate_python({"source": source, "prompts": PROMPTS, "robust": robust, **values})
     robust_tower.harden(clip, params.robust, data(), data(30, 1), text, 0, None)
-    save_alignment(clip, params, small_config("test_resnet", 32), text, paths.artifacts("alignment"))
+    save_alignment(clip, params, text, paths.artifacts("alignment"))
     x = data(5).pixels
-    scores = F.normalize(clip.model.encode_image(2 * (2 * x - 1)), dim=1) @ text.T
+    scores = F.normalize(clip.model.visual(2 * (2 * x - 1)), dim=1) @ text.T
     assert torch.allclose(load_alignment()(x), scores, atol=1e-5)
 
 

@@ -69,12 +69,12 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, finished):
 
 
 def test_a_killed_clip_training_ends_with_the_same_weights(tmp_path):
-    values = {"tower": "test_resnet", "epochs": 2, "batch_size": 20, "learning_rate": 1e-3}
+    values = {"tower": "resnet8", "epochs": 2, "batch_size": 20, "learning_rate": 1e-3}
     params, classes = ClipTrained(source="train", prompts=["a {}"], **values), ["ant", "bee", "cow"]
     captions = [f"a {classes[k]}" for k in data().labels]
 
     def train(resume):
-        made, _, history = clip.train_or_load(params, data(), captions, data(30, 1), classes, 0, resume)
+        made, history = clip.train_or_load(params, data(), captions, data(30, 1), classes, 0, resume)
         return made.model, history
 
     same_bytes_after_death(tmp_path, clip, "_one_epoch", 1, train)
