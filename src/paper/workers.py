@@ -53,10 +53,8 @@ def setting() -> Workers:
         return Workers(count=None if who == "local" else int(who), gpus=gpus)
     if re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", who):
         return Workers(who, None, gpus)
-    given = (
-        f"MULTISHIELD_WORKERS is {who!r}; accepted are a number of processes from 1, 'local' for one per GPU or core"
-    )
-    raise UserError(f"{given}, or the address of a Ray cluster as HOST:PORT")
+    accepted = "a number of processes from 1, 'local' for one per GPU or core, or the HOST:PORT of a Ray cluster"
+    raise UserError(f"MULTISHIELD_WORKERS is {who!r}; accepted are {accepted}")
 
 
 def each() -> Each:

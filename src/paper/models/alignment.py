@@ -32,13 +32,12 @@ def save_alignment(clip: Clip, params: Clips, text: Tensor, folder: Path) -> Non
 
 def load_alignment() -> ZeroShotClassifier:
     """The zero-shot classifier of the alignment stage, frozen, on the best device."""
-    text = load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
-    if (record := _record()).params.source != "train":
+    folder, record = paths.artifacts("alignment"), _record()
+    text = load_tensors(folder / "text.safetensors")["text"]
+    if record.params.source != "train":
         return freeze(align(load_pipeline_clip(), text)).to(device())
-    weights = load_tensors(paths.artifacts("alignment", "clip.safetensors"))
-    weights = {key.removeprefix("visual."): weight for key, weight in weights.items() if key.startswith("visual.")}
-    tower = build_network(record.params.tower, text.shape[1])
-    load_exactly(tower, weights, str(paths.artifacts("alignment")))
+    tower, weights = build_network(record.params.tower, text.shape[1]), load_tensors(folder / "clip.safetensors")
+    load_exactly(tower, {k[7:]: weight for k, weight in weights.items() if k.startswith("visual.")}, str(folder))
     preprocess = Preprocess(SimpleNamespace(**record.preprocessing), record.antialias)
     return freeze(ZeroShotClassifier(fuse(tower.eval()), preprocess, text)).to(device())
 

@@ -56,32 +56,37 @@ class Fit(Section):
     learning_rate: Rate
 
 
-class Trained(Fit):
-    """A classifier that the pipeline trains; from `eps` on: the attack of the training and of its validation."""
+class AdversarialFit(Fit):
+    """A training with an attack of radius `eps`, by which the epoch is chosen on validation images, too."""
 
-    source: Literal["train"]
-    architecture: Literal[ARCHITECTURES]
-    method: Literal["standard", "fgsm", "pgd", "trades"]
-    mean: Mean
-    std: Std
-    weight_decay: Weight
-    augment: bool
     eps: Eps
-    warmup_epochs: Whole
     steps: Count
     step_size: Eps
-    beta: Weight = 6.0
+    warmup_epochs: Whole = 0
+    weight_decay: Weight = 1e-4
+    augment: bool = False
     validation_steps: Count
 
 
-class Checkpoint(Section):
+class Network(Section):
+    architecture: Literal[ARCHITECTURES]
+    mean: Mean
+    std: Std
+
+
+class Trained(AdversarialFit, Network):
+    """A classifier that the pipeline trains."""
+
+    source: Literal["train"]
+    method: Literal["standard", "fgsm", "pgd", "trades"]
+    beta: Weight = 6.0
+
+
+class Checkpoint(Network):
     """A classifier that is loaded from a safetensors state dict."""
 
     source: Literal["checkpoint"]
-    architecture: Literal[ARCHITECTURES]
     path: Text
-    mean: Mean
-    std: Std
 
 
 class FromZoo(Section):
@@ -127,17 +132,10 @@ class ClassifierFactory(Section):
 Classifiers = Trained | Checkpoint | FromZoo | Torchvision | Timm | FineTuned | ClassifierFactory
 
 
-class RobustTower(Fit):
+class RobustTower(AdversarialFit):
     """Adversarial training of the CLIP's image tower, before it is used."""
 
     method: Literal["tecoa", "fare"]
-    eps: Eps
-    steps: Count
-    step_size: Eps
-    warmup_epochs: Whole = 0
-    weight_decay: Weight = 1e-4
-    augment: bool = False
-    validation_steps: Count
 
 
 class Clip(Section):
