@@ -266,28 +266,29 @@ def test_a_detector_may_give_one_number_per_image():
 
 
 def test_a_random_model_is_accepted_as_wrong_as_often_as_the_formula_says():
-    sigma, threshold, model, x = 0.1, 0.3, Linear(2, seed=1), inside(24)
+    sigma, threshold, model, x, draws = 0.1, 0.3, Linear(2, seed=1), inside(30), 12
 
     class Noisy(Linear):
         def forward(self, x):
             return super().forward(x + sigma * torch.randn_like(x))
 
-    def run():
-        budget = {"joint": {"steps": 12}, "components": {"targets": 1, "steps": 5}, "sanity": {"images": 1}}
+    def run(steps):
+        budget = {"joint": {"steps": steps}, "components": {"targets": 1, "steps": 5}, "sanity": {"images": 1}}
         defence = ConfidenceThreshold(Noisy(2, seed=1), threshold)
-        return evaluate(defence, x, y, EPS, draws=20, attacks=["components", "joint"], budget=budget)
+        return evaluate(defence, x, y, EPS, draws=draws, attacks=["components", "joint"], budget=budget)
 
     z, weight, normal = model(x), model.weight[0] - model.weight[1], torch.distributions.Normal(0, 1)
     y, lead, spread = z.argmax(1), (z[:, 0] - z[:, 1]).abs(), sigma * weight.norm()
     wrong = normal.cdf((model.reach(EPS)[0, 1] - lead - threshold) / spread)
-    result = run()
+    result = run(10)
     rows = result.records[result.records.scenario == "worst_case"]
-    assert (abs(rows.attack_success - wrong.numpy()) < 5 * (0.25 / 20) ** 0.5).all()
+    assert (abs(rows.attack_success - wrong.numpy()) < 5 * (0.25 / draws) ** 0.5).all()
     assert result.robust_accuracy == pytest.approx(1 - rows.attack_success.mean())
-    assert result.robust_accuracy == pytest.approx(1 - wrong.mean().item(), abs=0.04)
-    assert result.clean_accuracy == pytest.approx(normal.cdf((lead - threshold) / spread).mean().item(), abs=0.04)
+    assert result.robust_accuracy == pytest.approx(1 - wrong.mean().item(), abs=0.05)
+    assert result.clean_accuracy == pytest.approx(normal.cdf((lead - threshold) / spread).mean().item(), abs=0.05)
     assert result.robust_accuracy.low < 1 - wrong.mean() < result.robust_accuracy.high
+    first = run(1)
     torch.rand(7)  # the caller's random numbers change nothing, and are not changed
     before = torch.get_rng_state()
-    same(run(), result)
+    same(run(1), first)
     assert torch.equal(torch.get_rng_state(), before)
