@@ -23,6 +23,7 @@ ORDER = (
     ("records",),
     ("portfolio", "sanity"),
     ("evaluation",),
+    ("certification",),
 )
 
 
