@@ -23,6 +23,7 @@ ORDER = (
     ("records", "inputs"),
     ("portfolio", "sanity"),
     ("evaluation",),
+    ("certification",),
 )
 
 

@@ -61,7 +61,7 @@ class Trained(Fit):
 
     source: Literal["train"]
     architecture: Literal[ARCHITECTURES]
-    method: Literal["standard", "fgsm", "pgd", "trades"]
+    method: Literal["standard", "fgsm", "pgd", "trades", "noise"]
     mean: Mean
     std: Std
     weight_decay: Weight
@@ -71,6 +71,7 @@ class Trained(Fit):
     steps: Count
     step_size: Eps
     beta: Weight = 6.0
+    sigma: Eps = 0.1
     validation_steps: Count
 
 
@@ -128,9 +129,9 @@ Classifiers = Trained | Checkpoint | FromZoo | Torchvision | Timm | FineTuned | 
 
 
 class RobustTower(Fit):
-    """Adversarial training of the CLIP's image tower, before it is used."""
+    """Adversarial training of the CLIP's image tower, or on noise, before it is used."""
 
-    method: Literal["tecoa", "fare"]
+    method: Literal["tecoa", "fare", "noise"]
     eps: Eps
     steps: Count
     step_size: Eps
@@ -138,6 +139,7 @@ class RobustTower(Fit):
     weight_decay: Weight = 1e-4
     augment: bool = False
     validation_steps: Count
+    sigma: Eps = 0.1
 
 
 class Clip(Section):
@@ -207,6 +209,7 @@ class Studies(Section):
     prompts: Annotated[dict[Text, PromptSet], Field(min_length=1)]
     tolerance: Annotated[list[Tolerance], Field(min_length=1)]
     eps: Annotated[list[Eps], Field(min_length=1)]
+    sigma: Annotated[list[Eps], Field(min_length=1)]
 
 
 class Report(Section):
