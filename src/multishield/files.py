@@ -25,7 +25,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     except SafetensorError as error:  # its words for a full disk
         raise OSError(None, str(error), str(path)) from None
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk has no name
+        if error.errno:  # a full disk has no name
+            error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

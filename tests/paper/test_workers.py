@@ -13,7 +13,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations as new
+from torch.nn.utils import spectral_norm, weight_norm
 
 from multishield.errors import UserError
 from multishield.forward import freeze
@@ -149,10 +150,7 @@ def lose():
     assert sorted(script(EVALUATION + cluster + LOSE, MISHAP="slow").split()) == sorted(["left", *expected])
 
 
-NORMS = (weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm)
-
-
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm, new.weight_norm, new.spectral_norm])
 def test_a_network_with_computed_weights_can_be_sent(norm):
     pickle = pytest.importorskip("cloudpickle")  # that of Ray
     network, x = freeze(nn.Sequential(norm(nn.Conv2d(3, 3, 3)), nn.ReLU())), torch.rand(2, 3, 8, 8)

@@ -31,7 +31,7 @@ def params(entry=NETWORK, **sections) -> Params:
     values = read_yaml(DEFAULTS)
     values |= {"classifiers": ["known"], "training": {"known": {"source": "model_zoo", "name": entry}}}
     values["alignment"] = {"source": "open_clip", "prompts": ["a {}"], "model": "RN50", "pretrained": "openai"}
-    values["dataset"] |= {"name": "cifar10"}
+    values["dataset"] |= {"name": "cifar10", "image_size": 32}
     values["baseline"] |= {"attacks": "standard"}
     for section, changes in sections.items():
         values[section] |= changes
@@ -80,7 +80,7 @@ def test_published_figures_agree_or_differ(project_root):
     own = compared(project_root, 94, 30, 100, dataset={"name": "folder"})
     assert own.verdict.tolist() == ["agrees", "differs"]
     assert "taken to be test images of cifar10" in own.notes[0]
-    report.write_published(table)
+    report.save_table(table, "published")
     file = project_root / "artifacts" / "report" / "tables" / "published.csv"
     assert pd.read_csv(file, dtype=str, keep_default_na=False).equals(table.astype(str))
 
@@ -118,7 +118,7 @@ def test_the_papers_fine_tuned_classifiers_have_a_clean_accuracy_and_others_no_t
         assert re.fullmatch(notes, table.notes[0])
     assert compared(project_root, 9, 0, 10, made_by, dataset={"name": "food101", "image_size": 224}).empty
     table = compared(project_root, 1, 0, 2, {"source": "train", "architecture": "resnet8"})
-    report.write_published(table)
+    report.save_table(table, "published")
     assert table.empty
     assert not (project_root / "artifacts" / "report").exists()
 

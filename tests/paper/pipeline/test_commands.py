@@ -52,7 +52,6 @@ def test_an_experiment_in_a_folder_of_its_own_needs_the_whole_path(project):
     copy = shutil.copytree(project, project / ".dvc" / "tmp" / "exps" / "tmpx", ignore=lambda *_: ["data", ".dvc"])
     with contextlib.chdir(copy), pytest.raises(UserError, match="an experiment in a folder of its own needs the whole"):
         check()
-    shutil.rmtree(copy)
 
 
 @pytest.mark.parametrize("name", ["MULTISHIELD_WORKERS", "MULTISHIELD_GPUS"])

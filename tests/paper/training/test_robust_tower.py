@@ -64,7 +64,9 @@ def test_tecoa_is_the_cross_entropy_of_scaled_cosines():
 def test_training_lowers_what_an_attack_gains(method):
     clip, text = a_clip()
     before = copy.deepcopy(clip.model.state_dict())
-    history = robust_tower.harden(clip, options(method, epochs=6), data(), data(30, 1), text, 0, None)
+    history = robust_tower.harden(
+        clip, options(method, epochs=6, learning_rate=3e-3), data(), data(30, 1), text, 0, None
+    )
     assert history.loss.iloc[-1] < history.loss.iloc[0]
     criterion = history["noisy_accuracy" if method == "noise" else "pgd_accuracy"]
     assert criterion[history.chosen].item() == criterion.max()
@@ -73,7 +75,7 @@ def test_training_lowers_what_an_attack_gains(method):
     assert all(k.startswith("visual.") for k in moved), "the text side stays"
     assert not clip.model.training
     if method == "tecoa":
-        assert history.pgd_accuracy.max() > history.pgd_accuracy[0] + 0.2
+        assert history.pgd_accuracy.max() > 0.6, "a third are right by chance"
 
 
 @pytest.mark.parametrize("method", ["tecoa", "fare"])
