@@ -49,8 +49,8 @@ class Evaluation:
     ball: Ball
 
     def _share(self, metric: str) -> records.Share:
-        row = self.metrics.set_index(["scenario", "metric"]).loc[("worst_case", metric)]
-        return records.Share(row.value, row.low, row.high)
+        metrics = self.metrics.set_index(["scenario", "metric"])
+        return records.Share(*metrics.loc[("worst_case", metric), ["value", "low", "high"]])
 
     clean_accuracy = property(lambda self: self._share("clean_accuracy"), doc="The share of right, accepted images.")
     clean_rejection = property(lambda self: self._share("clean_rejection"), doc="The share of rejected clean images.")

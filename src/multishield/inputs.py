@@ -86,8 +86,7 @@ def _pixels_of(given, name: str, bounds: tuple[float, float]) -> Tensor:
 def _whole_numbers(given, name: str, count: int) -> Tensor:
     """Labels or ids of a user: int64 (N,), on the CPU."""
     numbers = _tensor_of(given)
-    whole = isinstance(numbers, Tensor) and "int" in str(numbers.dtype)
-    if not whole or numbers.shape not in ((count,), (count, 1)):
+    if not (isinstance(numbers, Tensor) and "int" in str(numbers.dtype) and numbers.shape in ((count,), (count, 1))):
         raise UserError(f"{name} are {_described(numbers)}; {count} whole numbers are accepted, one each")
     return numbers.reshape(-1).cpu().long().clone()
 

@@ -61,7 +61,7 @@ class Attacker:
         # A random model has no border: the image nearest to evasion is accepted most often.
         settings |= {"nearest": True} if isinstance(defence, Drawn) else {}
         work = partial(_attack, attack, defence, settings | {"batch_size": self.batch_size})
-        checkpoint, task = Checkpoint(self.resume, task, *inputs), task if self.verbose else None
+        checkpoint, task = Checkpoint(self.resume, task, *inputs), task if self.verbose else ""
         return attack_resumably(task, work, data, list(starts), checkpoint, self.each)
 
     def components(self, defence: nn.Module, data: Images, known: Sequence = ()) -> dict[str, AttackedImages]:

@@ -87,12 +87,12 @@ class Checkpoint:
 
 
 def attack_resumably(
-    task: str | None, attack: Callable, data: Images, starts: list, checkpoint: Checkpoint, each: Each = map
+    task: str, attack: Callable, data: Images, starts: list, checkpoint: Checkpoint, each: Each = map
 ) -> AttackedImages:
     """Attack images; a killed call continues with the images that are left, and ends with the same bytes.
 
     The attack gets `Images`, their starts (`AttackedImages` of earlier attacks), and a `watch` (see
-    `attacks.loop.Watch`) or None. The task is the text of the progress line; None shows no line.
+    `attacks.loop.Watch`) or None. The task is the text of the progress line; without it there is none.
     """
     finished, here = _Finished(task, checkpoint, len(data)), each is map
     left = finished.left.nonzero()[:, 0]
@@ -120,7 +120,7 @@ def _attack_piece(attack: Callable, finished: "_Finished | None", piece: tuple) 
 class _Finished:
     """The images of an attack that are finished, on disk and in memory, and one line of progress."""
 
-    def __init__(self, task: str | None, checkpoint: Checkpoint, total: int):
+    def __init__(self, task: str, checkpoint: Checkpoint, total: int):
         self.checkpoint, self.chunks, self.bar = checkpoint, [], progress(None, task, "step")
         self.left, self.broken = torch.ones(total, dtype=torch.bool), torch.zeros(total, dtype=torch.bool)
         for chunk in checkpoint.values():

@@ -43,7 +43,6 @@ REFUSED = {
     "bounds too narrow": ({"bounds": (0, 0.1)}, r"pixels lie in \[0.5, 0.5\]; they must lie in \[0,0.1\]"),
     "bounds that are no range": ({"bounds": (1, 0)}, r"bounds \(1, 0\); Linf with 0 < eps < high - low"),
     "bounds without end": ({"bounds": (0, torch.inf)}, r"bounds \(0, inf\)"),
-    "one bound": ({"bounds": 1}, "bounds, budget or device cannot be used"),
     "labels that are missing": ({"labels": None}, "labels are NoneType; 6 whole numbers"),
     "data without labels": ({"images": TensorDataset(GOOD), "labels": None}, "TensorDataset that cannot be read"),
     "no labels": ({"labels": LABELS[:3]}, "6 whole numbers are accepted, one each"),

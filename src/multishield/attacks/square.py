@@ -1,7 +1,6 @@
 """Square Attack (Andriushchenko et al. 2020): a random search that sees outputs and no gradient.
 
-For L2 it takes the squares of L-inf, scaled back to the ball, which is simpler than the authors' proposals. A vector
-is an image of one row, and its squares are runs of neighbours.
+For L2 it takes the squares of L-inf, scaled back to the ball, which is simpler than the authors' proposals.
 """
 
 import math
@@ -32,7 +31,7 @@ class RandomSquares(Rule):
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
-        c, h, w = (1, 1, *clean.shape[1:])[-3:]  # of a vector (1,1,D)
+        c, h, w = (1, 1, *clean.shape[1:])[-3:]  # a vector is one row (1,1,D)
         stripes = (2 * uniform(streams, c * w).view(-1, c, 1, w) - 1).sign().expand(-1, c, h, w).reshape(clean.shape)
         pixel = self.ball.eps if self.ball.norm == "Linf" else self.ball.eps / math.sqrt(clean[0].numel())
         return self.ball.project(clean + pixel * stripes, clean)  # for L2 each pixel has its share of the radius
