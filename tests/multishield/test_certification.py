@@ -14,8 +14,7 @@ QUICK = Budget(components=Components(targets=1, steps=10), square=Square(10))
 def binary(n):
     """A linear classifier of two classes, images and labels that it gets right, their distances to the boundary."""
     model, x = Linear(2, seed=1), inside(n)
-    distance = model(x).diff(dim=1)[:, 0].abs() / model.weight.diff(dim=0).norm()
-    return model, x, model(x).argmax(1), distance.double().numpy()
+    return model, x, model(x).argmax(1), (model(x).diff(dim=1)[:, 0].abs() / model.weight.diff(dim=0).norm()).numpy()
 
 
 def test_a_linear_model_is_certified_up_to_its_boundary_and_broken_beyond_it():
