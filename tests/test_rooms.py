@@ -12,17 +12,18 @@ from conftest import ROOT
 
 SOURCE = ROOT / "src"
 # Lines of Python. Only an issue raises a limit; code that does not fit replaces other code.
-LIMITS = {"src/multishield": 2950, "src/paper": 4600, "tests": 7000, "benchmarks": 600}
+LIMITS = {"src/multishield": 3300, "src/paper": 4600, "tests": 7200, "benchmarks": 600}
 # A module of the library imports modules of lines above its own, or of its own folder.
 ORDER = (
     ("errors", "progress", "shield", "budget"),
     ("files", "forward"),
     ("images",),
     ("resume", "defences", "zero_shot"),
-    ("attacks", "inputs", "clip"),
-    ("records",),
+    ("attacks", "clip"),
+    ("records", "inputs"),
     ("portfolio", "sanity"),
     ("evaluation",),
+    ("certification",),
 )
 
 

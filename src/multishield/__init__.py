@@ -18,6 +18,7 @@ _CONTENTS = {
     "attacks.square": "square",
     "attacks.threat_model": "Ball",
     "budget": "Budget",
+    "certification": "Smoothed certified_curve certify",
     "clip": "open_clip_model",
     "defences": "ConfidenceThreshold ConsistentPrediction Defence FeatureSqueezing RejectClass SummedLogProbabilities"
     " Unanimity Undefended calibrate",

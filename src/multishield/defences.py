@@ -159,6 +159,41 @@ class SummedLogProbabilities(Unanimity):
         return (margin_over_others(total) - self.threshold).unsqueeze(1)
 
 
+class Drawn(Defence):
+    """A random defence as its attacker sees it: in every call so many new draws of its answer to each image.
+
+    The margins are means over the draws, and so are their gradients (Athalye et al. 2018). The outputs accept a class
+    that every draw accepts. The seed names the random numbers of torch; those of the caller are left alone.
+    """
+
+    def __init__(self, defence: nn.Module, draws: int, seed: int):
+        super().__init__()
+        self.defence, self.draws, self.seed, self.calls = defence, draws, seed % 2**31, 0
+
+    def scores(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The scores of all draws, (B,draws,...)."""
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            torch.manual_seed((self.seed << 32) + self.calls)
+            self.calls += 1
+            scores = zip(*(self.defence.scores(x.clone()) for _ in range(self.draws)), strict=True)
+            return tuple(torch.stack(draws, 1) for draws in scores)
+
+    def _of_each_draw(self, rule: Callable, scores: tuple[Tensor, ...]) -> Tensor:
+        return rule(tuple(score.flatten(0, 1) for score in scores)).unflatten(0, (-1, self.draws))
+
+    def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
+        return self._of_each_draw(self.defence.margins, scores).mean(1)
+
+    def shares(self, scores: tuple[Tensor, ...]) -> Tensor:
+        """The share of draws that decide for each class, and for "reject", (B,K+1)."""
+        outputs = self._of_each_draw(self.defence.outputs, scores)
+        return F.one_hot(outputs.argmax(2), outputs.shape[2]).double().mean(1)
+
+    def outputs(self, scores: tuple[Tensor, ...]) -> Tensor:
+        """The shares of the classes; "reject" has less than all draws, and more than all but one."""
+        return F.pad(self.shares(scores)[:, :-1], (0, 1), value=1 - 0.5 / self.draws)
+
+
 def reduced_bits(x: Tensor, bits: int = 4) -> Tensor:
     """Pixels of few bits. The gradient is the identity's (BPDA, Athalye et al. 2018): rounding has none."""
     levels = 2**bits - 1

@@ -56,7 +56,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
-    """The outputs of a model for pixels (B,C,H,W): on a CPU, those of an image have the same bytes in every batch.
+    """The outputs of a model for pixels (B,...): on a CPU, those of an image have the same bytes in every batch.
 
     The model is a module, a bound method of one (such as a shield's `scores`), or any function of pixels. It is asked
     in evaluation mode, with its own copy of the pixels. Raises UserError if an output is not finite: it would be no
@@ -81,19 +81,20 @@ def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
 
 
 @torch.no_grad()
-def scores_of(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> tuple[Tensor, ...]:
+def scores_of(model: nn.Module, pixels: Tensor, batch_size: int | None = None) -> tuple[Tensor, ...]:
     """The scores of all images, computed in batches, on the CPU: logits (N,K), or the `scores` of a defence."""
     call, device = getattr(model, "scores", model), device_of(model)
-    batches = [forward(call, x.to(device)) for x in pixels.split(batch_size)]
+    batches = [forward(call, x.to(device)) for x in pixels.split(batch_size or 128)]
     batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     return tuple(torch.cat(column).cpu() for column in zip(*batches, strict=True))
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, pixels: Tensor, batch_size: int = 256) -> Tensor:
-    """The outputs (N,C) of a model for all images, computed in batches, on the CPU."""
+def outputs(model: nn.Module, pixels: Tensor, batch_size: int | None = None) -> Tensor:
+    """The outputs (N,C) of a model or a defence for all images, computed in batches, on the CPU."""
+    call, rule = (model.scores, model.outputs) if hasattr(model, "margins") else (model, lambda out: out)
     device = device_of(model)
-    return torch.cat([forward(model, x.to(device)).cpu() for x in pixels.split(batch_size)])
+    return torch.cat([rule(forward(call, x.to(device))).cpu() for x in pixels.split(batch_size or 256)])
 
 
 def accuracy(model: nn.Module, data, batch_size: int = 256) -> float:
@@ -103,17 +104,19 @@ def accuracy(model: nn.Module, data, batch_size: int = 256) -> float:
     return hits / len(data) if batches else float("nan")
 
 
-def check_repeatable(model: nn.Module, pixels: Tensor, name: str) -> None:
-    """Score a batch of images (B,C,H,W) twice: in order, and reversed in batches of half the size.
+def check_repeatable(model: nn.Module, pixels: Tensor, name: str, batch_size: int | None = None) -> None:
+    """Score images (B,...) twice: in order, and reversed in batches of half the size.
 
     Raises UserError if a score changes by more than `REPEATABLE`: on such a model a failed attack proves nothing.
     """
-    once, again = scores_of(model, pixels), scores_of(model, pixels.flip(0), max(1, len(pixels) // 2))
+    half = (batch_size or len(pixels)) // 2 or 1
+    once, again = scores_of(model, pixels, batch_size), scores_of(model, pixels.flip(0), half)
     for first, second in zip(once, again, strict=True):
         change = (first - second.flip(0)).abs().reshape(len(first), -1).amax(1) / first.abs().max().clamp_min(1e-12)
         image = int(change.argmax())
         if change[image] > REPEATABLE:
             raise UserError(
                 f"{name} answers differently when asked again: the scores of image {image} change by "
-                f"{100 * float(change[image]):.2g} % of the largest; remove dropout, noise, and looks at other images"
+                f"{100 * float(change[image]):.2g} % of the largest; remove dropout, noise, and looks at other images; "
+                "`evaluate` takes a model that is random by design with `draws=20`"
             )

@@ -21,15 +21,18 @@ def in_unit_range(images: Tensor) -> Tensor:
     return images.float() / 255 if getattr(images, "dtype", None) == torch.uint8 else images
 
 
-def pixels_of(images: Tensor) -> Tensor:
-    """Images of a user as pixels in [0,1]: bytes are divided by 255. Raises ValueError if they are no pixels."""
-    check_pixels(pixels := in_unit_range(images))
+def pixels_of(images: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Images of a user within the bounds (low, high), the bytes 0 and 255. Raises ValueError if they are no pixels."""
+    pixels, (low, high) = in_unit_range(images), bounds
+    if pixels is not images:
+        pixels = (low + (high - low) * pixels).clamp(low, high)
+    check_pixels(pixels, bounds)
     return pixels
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images uint8 (N,C,H,W), or float32 in [0,1]; labels int64 (N,); ids int64 (N,), which name an image for good."""
+    """Images (N,C,H,W) or (N,D), uint8 or float32; labels int64 (N,); ids int64 (N,), which name an image for good."""
 
     images: Tensor
     labels: Tensor
@@ -43,7 +46,7 @@ class Images:
 
     @property
     def pixels(self) -> Tensor:
-        """Images as float32 in [0,1]."""
+        """Images as float32: bytes are divided by 255."""
         return in_unit_range(self.images)
 
     def chunks(self, multiple: int = 1) -> Iterator[slice]:
@@ -64,7 +67,7 @@ class Images:
 
 @dataclass(frozen=True)
 class AttackedImages:
-    """Images (N,C,H,W) float32 in [0,1] after an attack, and its effect on each; the clean image where it failed.
+    """Images (N,C,H,W) or (N,D) after an attack, float32, and its effect on each; the clean image where it failed.
 
     `broken_by` names per image the attack that broke it: "clean" where it was wrong before, "" where it resisted.
     `forwards` and `backwards` are the passes through the model that each image cost, int64 (N,).

@@ -1,42 +1,94 @@
 """What may be evaluated: images and models that cannot be used are refused before any attack, with one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from multishield.attacks.threat_model import Ball
 from multishield.defences import RejectClass
 from multishield.errors import UserError, reason_of
-from multishield.forward import check_repeatable, device_of, forward
-from multishield.images import Images, pixels_of
-
-# Images that are scored twice, see `check_repeatable`.
-ASKED_TWICE = 128
+from multishield.forward import device_of, forward
+from multishield.images import AttackedImages, Images, in_unit_range, pixels_of
 
 
-def images_of(images: Tensor, labels: Tensor, ids: Tensor | Sequence[int] | None = None) -> Images:
-    """Images of a user on the CPU; ids are 0..N-1 by default. UserErrors for what `evaluate` does not take."""
-    if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 and len(images)):
-        raise UserError(f"images are {_described(images)}; a tensor (N,3,H,W) of at least one RGB image is accepted")
-    if images.dtype not in (torch.float32, torch.uint8):
-        raise UserError(f"images are {images.dtype}; pixels are float32 in [0,1], or uint8 in 0..255")
-    try:
-        pixels_of(images)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if not isinstance(ids, Tensor):
-        numbers = np.arange(len(images)) if ids is None else np.asarray(ids)
-        ids = torch.from_numpy(numbers) if numbers.dtype.kind in "iu" else ids
-    for name, numbers in (("labels", labels), ("ids", ids)):
-        whole = isinstance(numbers, Tensor) and numbers.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
-        if not whole or numbers.shape != (len(images),):
-            raise UserError(f"{name} are {_described(numbers)}; {len(images)} whole numbers are accepted, one each")
+def images_of(images, labels, ids=None, bounds: tuple[float, float] = (0.0, 1.0)) -> Images:
+    """Images of a user, on the CPU and without gradients; the ids are 0..N-1 by default.
+
+    Raises UserError unless all are as `evaluate` wants them, with one label and one id per image.
+    """
+    if labels is None and isinstance(images, (Dataset, DataLoader)):
+        images, labels = _read(images)
+    images = _pixels_of(images, "images", bounds)
+    labels = _whole_numbers(labels, "labels", len(images))
+    ids = torch.arange(len(images)) if ids is None else _whole_numbers(ids, "ids", len(images))
     if len(ids.unique()) < len(ids):
         raise UserError("two images have the same id; give every image an id of its own")
-    images, labels, ids = (t.detach().cpu() for t in (images, labels, ids))
+    return Images(images, labels, ids)
+
+
+def candidates_of(candidates: Mapping[str, Tensor], data: Images, ball: Ball, taken: Sequence[str]) -> dict:
+    """Attacked images of a user as `AttackedImages` by the name of their source, which may not be one of `taken`.
+
+    Raises UserError unless there is one image in the ball around each clean one; the sentence names the farthest.
+    """
+    checked, none = {}, torch.zeros(len(data), dtype=torch.long)
+    for name, given in candidates.items():
+        if not isinstance(name, str) or not name.isprintable() or name in taken or name[:3] in ("", "on "):
+            raise UserError(f"candidates are named {name!r}; give each source a name of its own, in one line of text")
+        images = in_unit_range(_pixels_of(given, source := f"the candidates {name!r}", ball.bounds))
+        if images.shape != data.images.shape:
+            raise UserError(
+                f"{source} are {tuple(images.shape)}; give one for each clean image {tuple(data.images.shape)}"
+            )
+        try:
+            ball.checked_distance(images, data.pixels, source)
+        except RuntimeError as error:
+            raise UserError(f"{error}; give images of the ball around the clean ones") from None
+        checked[name] = AttackedImages(images, [""] * len(data), none, none)
+    return checked
+
+
+def _read(source: Dataset | DataLoader) -> tuple[Tensor, Tensor]:
+    """All images and labels, in their order."""
+    try:
+        batches = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=128)
+        images, labels = zip(*batches, strict=True)
+        return torch.cat(images), torch.cat(labels)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        given = f"images are a {type(source).__name__} that cannot be read: {reason_of(error)}"
+        raise UserError(f"{given}; pairs (image, label) are accepted, tensors of one size and whole numbers") from None
+
+
+def _tensor_of(values):
+    """A tensor from an array or a list; anything else as it is."""
+    try:
+        return torch.as_tensor(np.require(values, None, "CW") if isinstance(values, np.ndarray) else values).detach()
+    except (TypeError, ValueError, RuntimeError):
+        return values
+
+
+def _pixels_of(given, name: str, bounds: tuple[float, float]) -> Tensor:
+    """Images on the CPU: float32 within the bounds. In [0,1] bytes remain bytes, which need a quarter of the memory."""
+    images = _tensor_of(given)
+    if not (isinstance(images, Tensor) and images.ndim in (2, 4) and images.numel()):
+        raise UserError(f"{name} are {_described(images)}; (N,C,H,W) or (N,D) of at least one image is accepted")
+    images = images.to("cpu", torch.float32 if images.is_floating_point() else images.dtype)
     images = images.clone() if images.is_inference() else images  # only a copy of such images can have gradients
-    return Images(images, labels.long().clone(), ids.long().clone())
+    try:
+        return images if images.dtype == torch.uint8 and bounds == (0.0, 1.0) else pixels_of(images, bounds)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _whole_numbers(given, name: str, count: int) -> Tensor:
+    """Labels or ids of a user: int64 (N,), on the CPU."""
+    numbers = _tensor_of(given)
+    if not (isinstance(numbers, Tensor) and "int" in str(numbers.dtype) and numbers.shape in ((count,), (count, 1))):
+        raise UserError(f"{name} are {_described(numbers)}; {count} whole numbers are accepted, one each")
+    return numbers.reshape(-1).cpu().long().clone()
 
 
 def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, list[str]]:
@@ -50,8 +102,7 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
         )
     x = data[:4].pixels.to(device_of(model)).requires_grad_()
     changed = []
-    models = [m for child in model.children() for m in (child if isinstance(child, nn.ModuleList) else [child])]
-    hooks = [m.register_forward_hook(lambda m, given, out: changed.extend(given[:1])) for m in models]
+    hooks = [m.register_forward_hook(lambda m, given, out: changed.extend(given[:1])) for m in _models(model)]
     try:
         if isinstance(model, RejectClass):
             _check_outputs(model.models[0](x.clone()))
@@ -62,7 +113,6 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
     finally:
         for hook in hooks:
             hook.remove()
-    check_repeatable(model, data[:ASKED_TWICE].pixels, "the model")
     copied = any(isinstance(x, Tensor) and x._version for x in changed)
     notes = ["the model changes the pixels that it is given; it gets a copy"] if copied else []
     steepest = _steepest(scores, margins, x)
@@ -71,6 +121,11 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
     elif not steepest:
         notes.append("a component has gradients of zero at the first images: white-box attacks may be blind there")
     return model, steepest is not None, notes
+
+
+def _models(defence: nn.Module) -> list[nn.Module]:
+    """The models that a defence holds."""
+    return [m for child in defence.children() for m in (child if isinstance(child, nn.ModuleList) else [child])]
 
 
 def _check_outputs(outputs) -> None:

@@ -18,7 +18,7 @@ from multishield.attacks.paper import paper_attack
 from multishield.attacks.square import square
 from multishield.attacks.threat_model import Ball, evaded, evades, per_image
 from multishield.budget import Budget
-from multishield.defences import Undefended
+from multishield.defences import Drawn, Undefended
 from multishield.forward import outputs, scores_of
 from multishield.images import AttackedImages, Images
 from multishield.records import decide, records_of, wilson
@@ -38,6 +38,7 @@ class Attacker:
     """The attacks on one defence, and all that they share: its name, in progress lines and records, and their settings.
 
     `resume` is the folder for finished images; None keeps none. `each` says how pieces are computed, see `resume.Each`.
+    `batch_size` is that of `loop.Attack`. Without `verbose` there are no progress lines.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Attacker:
     seed: int
     resume: Path | None = None
     each: Each = map
+    batch_size: int | None = None
+    verbose: bool = True
 
     def run(self, attack: Callable, task: str, defence: nn.Module, data: Images, starts=(), **settings):
         """One attack on all images, as `AttackedImages`; the task is its name.
@@ -55,8 +58,11 @@ class Attacker:
         inputs = [task, settings, defence, margins_of(defence, data), *vars(data).values(), asdict(self.ball)]
         inputs += [self.seed, *(t for start in starts for t in (start.images, start.success))]
         task, settings = f"{task} attack on {self.name}", settings | {"ball": self.ball, "seed": self.seed}
-        work = partial(_attack, attack, defence, settings)
-        return attack_resumably(task, work, data, list(starts), Checkpoint(self.resume, task, *inputs), self.each)
+        # A random model has no border: the image nearest to evasion is accepted most often.
+        settings |= {"nearest": True} if isinstance(defence, Drawn) else {}
+        work = partial(_attack, attack, defence, settings | {"batch_size": self.batch_size})
+        checkpoint, task = Checkpoint(self.resume, task, *inputs), task if self.verbose else ""
+        return attack_resumably(task, work, data, list(starts), checkpoint, self.each)
 
     def components(self, defence: nn.Module, data: Images, known: Sequence = ()) -> dict[str, AttackedImages]:
         """APGD on each margin alone, by the names of `component_names`; known attacked images are taken as they are."""
@@ -94,6 +100,7 @@ class Attacker:
         """Per image and alpha whether nothing within eps is accepted as a wrong class, and nothing within alpha * eps
         is rejected or wrong, bool (N, len(ALPHAS)); see `robustness_curve`."""
         attacked, columns = denied, []
+        clean = decide(defence, data.pixels, self.batch_size).decision == data.labels
         for alpha in reversed(ALPHAS):
             if 0 < alpha < 1:  # an image that is not rejected at a larger radius is not rejected at a smaller one
                 left, ball = attacked.success.nonzero()[:, 0], replace(self.ball, eps=alpha * self.ball.eps)
@@ -101,8 +108,7 @@ class Attacker:
                 attacked = AttackedImages.untouched(data)
                 if len(left):
                     attacked = attacked.updated(left, weaker.denial(defence, data[left]))
-            right = decide(defence, data.pixels).decision == data.labels if alpha == 0 else ~attacked.success
-            columns.append(~worst.success & right)
+            columns.append(~worst.success & (~attacked.success if alpha else clean))
         return torch.stack(columns[::-1], 1)
 
     def sanity_rows(self, defence: nn.Module, data: Images, starts: Sequence[AttackedImages]) -> pd.DataFrame:
@@ -110,7 +116,8 @@ class Attacker:
         the radius on each model that can stand alone (`Defence.standalone`)."""
         few, eps = data[: self.budget.sanity.images], self.ball.eps
         # The radius at which any image can be made grey: an image that resists there is out of the attack's sight.
-        large = 0.5 if self.ball.norm == "Linf" else 0.5 * math.sqrt(few.images[0].numel())
+        large = 0.5 * (self.ball.bounds[1] - self.ball.bounds[0])
+        large *= 1 if self.ball.norm == "Linf" else math.sqrt(few.images[0].numel())
         starts = [start[: len(few)] for start in starts]
         # An image that an attack has not broken at eps may break at a larger radius: there, all images get all tries.
         anywhere = [replace(start, broken_by=["elsewhere"] * len(few)) for start in starts]
@@ -120,7 +127,7 @@ class Attacker:
             ball, budget = replace(self.ball, eps=eps), replace(self.budget, joint=joint)
             other = replace(self, name=f"{self.name}, {scenario}", ball=ball, budget=budget)
             attacked = other.joint(model, few, starts, **more)
-            rows.append(records_of(self.name, scenario, model, few, attacked, ball))
+            rows.append(records_of(self.name, scenario, model, few, attacked, ball, self.batch_size))
 
         # The components may hold at half of eps what they lost at eps: long tries there would be for nothing.
         run("eps x 0.5", defence, eps / 2, starts, long=1, rounds=0)
@@ -159,15 +166,19 @@ def margins_of(defence: nn.Module, data: Images) -> Tensor:
     return defence.margins(scores_of(defence, data[:8].pixels))
 
 
-def worst_case(defence: nn.Module, data: Images, candidates: dict[str, AttackedImages]) -> AttackedImages:
+def worst_case(defence: nn.Module, data: Images, candidates: dict, batch_size: int | None = None) -> AttackedImages:
     """Per image the first that the defence accepts as a wrong class: the clean image, then each candidate in turn.
 
-    `candidates` are attacked images by the name of the attack, on other models too. Their passes add up.
+    `candidates` are `AttackedImages` by the name of the attack, on other models too. Their passes add up. Of a random
+    model it is the image that most draws accept as a wrong class.
     """
-    worst = AttackedImages.untouched(data)
+    worst, most = AttackedImages.untouched(data), torch.zeros(len(data), dtype=torch.double)
     for name, attacked in {"clean": worst, **candidates}.items():
-        left = evaded(outputs(defence, attacked.images), data.labels) & ~worst.success
+        out = outputs(defence, attacked.images, batch_size)
+        shares = out[:, :-1].scatter(1, data.labels[:, None], 0).sum(1)
+        wrong = shares if isinstance(defence, Drawn) else evaded(out, data.labels).double()
+        left, most = wrong > most, most.maximum(wrong)
         names = [name if new else old for new, old in zip(left.tolist(), worst.broken_by, strict=True)]
-        images = torch.where(per_image(left), attacked.images, worst.images)
+        images = torch.where(per_image(left, worst.images), attacked.images, worst.images)
         worst = AttackedImages(images, names, worst.forwards + attacked.forwards, worst.backwards + attacked.backwards)
     return worst

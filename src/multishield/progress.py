@@ -19,11 +19,14 @@ def _stream():
 def progress(items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:
     """Iterate over `items` and show the progress, as a tqdm iterator; its `set_postfix_str` adds a figure to the line.
 
-    Without items (None), its `update` moves the bar. `total` is their number; an earlier run has done the first `done`.
+    Without items (None) the bar is moved by its `update`. The description is the task, and without it nothing is shown;
+    the unit is that of the count. `total` is the length of items that have none; an earlier run has done the first
+    `done`.
     """
     stream = _stream()
     often = {"mininterval": 0.5, "maxinterval": 1} if stream.isatty() else {"mininterval": 20, "maxinterval": 60}
-    return tqdm(items, desc=description, unit=unit, total=total, initial=done, file=stream, ncols=100, **often)
+    often |= {"ncols": 100, "disable": not description}
+    return tqdm(items, desc=description, unit=unit, total=total, initial=done, file=stream, **often)
 
 
 @contextmanager

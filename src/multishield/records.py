@@ -1,28 +1,31 @@
 """Per-image records, one row per (classifier, scenario, image): every table and figure is a function of these alone.
 
 Decisions are class indices; `classes`, the number K, means "rejected". Without CLIP its class is -1, the gap empty.
+A random model decides as most draws do, and columns named by the metrics hold the shares of its draws that count.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from multishield.attacks.threat_model import Ball
+from multishield.defences import Drawn
 from multishield.files import write_text
 from multishield.forward import scores_of
-from multishield.images import AttackedImages, Images, StoredImages
+from multishield.images import Images
 from multishield.shield import MultiShield
 
 # Scenario -> its title and what it is, in the order of the tables.
 SCENARIOS = {
     "no_shield": ("no shield", "AutoAttack on the classifier alone"),
     "unaware": ("unaware attacker", "the same images, shown to the shield"),
-    "paper": ("APGD of the paper", "the adaptive attack of the paper's public reference"),
+    "paper": ("APGD on the outputs", "the adaptive attack of the paper's public reference"),
     "joint": ("joint", "every component of the defence is driven to the same wrong class"),
     "worst_case": ("worst case", "per image over all attacks: the number to believe"),
     "denial": ("denial of service", "another attacker, whose success is a rejected image"),
@@ -38,7 +41,8 @@ class Decisions(NamedTuple):
     """The decisions of a model on N images, and their reasons, on the CPU.
 
     `decision` is a class, or K for "reject", int64 (N,); `classes` is K. `clip` is the class that CLIP prefers, int64
-    (N,), and `gap` the alignment gap (N,): -1 and NaN without a shield. `scores` are those of `forward.scores_of`.
+    (N,), and `gap` the alignment gap (N,): -1 and NaN without a shield. `scores` are those of `forward.scores_of`,
+    and `shares` the shares of a random model's draws (N,K+1), see `Drawn`; None for any other model.
     """
 
     decision: Tensor
@@ -46,24 +50,26 @@ class Decisions(NamedTuple):
     clip: Tensor
     gap: Tensor
     scores: tuple[Tensor, ...]
+    shares: Tensor | None = None
 
 
 @torch.no_grad()
-def decide(model: nn.Module, pixels: Tensor, batch_size: int = 128) -> Decisions:
-    """Decisions on images (N,C,H,W) in [0,1] of a classifier or a defence; UserError if a score is not finite."""
+def decide(model: nn.Module, pixels: Tensor, batch_size: int | None = None) -> Decisions:
+    """Decisions on images (N,C,H,W) or (N,D) of a classifier or a defence; UserError if a score is not finite."""
     scores = scores_of(model, pixels, batch_size)
     outputs = model.outputs(scores) if hasattr(model, "outputs") else scores[0]
-    decision, classes = outputs.argmax(1), outputs.shape[1] - hasattr(model, "outputs")
+    shares = model.shares(scores) if isinstance(model, Drawn) else None
+    decision, classes = (outputs if shares is None else shares).argmax(1), outputs.shape[1] - hasattr(model, "outputs")
     clip, gap = torch.full_like(decision, -1), torch.full((len(pixels),), torch.nan)
     if isinstance(model, MultiShield):
         clip, gap = scores[1].argmax(1), model.gap(*scores)
-    return Decisions(decision, classes, clip, gap, scores)
+    return Decisions(decision, classes, clip, gap, scores, shares)
 
 
 def records_of(
-    name: str, scenario: str, model: nn.Module, data: Images, attacked: AttackedImages | StoredImages, ball: Ball
+    name: str, scenario: str, model: nn.Module, data: Images, attacked, ball: Ball, batch_size: int | None = None
 ) -> pd.DataFrame:
-    """Records of one scenario from stored images, chunk by chunk: decisions, and the distance actually used.
+    """Records of one scenario from `AttackedImages` or `StoredImages`: decisions, and the distance actually used.
 
     The name is the classifier's; the model is a classifier or a defence. Raises RuntimeError if an image left the ball.
     """
@@ -71,13 +77,22 @@ def records_of(
     for chunk in data.chunks():
         some, shown = data[chunk], attacked[chunk]
         distance = ball.checked_distance(shown.images, some.pixels, f"{name}/{scenario}")
-        clean, after = decide(model, some.pixels), decide(model, shown.images)
+        clean, after = decide(model, some.pixels, batch_size), decide(model, shown.images, batch_size)
         decided = (clean.decision, after.decision, clean.clip, after.clip, clean.gap, after.gap, distance)
         columns = (name, scenario, some.ids, some.labels, clean.classes, *decided)
         columns += (shown.broken_by, shown.forwards, shown.backwards)
         columns = (c.numpy() if isinstance(c, Tensor) else c for c in columns)
-        rows.append(pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))))
+        shares = _shares(clean.shares, after.shares, some.labels) if isinstance(model, Drawn) else {}
+        rows.append(pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)) | shares))
     return pd.concat(rows, ignore_index=True)
+
+
+def _shares(clean: Tensor, attacked: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """Per metric and image the share of the draws that count, from the shares of all decisions (N,K+1)."""
+    (clean_right, right), rejects = (s.gather(1, labels[:, None])[:, 0] for s in (clean, attacked)), attacked[:, -1]
+    shares = {"clean_accuracy": clean_right, "clean_rejection": clean[:, -1], "robust_accuracy": right + rejects}
+    shares |= {"correct_under_attack": right, "rejection_under_attack": rejects, "attack_success": 1 - right - rejects}
+    return {name: share.clamp(0, 1).numpy() for name, share in shares.items()}
 
 
 def rejected(rows: pd.DataFrame, when: str) -> pd.Series:
@@ -109,12 +124,28 @@ METRICS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
 }
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a ratio (Wilson 1927), as fractions. Raises ValueError for another ratio."""
+class Share(float):
+    """A share of all images: a number with the bounds `low` and `high` of its 95 % interval, which `print` shows."""
+
+    def __new__(cls, value: float, low: float = math.nan, high: float = math.nan) -> "Share":
+        share = super().__new__(cls, value)
+        share.value, share.low, share.high = float(value), low, high
+        return share
+
+    def __repr__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a ratio (Wilson 1927), as fractions. Raises ValueError for another ratio.
+
+    Successes may be a sum of shares in [0,1]. They vary less than 0 and 1 do, so the interval is not too narrow.
+    """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a ratio")
-    interval = binomtest(successes, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    p, z = successes / n, 1.959963984540054  # the normal distribution's quantile of 97.5 %
+    centre, half = (2 * n * p + z**2) / (2 * (n + z**2)), z / (2 * (n + z**2)) * math.sqrt(4 * n * p * (1 - p) + z**2)
+    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
 def metrics(records: pd.DataFrame) -> pd.DataFrame:
@@ -124,7 +155,7 @@ def metrics(records: pd.DataFrame) -> pd.DataFrame:
         for name, (_, counted) in METRICS.items():
             if name.startswith("clip") and (group.clean_clip < 0).all():
                 continue
-            hits, n = int(counted(group).sum()), len(group)
+            hits, n = float((group[name] if name in group else counted(group)).sum()), len(group)
             rows.append((classifier, scenario, name, hits / n, *wilson(hits, n), n))
     return pd.DataFrame(rows, columns=["classifier", "scenario", "metric", "value", "low", "high", "n"])
 

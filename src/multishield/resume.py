@@ -87,11 +87,12 @@ class Checkpoint:
 
 
 def attack_resumably(
-    task: str, attack: Callable, data: Images, starts: list[AttackedImages], checkpoint: Checkpoint, each: Each = map
+    task: str, attack: Callable, data: Images, starts: list, checkpoint: Checkpoint, each: Each = map
 ) -> AttackedImages:
     """Attack images; a killed call continues with the images that are left, and ends with the same bytes.
 
-    The attack gets `Images`, their starts (earlier attacks on them), and a `watch` (see `attacks.loop.Watch`) or None.
+    The attack gets `Images`, their starts (`AttackedImages` of earlier attacks), and a `watch` (see
+    `attacks.loop.Watch`) or None. The task is the text of the progress line; without it there is none.
     """
     finished, here = _Finished(task, checkpoint, len(data)), each is map
     left = finished.left.nonzero()[:, 0]

@@ -7,19 +7,20 @@ import torch
 from torch import Tensor, nn
 
 
-def check_pixels(images: Tensor) -> None:
-    """Raise ValueError unless images (N,...) are pixels: floating point in [0,1]."""
+def check_pixels(images: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Raise ValueError unless images (N,...) are pixels: floating point within the bounds (low, high)."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images are {given}; pixels are floating point in [0,1]: divide bytes by 255")
     if torch.compiler.is_compiling() or not len(images):
         return
     low, high = (float(value) for value in images.detach().aminmax())
-    if not (low >= 0 and high <= 1):
+    if not (low >= bounds[0] and high <= bounds[1]):
         finite = images.detach().flatten(1).isfinite().all(1)
         if not finite.all():
             raise ValueError(f"image {int((~finite).nonzero()[0])} has a pixel that is not a finite number")
-        raise ValueError(f"pixels lie in [{low:.3g}, {high:.3g}]; they must lie in [0,1]: normalise in the model")
+        accepted = "[{:g},{:g}]: normalise in the model".format(*bounds)
+        raise ValueError(f"pixels lie in [{low:.3g}, {high:.3g}]; they must lie in {accepted}")
 
 
 @contextmanager

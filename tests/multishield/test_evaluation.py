@@ -58,6 +58,8 @@ def test_the_threshold_of_a_linear_model_has_a_closed_form():
     metrics = result.metrics.set_index(["scenario", "metric"]).value["worst_case"]
     assert metrics["clean_rejection"] == pytest.approx(0.2, abs=0.02)
     assert metrics["robust_accuracy"] == pytest.approx(1 - broken.double().mean().item())
+    assert (result.robust_accuracy, result.clean_rejection) == tuple(metrics[["robust_accuracy", "clean_rejection"]])
+    assert 0 < result.robust_accuracy.low < result.robust_accuracy < result.robust_accuracy.high < 1
     assert result.findings.holds.all(), result.findings
     assert list(result.curve.alpha) == list(ALPHAS)
     assert result.curve.value.is_monotonic_decreasing
@@ -81,6 +83,8 @@ def test_l2_has_a_closed_form_on_a_linear_model():
 def test_it_prints_the_sentences_that_a_reader_needs(capsys, tmp_path):
     model, x = reject_class(), inside(12)
     result = evaluate(model.train(), x, labels_of(model, x), EPS, budget=QUICK, save_to=tmp_path / "out")
+    assert str(result).startswith(f"Robust accuracy {result.robust_accuracy} of 12 images at Linf 8/255: right or")
+    assert max(map(len, str(result).splitlines())) <= 100
     for text in (str(result), result.to_html(), result._repr_html_()):
         for words in ("clean accuracy", "robust accuracy", "worst case", "denial", "one attack is enough", "forwards"):
             assert words in text
@@ -259,3 +263,31 @@ def test_a_detector_may_give_one_number_per_image():
     result = evaluate(Detector(), inside(6), torch.zeros(6, dtype=torch.long), EPS, budget=QUICK)
     assert {"on component 1", "on component 2"} <= set(result.attacked)
     assert not result.notes, "the defence's own flag is no training mode"
+
+
+def test_a_random_model_is_accepted_as_wrong_as_often_as_the_formula_says():
+    sigma, threshold, model, x, draws = 0.1, 0.3, Linear(2, seed=1), inside(30), 12
+
+    class Noisy(Linear):
+        def forward(self, x):
+            return super().forward(x + sigma * torch.randn_like(x))
+
+    def run(steps):
+        budget = {"joint": {"steps": steps}, "components": {"targets": 1, "steps": 5}, "sanity": {"images": 1}}
+        defence = ConfidenceThreshold(Noisy(2, seed=1), threshold)
+        return evaluate(defence, x, y, EPS, draws=draws, attacks=["components", "joint"], budget=budget)
+
+    z, weight, normal = model(x), model.weight[0] - model.weight[1], torch.distributions.Normal(0, 1)
+    y, lead, spread = z.argmax(1), (z[:, 0] - z[:, 1]).abs(), sigma * weight.norm()
+    wrong = normal.cdf((model.reach(EPS)[0, 1] - lead - threshold) / spread)
+    result = run(10)
+    rows = result.records[result.records.scenario == "worst_case"]
+    assert (abs(rows.attack_success - wrong.numpy()) < 5 * (0.25 / draws) ** 0.5).all()
+    assert result.robust_accuracy == pytest.approx(1 - wrong.mean().item(), abs=0.05)
+    assert result.clean_accuracy == pytest.approx(normal.cdf((lead - threshold) / spread).mean().item(), abs=0.05)
+    assert result.robust_accuracy.low < 1 - wrong.mean() < result.robust_accuracy.high
+    first = run(1)
+    torch.rand(7)  # the caller's random numbers change nothing, and are not changed
+    before = torch.get_rng_state()
+    same(run(1), first)
+    assert torch.equal(torch.get_rng_state(), before)

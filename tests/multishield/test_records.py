@@ -42,7 +42,7 @@ def test_rows_are_the_decisions_on_stored_images():
     assert alone.gap_attacked.isna().all()
     undefended = records.records_of("net", "x", Undefended(Brightness()), data, attacked, Ball(0.2))
     assert set(alone.classes) == set(undefended.classes)
-    with pytest.raises(RuntimeError, match=r"net/joint is 0\.150000 away"):
+    with pytest.raises(RuntimeError, match=r"image 1 of net/joint, the farthest, is 0\.150000 away"):
         records.records_of("net", "joint", shield, data, attacked, Ball(0.1))
 
 

@@ -53,11 +53,11 @@ class AutoSteps(Rule):
         state["last"] = value
         better = value > state["best"]
         state["best"] = torch.where(better, value, state["best"])
-        state["best_x"] = torch.where(per_image(better), state["x"], state["best_x"])
-        state["best_gradient"] = torch.where(per_image(better), gradient, state["best_gradient"])
+        state["best_x"] = torch.where(per_image(better, gradient), state["x"], state["best_x"])
+        state["best_gradient"] = torch.where(per_image(better, gradient), gradient, state["best_gradient"])
         x, gradient = self._judge(state, gradient)
-        z = self.ball.project(x + per_image(state["size"]) * self.ball.ascent(gradient), state["clean"])
-        alpha = per_image(torch.where(state["step"] > 0, self.momentum, 1.0))
+        z = self.ball.project(x + per_image(state["size"], x) * self.ball.ascent(gradient), state["clean"])
+        alpha = per_image(torch.where(state["step"] > 0, self.momentum, 1.0), x)
         moved = self.ball.project(x + alpha * (z - x) + (1 - alpha) * (x - state["previous"]), state["clean"])
         state["previous"] = x
         return moved
@@ -77,7 +77,7 @@ class AutoSteps(Rule):
             gap, gained = self.aim - state["best"], state["best"] - state["began"]
             hopeless = judged & (state["target"] >= 0) & (gap > HOPELESS * gained)
             state["steps"] = torch.where(hopeless, state["step"] + 1, state["steps"])  # it is looked at once more
-        back = per_image(halve)
+        back = per_image(halve, gradient)
         return torch.where(back, state["best_x"], state["x"]), torch.where(back, state["best_gradient"], gradient)
 
 

@@ -46,11 +46,12 @@ class StepTowardsWeakestMargin(Rule):
     def move(self, state: State, margins: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         slopes = [self.ball.slope(g) for g in gradients]
         distances = torch.stack([m / slope for m, slope in zip(margins, slopes, strict=True)])
-        units = torch.stack([g / per_image(slope) for g, slope in zip(gradients, slopes, strict=True)])
+        units = torch.stack([g / per_image(slope, g) for g, slope in zip(gradients, slopes, strict=True)])
         weakest = units[distances.argmin(0), torch.arange(len(units[0]), device=distances.device)]
         state["velocity"] = 0.75 * state["velocity"] + weakest
         size = self.ball.eps / 4 * (1 - 0.9 * state["step"] / state["steps"])
-        return self.ball.project(state["x"] + per_image(size) * self.ball.ascent(state["velocity"]), state["clean"])
+        step = per_image(size, weakest) * self.ball.ascent(state["velocity"])
+        return self.ball.project(state["x"] + step, state["clean"])
 
 
 def joint(
@@ -79,7 +80,7 @@ def joint(
     For the other arguments see `multishield.attacks`. With `nearest=True` a looser threshold may accept the images.
     """
     begun = [ball.project(start.images, images) for start in starts]  # they may be of a larger radius
-    named = [targets_in_turn(defence.margins(scores_of(defence, x)), labels, 2) for x in begun]
+    named = [targets_in_turn(defence.margins(scores_of(defence, x, loop.get("batch_size"))), labels, 2) for x in begun]
     lost = torch.stack([start.success for start in starts], 1) if starts else torch.ones(len(images), 1).bool()
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:

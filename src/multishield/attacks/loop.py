@@ -63,7 +63,7 @@ def ascend(model: Callable[[Tensor], Outputs], images: Tensor, labels: Tensor, *
 
 
 def with_gradients(x: Tensor, out: Outputs, objective: Callable) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Losses of the outputs, and the gradient of each at the pixels x (B,C,H,W).
+    """Losses of the outputs, and the gradient of each at the pixels x (B,...).
 
     A loss of one model is not sent back through the others: margins of two models cost one backward pass through each.
     """
@@ -85,12 +85,12 @@ class Attack:
 
     Attributes:
         model: pixels to outputs: a module, a bound method of one (a shield's `scores`), or any function.
-        images, labels: (N,C,H,W) in [0,1]; (N,).
+        images, labels: (N,C,H,W) or (N,D), within the bounds of the ball; (N,).
         ids, seed, tag: name the random stream of each image and try. The tag is the name of the attack, too.
         objective: the losses to be raised. rule: how to move. watch: see `Watch`.
         success: decides on the model's outputs, also whether a clean image is wrong already.
         plan: outputs, labels and indices of clean images to their tries; by default one untargeted try each.
-        starts: images (N,C,H,W) that tries may begin at. batch_size: slots; they do not change results.
+        starts: images (N,...) that tries may begin at. batch_size: slots; they do not change results.
         nearest: return an image that resisted a defence at its point nearest to evasion, not the clean image.
     """
 

@@ -7,7 +7,7 @@ from multishield.attacks import losses
 from multishield.attacks.apgd import AutoSteps
 from multishield.attacks.loop import ascend
 from multishield.attacks.plan import Plan
-from multishield.attacks.threat_model import Ball, evaded
+from multishield.attacks.threat_model import Ball, evades
 from multishield.images import AttackedImages
 
 
@@ -24,8 +24,9 @@ def dlr_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 def paper_attack(shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=100, **loop) -> AttackedImages:
     """Untargeted APGD on K+1 outputs (B,K+1), first on `ce_loss`, then on `dlr_loss`; see `multishield.attacks`."""
 
-    def objective(out: Tensor, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
+    def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
+        out = shield.outputs(scores)
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)
 
-    options = {"tag": "paper", "success": evaded, "objective": objective, "rule": AutoSteps(ball, steps)}
-    return ascend(shield, images, labels, plan=lambda out, y, i: Plan.untargeted(y, 2), **options, **loop)
+    options = {"tag": "paper", "success": evades(shield), "objective": objective, "rule": AutoSteps(ball, steps)}
+    return ascend(shield.scores, images, labels, plan=lambda out, y, i: Plan.untargeted(y, 2), **options, **loop)

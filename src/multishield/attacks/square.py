@@ -31,8 +31,8 @@ class RandomSquares(Rule):
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
-        b, c, _, w = clean.shape
-        stripes = (2 * uniform(streams, c * w).view(b, c, 1, w) - 1).sign()
+        c, h, w = (1, 1, *clean.shape[1:])[-3:]  # a vector is one row (1,1,D)
+        stripes = (2 * uniform(streams, c * w).view(-1, c, 1, w) - 1).sign().expand(-1, c, h, w).reshape(clean.shape)
         pixel = self.ball.eps if self.ball.norm == "Linf" else self.ball.eps / math.sqrt(clean[0].numel())
         return self.ball.project(clean + pixel * stripes, clean)  # for L2 each pixel has its share of the radius
 
@@ -43,13 +43,14 @@ class RandomSquares(Rule):
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         better = losses[0] > state["best"]
         state["best"] = torch.where(better, losses[0], state["best"])
-        state["best_x"] = torch.where(per_image(better), state["x"], state["best_x"])
+        state["best_x"] = torch.where(per_image(better, state["x"]), state["x"], state["best_x"])
         self._give_up(state)
-        c, h, w = state["clean"].shape[1:]
+        c, h, w = (1, 1, *state["clean"].shape[1:])[-3:]
         u = uniform(state["stream"] + 1 + state["step"], 2 + c)
-        sides = [round(math.sqrt(SHARE * 0.5**n * h * w)) for n in range(len(HALVED_AFTER) + 1)]
+        areas = [SHARE * 0.5**n * h * w for n in range(len(HALVED_AFTER) + 1)]
+        sides = [round(area if h == 1 else math.sqrt(area)) for area in areas]
         halvings = sum((state["step"] > n).long() for n in HALVED_AFTER)
-        side = torch.tensor(sides, device=u.device).clamp(1, min(h, w))[halvings]
+        side = torch.tensor(sides, device=u.device).clamp(1, w if h == 1 else min(h, w))[halvings]
         # The last position is left out, as in the authors' code, but for a square as large as the image.
         top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
         offsets = (torch.arange(n, device=u.device) - start[:, None] for n, start in ((h, top), (w, left)))
@@ -57,8 +58,8 @@ class RandomSquares(Rule):
         square = (rows[:, :, None] & columns[:, None, :])[:, None] * (2 * u[:, 2:] - 1).sign()[:, :, None, None]
         step = 2 * self.ball.eps * square
         if self.ball.norm == "L2":  # all of the radius in the square at first, as far as it is not spent elsewhere
-            step = self.ball.eps * square / per_image((c * side * side).float().sqrt())
-        return self.ball.project(state["best_x"] + step, state["clean"])
+            step = self.ball.eps * square / per_image((c * side * side.clamp(max=h)).float().sqrt(), square)
+        return self.ball.project(state["best_x"] + step.reshape(state["clean"].shape), state["clean"])
 
     def _give_up(self, state: State) -> None:
         """Look at the pace at each of JUDGED_AT, and keep the loss at half of the next one."""

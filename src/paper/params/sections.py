@@ -65,6 +65,7 @@ class AdversarialFit(Fit):
     warmup_epochs: Whole = 0
     weight_decay: Weight = 1e-4
     augment: bool = False
+    sigma: Eps = 0.1  # of noise
     validation_steps: Count
 
 
@@ -78,7 +79,7 @@ class Trained(AdversarialFit, Network):
     """A classifier that the pipeline trains."""
 
     source: Literal["train"]
-    method: Literal["standard", "fgsm", "pgd", "trades"]
+    method: Literal["standard", "fgsm", "pgd", "trades", "noise"]
     beta: Weight = 6.0
 
 
@@ -133,9 +134,9 @@ Classifiers = Trained | Checkpoint | FromZoo | Torchvision | Timm | FineTuned | 
 
 
 class RobustTower(AdversarialFit):
-    """Adversarial training of the CLIP's image tower, before it is used."""
+    """Adversarial training of the CLIP's image tower, or on noise, before it is used."""
 
-    method: Literal["tecoa", "fare"]
+    method: Literal["tecoa", "fare", "noise"]
 
 
 class Clip(Section):
@@ -205,6 +206,7 @@ class Studies(Section):
     prompts: Annotated[dict[Text, PromptSet], Field(min_length=1)]
     tolerance: Annotated[list[Tolerance], Field(min_length=1)]
     eps: Annotated[list[Eps], Field(min_length=1)]
+    sigma: Annotated[list[Eps], Field(min_length=1)]
 
 
 class Report(Section):

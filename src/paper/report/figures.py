@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from multishield.records import TITLES, rejected
+from paper.report.tables import BOUNDS
 
 GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
 BLUE, AMBER = "#2a6fb0", "#d9822b"
@@ -19,6 +20,7 @@ PERCENT, POINTS = "{x:.0%}", {"capsize": 2, "elinewidth": 0.6, "markersize": 4}
 OUTCOMES = {"accepted, correct": GREEN, "rejected": ORANGE, "accepted, wrong": RED}
 # Column of a training history -> its curve.
 ACCURACIES = {"clean_accuracy": "clean", "pgd_accuracy": "PGD", "zero_shot_accuracy": "zero-shot"}
+ACCURACIES |= {"noisy_accuracy": "under noise"}
 
 
 def style() -> None:
@@ -125,6 +127,23 @@ def studies(table: pd.DataFrame) -> Figure:
     return _with_legend(figure, ncols=4, fontsize=8)
 
 
+def bounds(table: pd.DataFrame) -> Figure:
+    """The bracket of smoothed models by L2 radius (`stages.studies.bounds`): the true share lies in the band."""
+    groups = dict(list(table.groupby("classifier", sort=False)))
+    figure, panels = _panels(groups, (4.2, 3.4), (-0.02, 1.02), "L2 radius in units of [0,1] pixels", "share of images")
+    for axis, rows in panels:
+        for (sigma, of), colour in zip(
+            rows.groupby("value", sort=False), sns.color_palette("colorblind"), strict=False
+        ):
+            curves = {bound: curve.set_index("radius").ratio for bound, curve in of.groupby("bound")}
+            band = curves["held"].index, curves["held"], curves["attacked"]
+            axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
+            for bound, line in {"attacked": "o--", "held": "o-", "right": ":"}.items():
+                look = {"color": colour, "markersize": 4, "label": f"{BOUNDS[bound]}, sigma {sigma}"}
+                axis.plot(curves[bound], line, **look)
+    return _with_legend(figure, ncols=2, fontsize=8)
+
+
 def robustness_curves(curves: dict[str, pd.DataFrame]) -> Figure:
     """The robustness curve of each classifier's shield, with 95 % intervals (`portfolio.robustness_curve`)."""
     figure, axis = plt.subplots(figsize=(5.2, 3.6))
@@ -199,7 +218,7 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     figure, panels = _panels(histories, (4.2, 3.2), (0, 1.02), "epoch", "validation accuracy")
     for axis, history in panels:
         best = history[history.chosen] if "chosen" in history else history[:0]
-        for (column, curve), colour in zip(ACCURACIES.items(), (GREEN, RED, AMBER), strict=True):
+        for (column, curve), colour in zip(ACCURACIES.items(), (GREEN, RED, AMBER, BLUE), strict=True):
             if column in history:
                 axis.plot(history.epoch, history[column], color=colour, label=curve, marker=".")
                 axis.plot(best.epoch, best[column], "o", color=colour)

@@ -76,14 +76,21 @@ def write_findings(params: Params, all_records: pd.DataFrame) -> pd.DataFrame:
     return findings
 
 
-def write_table(stage: str, params: Params) -> pd.DataFrame:
-    """Write the records of the stage "comparison" or "studies", and their table if it has rows; returns the table."""
-    items, table_of = (STUDIES, studies.table) if stage == "studies" else (params.classifiers, comparison.table)
+def write_table(name: str, params: Params) -> pd.DataFrame:
+    """Write the records of "comparison", "studies" or "bounds" (the study of sigma), and their table if it has rows.
+
+    Returns the table.
+    """
+    stage, items, table_of = {
+        "comparison": ("comparison", params.classifiers, comparison.table),
+        "studies": ("studies", [study for study in STUDIES if study != "sigma"], studies.table),
+        "bounds": ("studies", ["sigma"], studies.bounds),
+    }[name]
     rows = records.load(*(paths.artifacts(stage, item, "records.csv") for item in items))
-    records.save(rows, _file(f"{stage}.csv"))
-    save_table(table := table_of(rows), stage)
+    records.save(rows, _file(f"{name}.csv"))
+    save_table(table := table_of(rows), name)
     if len(table):
-        write_text(_file("tables", f"{stage}.md"), records.to_markdown(getattr(tables, stage)(table)))
+        write_text(_file("tables", f"{name}.md"), records.to_markdown(getattr(tables, name)(table)))
     return table
 
 

@@ -7,6 +7,9 @@ import pandas as pd
 from multishield.records import METRICS, TITLES, cell, to_html
 from paper.naming import run_name
 
+# Bound of a smoothed model (`multishield.certified_curve`) -> its name.
+BOUNDS = {"right": "certified, right", "held": "certified, not broken", "attacked": "not broken by the attack"}
+
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
     """The defences at equal clean rejection (`stages.comparison.table`) in per cent, with 95 % Wilson intervals."""
@@ -32,6 +35,18 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
         similarity, n = group.similarity.iloc[0], int(group.n.iloc[0])
         rows.append(row | {"prompt similarity": "" if pd.isna(similarity) else f"{similarity:.3f}", "N": n})
     return pd.DataFrame(rows)
+
+
+def bounds(table: pd.DataFrame) -> pd.DataFrame:
+    """The bracket of smoothed models (`stages.studies.bounds`): a row per radius, in per cent with Wilson intervals."""
+    keys, rows = ["study", "classifier", "value", "radius"], []
+    for key, group in table.groupby(keys, sort=False):
+        ratios = group.drop(columns="value").rename(columns={"ratio": "value"}).set_index("bound")
+        row = dict(zip(keys, key, strict=True)) | {"radius": f"{key[3]:.3f}"}
+        rows.append(
+            row | {title: cell(ratios.loc[name]) for name, title in BOUNDS.items()} | {"N": int(group.n.iloc[0])}
+        )
+    return pd.DataFrame(rows).rename(columns={"classifier": "model", "value": "sigma"})
 
 
 def p_value(p: float) -> str:

@@ -63,7 +63,7 @@ def autoattack(
         with torch.no_grad():
             broken = fooled(classifier(attacked.to(device)), y[left]).cpu()
         kept, names = (
-            torch.where(per_image(broken), attacked.cpu(), images[left]),
+            torch.where(per_image(broken, images), attacked.cpu(), images[left]),
             [name * new for new in broken.tolist()],
         )
         passes = (torch.full_like(left, count // len(left)) for count in (counter.forwards, counter.backwards))

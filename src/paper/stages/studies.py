@@ -1,7 +1,8 @@
-"""Stage 8, studies: one thing is varied, all else stays as it is: CLIP's prompts, the tolerance, the attacker's radius.
+"""Stage 8, studies: one thing is varied, all else stays as it is: CLIP's prompts, the tolerance, the attacker's radius,
+or the Gaussian noise of smoothed models, which are certified.
 
-Each value is attacked by APGD on each component, and by the joint attack from there without its long tries, on the
-first images. The baseline's images are known results, and so are those of a smaller radius or tolerance.
+The first three are attacked by APGD on each component, and by the joint attack from there without its long tries, on
+the first images. The baseline's images are known results, and so are those of a smaller radius or tolerance.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from torch import nn
 from multishield import records
 from multishield.attacks.pgd import fgsm
 from multishield.attacks.threat_model import Ball
+from multishield.budget import Budget, Components
+from multishield.certification import certified_curve, certify
+from multishield.defences import Undefended
 from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
@@ -25,6 +29,8 @@ from paper.stages.attacking import Attacking
 
 WHO = ("shield", "classifier", "shield, FGSM")  # whose robust accuracy it is, and under which attack
 COMPONENTS = component_names(MultiShield, 2)
+# Of smoothed models: noisy copies of each image, L2 radii in units of sigma, and the attack on 5 % of the copies.
+DRAWS, RADII, BUDGET = 200, (0.0, 0.5, 1.5), Budget(components=Components(targets=1, steps=5))
 
 
 class Stage(Attacking):
@@ -39,8 +45,10 @@ class Stage(Attacking):
         """The study with every classifier; write and return its records.
 
         Beside the columns of `records.COLUMNS` there are "study", "value", "of" (of `WHO`), and "similarity".
+        Those of "sigma" have the columns of `certify` instead.
         """
-        vary = {"prompts": self.over_prompts, "tolerance": self.over_tolerances, "eps": self.over_radii}[self.item]
+        vary = {"prompts": self.over_prompts, "tolerance": self.over_tolerances, "eps": self.over_radii}
+        vary = (vary | {"sigma": self.over_sigmas})[self.item]
         rows = pd.concat([row for name in self.params.classifiers for row in vary(name)], ignore_index=True)
         records.save(rows.assign(study=self.item), self.folder / "records.csv")
         return rows.assign(study=self.item)
@@ -79,6 +87,19 @@ class Stage(Attacking):
             images = (worst_case(shield, data, attacked), attacked[COMPONENTS[0]], weak)
             for of, model, shown in zip(WHO, (shield, shield.classifier, shield), images, strict=True):
                 yield self._rows(name, value, of, model, shown, ball)
+
+    def over_sigmas(self, name: str) -> Iterator[pd.DataFrame]:
+        """By sigma the smoothed classifier, shield, and (once) CLIP: certified and attacked, on half of the images."""
+        shield, attacker, data = self.shield_of(name), self.attacker_of(name), self.first[: -(-len(self.first) // 2)]
+        models = {name: Undefended(shield.classifier), f"{name} with the shield": shield}
+        models |= {"CLIP": Undefended(shield.alignment)} if name == self.params.classifiers[0] else {}
+        options = {"budget": BUDGET, "resume": attacker.resume, "each": attacker.each, "seed": attacker.seed}
+        for sigma in self.params.studies.sigma:
+            for model, defence in models.items():
+                more = options | {"name": f"{model}, sigma {sigma:g}", "ids": data.ids}
+                radii = [sigma * r for r in RADII if r]
+                rows = certify(defence, data.images, data.labels, sigma, DRAWS, radii=radii, **more)
+                yield rows.assign(classifier=model, value=f"{sigma:g}")
 
     def _known(self, name: str) -> dict[str, AttackedImages]:
         """The baseline's images as those of the attack on the classifier; the other attacks have not begun."""
@@ -134,4 +155,19 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         ratios = records.metrics(group).rename(columns={"value": "ratio"}).drop(columns="scenario")
         similarity = group.similarity.iloc[0]
         tables.append(ratios.assign(study=study, value=value, of=of, similarity=similarity))
+    return pd.concat(tables, ignore_index=True)
+
+
+def bounds(rows: pd.DataFrame) -> pd.DataFrame:
+    """The study of sigma: a row per model, value, bound and radius: ratio, low, high (95 % Wilson), n.
+
+    The bounds are "right", "held" and "attacked", see `multishield.certified_curve`.
+    """
+    tables = []
+    for (study, model, value), group in rows.groupby(["study", "classifier", "value"], sort=False):
+        curve = certified_curve(group, [float(value) * r for r in RADII]).melt(["radius", "n"], None, "bound", "ratio")
+        low, high = zip(
+            *(records.wilson(round(n * r), n) for n, r in zip(curve.n, curve.ratio, strict=True)), strict=True
+        )
+        tables.append(curve.assign(study=study, classifier=model, value=value, low=low, high=high))
     return pd.concat(tables, ignore_index=True)

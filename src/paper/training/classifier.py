@@ -1,6 +1,7 @@
-"""Training of classifiers: standard, fine-tuned, or adversarial.
+"""Training of classifiers: standard, fine-tuned, adversarial, or on noise.
 
-FGSM with random start is of Wong et al. 2020, PGD of Madry et al. 2018, TRADES of Zhang et al. 2019.
+FGSM with random start is of Wong et al. 2020, PGD of Madry et al. 2018, TRADES of Zhang et al. 2019, noise of Cohen et
+al. 2019.
 """
 
 from functools import partial
@@ -18,13 +19,15 @@ from multishield.images import Images
 from paper.models import pretrained
 from paper.models.classifier import Classifier
 from paper.params.sections import Classifiers, Fit
-from paper.training.epochs import fit, need_images, perturb, pgd_accuracy, train_epoch
+from paper.training.epochs import fit, need_images, noisy, noisy_accuracy, perturb, pgd_accuracy, train_epoch
 
 
 def batch_loss(model: nn.Module, params: Fit, x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """The training loss of pixels (B,3,H,W) in [0,1] and labels (B,) at radius `eps`; 0 trains on clean images."""
     if eps == 0 or params.method == "standard":
         return F.cross_entropy(model(x), y)
+    if params.method == "noise":
+        return F.cross_entropy(model(noisy(x, params.sigma * (eps / params.eps), generator)), y)
     attack = (generator, eps, params.step_size * (eps / params.eps), 1 if params.method == "fgsm" else params.steps)
     if params.method != "trades":
         return F.cross_entropy(model(perturb(lambda z: F.cross_entropy(model(z), y), x, eps, *attack)), y)
@@ -47,10 +50,11 @@ def train_or_load(
 ) -> tuple[Classifier, pd.DataFrame]:
     """Train a classifier, resumably (see `fit`), or load it, as the parameters say.
 
-    Returns the classifier, frozen, and a row per epoch: epoch, loss, clean_accuracy, pgd_accuracy (not for
-    fine-tuning), chosen. Accuracies are shares of the validation images. Adversarial training chooses the epoch by PGD
-    accuracy, against robust overfitting (Rice et al. 2020), other training by clean accuracy. A loaded classifier has
-    one row, epoch 0. Raises UserError if there are no images to train on or to validate, or it cannot be loaded.
+    Returns the classifier, frozen, and a row per epoch: epoch, loss, clean_accuracy, noisy_accuracy (for noise alone),
+    pgd_accuracy (not for fine-tuning), chosen. Accuracies are shares of the validation images. Adversarial training
+    chooses the epoch by PGD accuracy, against robust overfitting (Rice et al. 2020), training on noise by accuracy
+    under noise, other training by clean accuracy. A loaded classifier has one row, epoch 0. Raises UserError if there
+    are no images to train on or to validate, or it cannot be loaded.
     """
     key = f"training.{name}"
     if params.source not in ("train", "finetune"):
@@ -67,11 +71,14 @@ def train_or_load(
 
     def scores() -> dict[str, float]:
         row = {"clean_accuracy": accuracy(model.eval(), validation)}
+        if scratch and params.method == "noise":
+            row["noisy_accuracy"] = noisy_accuracy(model, validation, params.sigma, seed)
         return row | {"pgd_accuracy": pgd_accuracy(model, validation, params, seed)} if scratch else row
 
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
     one_epoch = partial(train_epoch, model, data, params, partial(batch_loss, model, params), seed)
-    criterion = "pgd_accuracy" if scratch and params.method != "standard" else "clean_accuracy"
+    chosen_by = {"standard": "clean_accuracy", "noise": "noisy_accuracy"}
+    criterion = chosen_by.get(params.method, "pgd_accuracy") if scratch else "clean_accuracy"
     history = fit(task, resume, inputs, model, schedule, params, batches, one_epoch, scores, criterion)
     return freeze(model), history
 

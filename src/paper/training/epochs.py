@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from multishield.attacks.pgd import pgd
 from multishield.attacks.threat_model import Ball
 from multishield.errors import UserError
-from multishield.forward import device
+from multishield.forward import accuracy, device
 from multishield.images import Images
 from multishield.progress import progress
 from multishield.resume import Checkpoint
@@ -104,6 +104,17 @@ def perturb(
         (gradient,) = torch.autograd.grad(loss_of(x_adv), x_adv)
         x_adv = ball.project(x_adv.detach() + step * gradient.sign(), x)
     return x_adv.detach()
+
+
+def noisy(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Pixels with Gaussian noise of the standard deviation `sigma`, not cut off (Cohen et al. 2019)."""
+    return x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
+
+
+def noisy_accuracy(model: nn.Module, data: Images, sigma: float, seed: int) -> float:
+    """The share of images that are right under noise, which is the same after each epoch."""
+    images = noisy(data.pixels, sigma, torch.Generator().manual_seed(seed))
+    return accuracy(model, Images(images, data.labels, data.ids))
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:

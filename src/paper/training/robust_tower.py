@@ -1,7 +1,8 @@
 """Adversarial training of a CLIP's image tower. The text side stays as it is.
 
 TeCoA (Mao et al. 2023) lowers the cross-entropy of attacked images' class scores. FARE (Schlarmann et al. 2024) needs
-no labels: an attacked image's embedding stays near the one that the original tower gave the clean image.
+no labels: an attacked image's embedding stays near the one that the original tower gave the clean image. Instead of an
+attack there may be Gaussian noise (Cohen et al. 2019).
 """
 
 import copy
@@ -19,7 +20,7 @@ from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
 from multishield.zero_shot import Clip, align
 from paper.params.sections import Fit
-from paper.training.epochs import fit, need_images, perturb, pgd_accuracy, train_epoch
+from paper.training.epochs import fit, need_images, noisy, noisy_accuracy, perturb, pgd_accuracy, train_epoch
 
 
 def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor, y: Tensor, method: str) -> Callable:
@@ -27,7 +28,7 @@ def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor
 
     `scale` is the temperature that CLIP has learned; `original` maps pixels to embeddings (B,D) before the training.
     """
-    if method == "tecoa":
+    if method != "fare":
         return lambda x_adv: F.cross_entropy(scale * alignment(x_adv), y)
     with torch.no_grad():
         wanted = original(x)
@@ -40,7 +41,8 @@ def harden(
     """Train the image tower of a CLIP adversarially, in place and resumably (see `fit`), and freeze it.
 
     `params` is a `RobustTower`; None leaves the tower as it is. `text` holds text embeddings (K,D). PGD accuracy on the
-    validation images chooses the epoch. Returns a row per epoch: epoch, loss, zero_shot_accuracy, pgd_accuracy, chosen.
+    validation images chooses the epoch, for noise the accuracy under noise. Returns a row per epoch: epoch, loss,
+    zero_shot_accuracy, noisy_accuracy (for noise alone), pgd_accuracy, chosen.
     """
     if not params:
         return pd.DataFrame()
@@ -56,14 +58,19 @@ def harden(
 
     def loss_of(x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
         loss, size = tower_loss(alignment, scale, original, x, y, params.method), params.step_size * eps / params.eps
+        if params.method == "noise":
+            return loss(noisy(x, params.sigma * eps / params.eps, generator))
         return loss(perturb(loss, x, eps, generator, eps, size, params.steps))
 
     def scores() -> dict[str, float]:
         row = {"zero_shot_accuracy": accuracy(alignment.eval(), validation)}
+        if params.method == "noise":
+            row["noisy_accuracy"] = noisy_accuracy(alignment, validation, params.sigma, seed)
         return row | {"pgd_accuracy": pgd_accuracy(lambda x: scale * alignment(x), validation, params, seed)}
 
     inputs = (params.model_dump(), clip.model, text, data.images, data.labels, validation.images, seed)
     task, one_epoch = "training the robust tower", partial(train_epoch, tower, data, params, loss_of, seed)
-    history = fit(task, resume, inputs, tower, schedule, params, batches, one_epoch, scores, "pgd_accuracy")
+    criterion = "noisy_accuracy" if params.method == "noise" else "pgd_accuracy"
+    history = fit(task, resume, inputs, tower, schedule, params, batches, one_epoch, scores, criterion)
     freeze(clip.model)
     return history

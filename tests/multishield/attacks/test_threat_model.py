@@ -33,7 +33,7 @@ def test_other_norms_and_images_outside_the_ball_are_errors():
         Ball(0.3, "L1")
     x = torch.full((2, 3, 4, 4), 0.5)
     for outside in (x + 0.31, x * torch.nan):
-        with pytest.raises(RuntimeError, match=r"an attacked image of joint is .* away \(eps is 0\.300000\)"):
+        with pytest.raises(RuntimeError, match=r"of joint, the farthest, is .* away \(eps is 0\.300000\)"):
             Ball(0.3).checked_distance(outside, x, "joint")
     assert torch.allclose(Ball(0.3).checked_distance(x + 0.3, x, "joint"), torch.tensor(0.3))
 

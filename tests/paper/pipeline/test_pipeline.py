@@ -42,7 +42,7 @@ class TestTheWholePipeline:
 
     def test_reports_are_quiet_and_self_contained(self, project):
         notebooks = sorted((project / "reports").glob("*.ipynb"))
-        assert len(notebooks) == 3 + 5 + 3
+        assert len(notebooks) == 3 + 5 + 4
         for path in notebooks:
             outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
             assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], path.name

@@ -12,6 +12,7 @@ from multishield.portfolio import Attacker
 from multishield.zero_shot import align, embed_prompts
 from paper.models.clip import small_clip
 from paper.params.sections import PromptSet, Studies
+from paper.report import figures, tables
 from paper.stages import studies
 from small import Brightness, grey
 
@@ -19,7 +20,8 @@ EPS, SHIFT, SCALE = 8 / 255, 0.02, 0.1
 CLASSES, OWN = ["dark", "light"], {"templates": ["a {} photo"]}
 PROMPTS = {"own": OWN, "CLIP's 80": {"templates": "openai"}, "wrong": OWN | {"names": "shifted"}}
 RADII = ["16/255", "2/255", "8/255"]
-VARIED = Studies.model_validate({"images": 40, "prompts": PROMPTS, "tolerance": [0.0, 0.002, 0.01], "eps": RADII})
+VALUES = {"prompts": PROMPTS, "tolerance": [0.0, 0.002, 0.01], "eps": RADII, "sigma": [0.3]}
+VARIED = Studies.model_validate({"images": 40, **VALUES})
 
 
 @pytest.fixture
@@ -99,6 +101,19 @@ def test_wrong_names_reject_everything(study, monkeypatch):
     # It rejects everything but exact grey, where both models are undecided and the attack leads the two nearest images.
     assert table["wrong", "robust_accuracy"] >= 0.9
     assert torch.equal(robust(rows, "own"), (level - 0.5).abs() > EPS)
+
+
+def test_smoothed_models_are_bracketed_on_half_of_the_images(study):
+    # Brightness is the mean of 3 x 32 x 32 pixels: L2 distance is its own times the root of their number, 55.4.
+    rows, level = study("sigma", MultiShield(Brightness(), Brightness(SCALE, 0.5 + SHIFT), 0.0))
+    away, models = 55.4 * (level[:20] - 0.5).abs().double().numpy(), ["levels", "levels with the shield", "CLIP"]
+    for model, distance in zip(models, (away, away + 55.4 * SHIFT, away + 55.4 * SHIFT), strict=True):
+        of = rows[rows.classifier == model].reset_index()
+        assert ((of.radius_held < distance) & (distance < of.broken_at)).all()
+        assert (of.broken_at[distance < 0.3 * 1.5 - 0.15] < 0.45 + 1e-6).all()
+    table = studies.bounds(rows)
+    assert tables.bounds(table)["not broken by the attack"].tolist()[::3] == ["100.0 [83.9, 100.0]"] * 3
+    assert [axis.get_title() for axis in figures.bounds(table).axes] == models
 
 
 def test_sets_of_prompts():

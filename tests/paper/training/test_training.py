@@ -50,10 +50,18 @@ def test_trades_adds_the_robust_term():
     assert loss(2.0) - loss(1.0) == pytest.approx(loss(1.0) - loss(0.0), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["standard", "fgsm", "pgd", "trades"])
+def test_noise_of_the_wanted_deviation_grows_with_the_radius():
+    model, x, y, params = Linear(2, 12), torch.rand(400, 3, 2, 2), torch.zeros(400).long(), options(method="noise")
+    noise = epochs.noisy(x, 0.5 * params.sigma, torch.Generator().manual_seed(0)) - x
+    assert noise.std().item() == pytest.approx(0.05, rel=0.05)
+    loss = classifier.batch_loss(model, params, x, y, 0.5 * params.eps, torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx(F.cross_entropy(model(x + noise), y).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["standard", "fgsm", "pgd", "trades", "noise"])
 def test_every_method_trains_and_chooses_its_best_epoch(project_root, method):
     model, history = classifier.train_or_load("net", options(method=method), data(), data(30, 1), 3, 0, None)
-    criterion = "clean_accuracy" if method == "standard" else "pgd_accuracy"
+    criterion = {"standard": "clean_accuracy", "noise": "noisy_accuracy"}.get(method, "pgd_accuracy")
     assert history[history.chosen][criterion].item() == history[criterion].max()
     assert len(history) == 3
     assert not model.training
