@@ -53,14 +53,15 @@ class AutoSteps(Rule):
         state["last"] = value
         better = value > state["best"]
         state["best"] = torch.where(better, value, state["best"])
-        state["best_x"] = torch.where(per_image(better, gradient), state["x"], state["best_x"])
-        state["best_gradient"] = torch.where(per_image(better, gradient), gradient, state["best_gradient"])
+        for name, new in (("best_x", state["x"]), ("best_gradient", gradient)):
+            torch.where(per_image(better, new), new, state[name], out=state[name])
         x, gradient = self._judge(state, gradient)
-        z = self.ball.project(x + per_image(state["size"], x) * self.ball.ascent(gradient), state["clean"])
+        # In place: memory for each term would cost more than the sums. z is x + size * direction, inside the ball.
+        z = self.inside(self.ball.ascent(gradient).mul_(per_image(state["size"], x)).add_(x), state)
         alpha = per_image(torch.where(state["step"] > 0, self.momentum, 1.0), x)
-        moved = self.ball.project(x + alpha * (z - x) + (1 - alpha) * (x - state["previous"]), state["clean"])
+        inertia = (x - state["previous"]).mul_(1 - alpha)  # x + alpha * (z - x) + (1 - alpha) * (x - previous)
         state["previous"] = x
-        return moved
+        return self.inside(z.sub_(x).mul_(alpha).add_(x).add_(inertia), state)
 
     def _judge(self, state: State, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """At a checkpoint: halve the step and go back to the best point where there is too little progress."""

@@ -44,14 +44,15 @@ class StepTowardsWeakestMargin(Rule):
         return {"velocity": torch.zeros_like(x)}
 
     def move(self, state: State, margins: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
-        slopes = [self.ball.slope(g) for g in gradients]
-        distances = torch.stack([m / slope for m, slope in zip(margins, slopes, strict=True)])
-        units = torch.stack([g / per_image(slope, g) for g, slope in zip(gradients, slopes, strict=True)])
-        weakest = units[distances.argmin(0), torch.arange(len(units[0]), device=distances.device)]
-        state["velocity"] = 0.75 * state["velocity"] + weakest
+        slopes = torch.stack([self.ball.slope(g) for g in gradients])
+        weakest = (torch.stack(margins) / slopes).argmin(0, keepdim=True)
+        gradient = gradients[0]
+        for number, other in enumerate(gradients[1:], 1):
+            gradient = torch.where(per_image(weakest[0] == number, other), other, gradient)
+        unit = gradient / per_image(slopes.gather(0, weakest)[0], gradient)
+        state["velocity"].mul_(0.75).add_(unit)
         size = self.ball.eps / 4 * (1 - 0.9 * state["step"] / state["steps"])
-        step = per_image(size, weakest) * self.ball.ascent(state["velocity"])
-        return self.ball.project(state["x"] + step, state["clean"])
+        return self.inside(self.ball.ascent(state["velocity"]).mul_(per_image(size, unit)).add_(state["x"]), state)
 
 
 def joint(

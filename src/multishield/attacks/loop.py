@@ -32,7 +32,8 @@ BATCH_SIZE = {"cpu": 128, "cuda": 1024}
 class Rule:
     """How an attack moves: from a random point of the ball, by `move`, which a subclass writes.
 
-    A `state` holds per slot "x", "clean", "stream", "step", "steps", "target", and the tensors of `begin`. A rule that
+    A `state` holds per slot "x", "clean" and the limits of its ball, "low" and "high", "stream", "step", "steps",
+    "target", and the tensors of `begin`. A rule that
     sees no hope for a try lowers its "steps".
     """
 
@@ -48,6 +49,10 @@ class Rule:
     def begin(self, x: Tensor, clean: Tensor, streams: Tensor) -> State:
         """The rule's own state at the first point x."""
         return {}
+
+    def inside(self, x: Tensor, state: State) -> Tensor:
+        """Points x projected into the balls of their slots."""
+        return self.ball.project(x, state["clean"], (state["low"], state["high"]))
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
         """The next x, from the losses and their gradients at this one; updates the rule's own state."""
@@ -178,6 +183,7 @@ class Attack:
         of_try = {"target": self.tries.target, "steps": self.tries.steps, "stream": self.streams}
         new |= {name: t[image, variant] for name, t in of_try.items()} | {"clean": self.images[image]}
         new = {name: t.to(self.device) for name, t in new.items()}
+        new["low"], new["high"] = self.rule.ball.limits(new["clean"])
         new["x"] = self.rule.first(new["clean"], new["stream"])
         for number, images in enumerate(self.starts):
             slots = (self.tries.start[image, variant] == number).nonzero()[:, 0]
@@ -188,7 +194,9 @@ class Attack:
     def _evaluate(self):
         """Broken slots, the losses of all slots, and their gradients where the rule needs them."""
         needs = self.rule.needs_gradient and bool((self.slots["step"] < self.slots["steps"]).any())
-        batches = zip(*(t.split(self._largest_batch()) for t in self.slots.values()), strict=True)
+        if len(self.slots["x"]) <= (size := self._largest_batch()):
+            return self._pass(self.slots, needs)
+        batches = zip(*(t.split(size) for t in self.slots.values()), strict=True)
         passes = [self._pass(dict(zip(self.slots, batch, strict=True)), needs) for batch in batches]
         broken, *others = zip(*passes, strict=True)
         return torch.cat(broken), *(tuple(torch.cat(t) for t in zip(*column, strict=True)) for column in others)
@@ -218,8 +226,8 @@ class Attack:
         finished = image[:0]
         if (broken | ended).any():
             leaving, finished = self._leave(image, broken.cpu(), ended.cpu())
-            going = (~leaving).to(broken.device)
-            self.slots = {name: t[going] for name, t in self.slots.items()} if going.any() else {}
+            going = (~leaving).nonzero()[:, 0].to(broken.device)
+            self.slots = {name: t[going] for name, t in self.slots.items()} if len(going) else {}
             losses, gradients = tuple(t[going] for t in losses), tuple(t[going] for t in gradients)
         self._report(finished)
         if self.slots:

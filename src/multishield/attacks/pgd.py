@@ -19,7 +19,7 @@ class SignedSteps(Rule):
         return super().first(clean, streams) if self.random else clean.clone()
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
-        return self.ball.project(state["x"] + self.size * self.ball.ascent(sum(gradients)), state["clean"])
+        return self.inside(state["x"] + self.size * self.ball.ascent(sum(gradients)), state)
 
 
 def pgd(

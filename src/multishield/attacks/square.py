@@ -59,7 +59,7 @@ class RandomSquares(Rule):
         step = 2 * self.ball.eps * square
         if self.ball.norm == "L2":  # all of the radius in the square at first, as far as it is not spent elsewhere
             step = self.ball.eps * square / per_image((c * side * side.clamp(max=h)).float().sqrt(), square)
-        return self.ball.project(state["best_x"] + step.reshape(state["clean"].shape), state["clean"])
+        return self.inside(state["best_x"] + step.reshape(state["clean"].shape), state)
 
     def _give_up(self, state: State) -> None:
         """Look at the pace at each of JUDGED_AT, and keep the loss at half of the next one."""

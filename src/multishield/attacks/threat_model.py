@@ -67,13 +67,21 @@ class Ball:
             raise RuntimeError(f"{far} (eps is {self.eps:.6f}), or an image leaves [{low:g},{high:g}]")
         return distance
 
-    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """A point of the ball: the nearest one for L-inf; for L2 scaled back to the sphere, then clipped."""
-        if self.norm == "Linf":
-            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(*self.bounds)
-        step = x_adv - x
-        # The factor keeps the point a hair inside, so that rounding does not carry a float32 sum over the edge.
-        return (x + step * per_image((self.eps * (1 - 1e-6) / _norms(step)).clamp(max=1), x)).clamp(*self.bounds)
+    def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest value that each pixel of x may take, each like x."""
+        reach = self.eps if self.norm == "Linf" else torch.inf
+        return (x - reach).clamp_(min=self.bounds[0]), (x + reach).clamp_(max=self.bounds[1])
+
+    def project(self, x_adv: Tensor, x: Tensor, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """A point of the ball: the nearest one for L-inf; for L2 scaled back to the sphere, then clipped.
+
+        Where the `limits` of x are known, they need not be computed again.
+        """
+        if self.norm == "L2":
+            step = x_adv - x
+            # The factor keeps the point a hair inside, so that rounding does not carry a float32 sum over the edge.
+            x_adv = x + step * per_image((self.eps * (1 - 1e-6) / _norms(step)).clamp(max=1), x)
+        return x_adv.clamp(*(limits or self.limits(x)))
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """The steepest direction of length one: the sign for L-inf, the normalised gradient for L2."""
