@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 from conftest import CHEAP, copy_project, edit_params, run_notebooks
 from multishield import records
-from paper import stage
 from paper.data import shapes
 
 TINY = CHEAP | {"classifiers": ["standard"], "dataset.name": "folder", "dataset.root": "data/two", "dataset.train": 40}
@@ -59,19 +58,3 @@ def test_every_attack(tmp_path):
     assert robust["worst_case"] <= robust["joint"]
     clip = json.loads((artifacts / "alignment" / "clip.json").read_text())
     assert clip["preprocessing"]["size"] == [224, 224]
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_the_largest_clip_at_full_depth(tmp_path, monkeypatch):
-    """All that another network changes: loading, embedding, deciding, and an attack that goes through both models."""
-    project = project_with("ViT-L-14", tmp_path)
-    run_notebooks(project, until="multishield")
-    rows = records.load(project / "artifacts" / "multishield" / "standard" / "records.csv")
-    assert rows.gap_attacked.notna().all()
-    monkeypatch.chdir(project)
-    s = stage("adaptive", "standard")
-    attacked = s.attacker_of("standard").joint(s.shield, s.data, ())
-    steps = s.params.adaptive.joint.steps
-    assert (attacked.backwards[~attacked.success] >= steps).all(), "gradients went through both models, to the end"
-    assert (attacked.images - s.data.pixels).abs().max() <= s.ball.eps + 1e-6

@@ -67,13 +67,3 @@ def test_robust_accuracy_is_drawn_against_the_rejection_that_was_reached():
         lines = {container.get_label(): container.lines[0] for container in axis.containers}
         assert list(lines) == ["logit margin", "Multi-Shield"]
         assert lines["Multi-Shield"].get_xydata().tolist() == [[0.06, 0.4], [0.21, 0.4]]
-
-
-def test_labels_of_the_gaps_are_numbers():
-    figures.style()
-    records = pd.DataFrame({"classifier": "net", "scenario": ["unaware"] * 3, "gap_clean": [0, 0.1, 0.5]})
-    figure = figures.gaps(records.assign(gap_attacked=records.gap_clean), 0.001)
-    figure.canvas.draw()
-    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert {"0", "0.001", "0.1"} <= set(labels)
-    assert not [label for label in labels if "$" in label]
