@@ -56,5 +56,4 @@ def test_every_attack(tmp_path):
     metrics = records.metrics(rows)
     robust = metrics[metrics.metric == "robust_accuracy"].set_index("scenario").value
     assert robust["worst_case"] <= robust["joint"]
-    clip = json.loads((artifacts / "alignment" / "clip.json").read_text())
-    assert clip["preprocessing"]["size"] == [224, 224]
+    assert json.loads((artifacts / "alignment" / "clip.json").read_text())["preprocessing"]["size"] == [224, 224]
