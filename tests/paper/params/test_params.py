@@ -33,7 +33,7 @@ MISTAKES = [
     ("multishield.tolerance", float("nan"), "finite"),
     ("dataset.name", "cifar11", "it should be shapes, folder, cifar10"),
     ("dataset.name", "mine:", "module:function"),
-    ("dataset.resize", 19, "dataset.image_size = 20 must fit into it; use 20 or more"),
+    ("dataset.resize", 12, "dataset.image_size = 16 must fit into it; use 16 or more"),
     ("dataset.interpolation", "nearest", "it should be 'bilinear' or 'bicubic'"),
     ("dataset.evaluate", 0, "greater than or equal to 1"),
     ("dataset.evaluate", 2.5, "whole number"),

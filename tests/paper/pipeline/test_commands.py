@@ -39,7 +39,7 @@ def test_dvc_repro_with_bad_params_says_one_sentence(project, edited):
         ({"dataset.root": "nowhere"}, "run `python -m paper data`"),
         ({"dataset.root": "~/images"}, "write the whole path"),
         ({"dataset.root": "~nobody-here/images"}, "'~nobody-here/images' cannot be followed .*; write the whole path"),
-        ({"alignment.tower": "resnet_50"}, "alignment.tower is 'resnet_50'; accepted are"),
+        ({"alignment.tower": "resnet_50"}, "alignment.tower is 'resnet_50', but it should be 'resnet8'"),
     ],
 )
 def test_the_first_stage_finds_a_mistake(edited, changes, words):

@@ -131,5 +131,5 @@ def test_an_image_outside_the_ball_is_no_result(known, monkeypatch, tmp_path):
         watch(torch.arange(len(images)), AttackedImages(images + 2 * EPS, ["far"] * len(images), none, none), 0)
 
     monkeypatch.setattr(comparison, "one_margin", too_far)
-    with pytest.raises(RuntimeError, match=r"the comparison is 0\.0627\d\d away \(eps is 0\.031373\)"):
+    with pytest.raises(RuntimeError, match=r"the comparison, the farthest, is 0\.0627\d\d away \(eps is 0\.031373\)"):
         compared(*known[:2], tmp_path)
