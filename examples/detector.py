@@ -2,8 +2,8 @@
 
     python examples/detector.py
 
-The detector rejects images with strong high frequencies, an old idea: perturbations often have them. It is written as a
-margin, so the attack sees it: a successful image must fool the classifier and still be smooth.
+The detector rejects images with strong high frequencies, which perturbations often have. It is written as a margin, so
+the attack sees it: a successful image must fool the classifier and still be smooth.
 """
 
 import torch
@@ -15,11 +15,7 @@ from multishield.shield import margin_over_others
 
 
 class Smooth(Defence):
-    """A classifier that rejects images whose pixels differ too much from their neighbours.
-
-    Args:
-        limit: of the mean square difference between an image and its average over 3 x 3 pixels, times 1,000.
-    """
+    """A classifier that rejects images whose mean square difference from their 3 x 3 average, times 1,000, is large."""
 
     components = ("the classifier", "the detector")
 
@@ -33,7 +29,6 @@ class Smooth(Defence):
 
     def margins(self, scores):
         logits, rough = scores
-        # The detector does not depend on the class: one number per image, repeated K times.
         return torch.stack([margin_over_others(logits), (self.limit - rough)[:, None].expand_as(logits)], 1)
 
 
