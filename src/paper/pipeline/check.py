@@ -1,5 +1,7 @@
 """The check before the first stage: params.yaml is valid, and the files that it names exist. It loads no model."""
 
+from pathlib import Path
+
 from multishield.errors import UserError
 from multishield.files import write_json
 from paper import paths, workers
@@ -16,17 +18,25 @@ def make_data() -> None:
     """Render the demo's images into data/, which data.dvc pins, and download the images that params.yaml names."""
     from paper.data import downloads, shapes  # torchvision is slow to import
 
-    params = Params.load()
-    shapes.materialise(paths.root() / "data" / "shapes")
+    params, root = Params.load(), _place()
+    shapes.materialise(root / "data" / "shapes")
     downloads.materialise(params.dataset)
+
+
+def _place() -> Path:
+    """The project's root. Raises UserError where DVC cannot work: in no git repository, or below braces."""
+    root = paths.root()
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        raise UserError(f"{root} is in no git repository, and DVC needs one; run `git init` there")
+    if {"{", "}"} & set(str(root)):
+        raise UserError(f"{root} has braces in its name, below which DVC fails; move the project to another folder")
+    return root
 
 
 def check() -> None:
     """Refuse before the first stage what would fail after hours, by a UserError, and write artifacts/check/."""
-    params, root = Params.load(), paths.root()
+    params, _ = Params.load(), _place()
     workers.setting()
-    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
-        raise UserError(f"{root} is in no git repository, and DVC needs one; run `git init` there")
     check_root(params.dataset)
     model_zoo.check(params)
     if params.dataset.name == "folder":

@@ -78,13 +78,14 @@ def test_a_command_on_bad_input_says_one_sentence(project, arguments, words):
     assert "Traceback" not in done.stderr
 
 
-def test_a_place_without_a_project_or_without_git_is_named(project, tmp_path):
+def test_a_place_where_dvc_cannot_work_is_named(project, tmp_path):
     assert "not inside a Multi-Shield project" in run(tmp_path, *PAPER, "check").stderr
-    (project / ".git").rename(project / "elsewhere")
-    done = run(project, *PAPER, "check")
-    (project / "elsewhere").rename(project / ".git")
-    assert done.returncode == 1
-    assert "is in no git repository, and DVC needs one; run `git init` there" in done.stderr
+    (place := tmp_path / "{x}").mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(project / name, place)
+    assert "is in no git repository, and DVC needs one; run `git init` there" in run(place, *PAPER, "check").stderr
+    (place / ".git").mkdir()
+    assert "has braces in its name, below which DVC fails; move the project" in run(place, *PAPER, "data").stderr
 
 
 def test_rendered_data_are_the_pinned_bytes_and_a_flipped_one_is_an_error(project, monkeypatch):

@@ -6,14 +6,13 @@ import pytest
 from conftest import SMALL, copy_project, edit_params, run_notebooks
 from multishield.images import Images, StoredImages
 
-EPS = 0.5
-
 
 def test_l2(tmp_path, rendered):
+    eps = 0.5
     project = copy_project(tmp_path / "l2")
     (project / "data").mkdir()
     (project / "data" / "shapes").symlink_to(rendered)
-    attacks = {"baseline.attacks": ["apgd-ce", "square"], "threat_model.norm": "L2", "threat_model.eps": EPS}
+    attacks = {"baseline.attacks": ["apgd-ce", "square"], "threat_model.norm": "L2", "threat_model.eps": eps}
     edit_params(project, SMALL | attacks | {"dataset.evaluate": 10})
     run_notebooks(project)
     report = project / "artifacts" / "report"
@@ -25,8 +24,8 @@ def test_l2(tmp_path, rendered):
     for name, path in stored.items():
         images = StoredImages(project / "artifacts" / path)[:].images
         distance = (images - clean).flatten(1).norm(dim=1)
-        assert distance.max() <= EPS + 1e-5, name
+        assert distance.max() <= eps + 1e-5, name
         rows = records[records.scenario == name].sort_values("image")
         assert sorted(rows.distance) == pytest.approx(sorted(distance.tolist()), abs=1e-4)
-    assert records[records.scenario != "unaware"].distance.max() > 0.9 * EPS
+    assert records[records.scenario != "unaware"].distance.max() > 0.9 * eps
     assert set(pd.read_csv(report / "sanity.csv").scenario) >= {"large eps", "eps x 2"}
