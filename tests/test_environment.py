@@ -1,4 +1,4 @@
-"""One set of versions: pyproject.toml and the locks are in step, and installed."""
+"""One set of versions: pyproject.toml, the locks and environment.yml are in step, and installed."""
 
 import re
 import subprocess
@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
 
 from conftest import ROOT
 
@@ -48,6 +49,16 @@ def test_the_lock_of_the_cluster_adds_ray_and_replaces_nothing():
 def test_this_environment_is_the_locked_one():
     installed = {name: f"=={version(name)}" for name in pinned("requirements.lock")}
     assert installed == {name: str(r.specifier) for name, r in pinned("requirements.lock").items()}
+
+
+def test_conda_users_get_the_same():
+    environment = YAML(typ="safe").load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert "python=3.11" in environment
+    *lines, lock_line, project_line = environment[-1]["pip"]
+    assert (lock_line, project_line) == ("--requirement requirements.lock", "--editable .")
+    lock, direct = pinned("requirements.lock"), {canonicalize_name(r.name) for r in DIRECT}
+    named = {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
+    assert named == {name: lock[name].specifier for name in direct}
 
 
 def test_nothing_committed_is_large_or_tied_to_a_machine():

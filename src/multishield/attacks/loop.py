@@ -33,8 +33,7 @@ class Rule:
     """How an attack moves: from a random point of the ball, by `move`, which a subclass writes.
 
     A `state` holds per slot "x", "clean" and the limits of its ball, "low" and "high", "stream", "step", "steps",
-    "target", and the tensors of `begin`. A rule that
-    sees no hope for a try lowers its "steps".
+    "target", and the tensors of `begin`. A rule that sees no hope for a try lowers its "steps".
     """
 
     needs_gradient = True

@@ -35,7 +35,8 @@ def _place() -> Path:
 
 def check() -> None:
     """Refuse before the first stage what would fail after hours, by a UserError, and write artifacts/check/."""
-    params, _ = Params.load(), _place()
+    params = Params.load()
+    _place()
     workers.setting()
     check_root(params.dataset)
     model_zoo.check(params)

@@ -19,36 +19,25 @@ TINY |= {"training.standard.batch_size": 20, "training.standard.validation_steps
 TINY |= {"adaptive.joint.steps": 2, "adaptive.joint.targets": 1, "adaptive.square.queries": 2}
 
 
-def project_with(model: str, folder):
-    """A copy of the project with two classes of rendered images and that model's random weights in a file."""
-    copy_project(folder)
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_every_attack(tmp_path, monkeypatch):
+    """Up to the adaptive attacks: the comparison and the studies attack the same two models by the same code."""
+    # Two classes of rendered images. Batches of two, filled up to sixteen, would take eight times as long.
+    monkeypatch.setattr("multishield.forward.FILL", 2)
+    copy_project(tmp_path)
     for split, count in (("train", 25), ("test", 3)):
         for name in ("circle", "star"):
-            place = folder / "data" / "two" / split / name
-            place.mkdir(parents=True)
+            (place := tmp_path / "data" / "two" / split / name).mkdir(parents=True)
             for i in range(count):
                 image, _ = shapes.render(shapes.CLASSES.index(name), np.random.default_rng([len(split), i]))
                 Image.fromarray(image).save(place / f"{i}.png")
     torch.manual_seed(0)
-    save_file(open_clip.create_model(model).state_dict(), folder / "weights.safetensors")
-    clip = {"source": "open_clip", "prompts": ["a {}"], "model": model, "pretrained": "weights.safetensors"}
-    edit_params(folder, TINY | {"alignment": clip})
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _of_two(monkeypatch):
-    """Batches of two images: filled up to sixteen they would take eight times as long."""
-    monkeypatch.setattr("multishield.forward.FILL", 2)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_every_attack(tmp_path):
-    """Up to the adaptive attacks: the comparison and the studies attack the same two models by the same code."""
-    project = project_with("ViT-B-32", tmp_path)
-    run_notebooks(project, until="adaptive")
-    artifacts = project / "artifacts"
+    save_file(open_clip.create_model("ViT-B-32").state_dict(), tmp_path / "weights.safetensors")
+    clip = {"source": "open_clip", "prompts": ["a {}"], "model": "ViT-B-32", "pretrained": "weights.safetensors"}
+    edit_params(tmp_path, TINY | {"alignment": clip})
+    run_notebooks(tmp_path, until="adaptive")
+    artifacts = tmp_path / "artifacts"
     rows = records.load(*(artifacts / s / "standard" / "records.csv" for s in ("baseline", "multishield", "adaptive")))
     assert len(rows) == 6 * 2
     assert rows.gap_attacked[rows.scenario != "no_shield"].notna().all()
