@@ -149,7 +149,8 @@ def evaluate(
             the others of its batch, and `paper` and `denial` are not run.
         seed: of every random choice; the result of an image depends on the seed, the image and its id alone.
         attacks: some of `ATTACKS`. The worst case is over all that are run, but for "denial", which wants rejection.
-        candidates: attacked images from elsewhere by the name of their source. They count in the worst case.
+        candidates: attacked images from elsewhere by the name of their source. They count in the worst case, where
+            "from" and that name stand for the attack.
         budget: steps and targets, by default `Budget()`. device: to compute on, by default the model's own.
         batch_size: images per pass, by default 128, on a GPU up to 1024. verbose: show lines of progress.
         save_to: an empty folder for the results and the attacked images. A killed call with the same arguments
@@ -179,7 +180,7 @@ def evaluate(
             raise UserError(f"{word} is {count!r}; give a whole number of at least 1")
     with own_settings(*[model] * isinstance(model, nn.Module)):
         data = inputs.images_of(images, labels, ids, ball.bounds)
-        given = inputs.candidates_of(candidates or {}, data, ball, ("clean", *ATTACKS))
+        given = inputs.candidates_of(candidates or {}, data, ball)
         model = model.to(device) if device is not None and isinstance(model, nn.Module) else model
         defence, smooth, notes = inputs.usable_defence(model, data)
         attacks = attacks if smooth else ("square",)

@@ -1,6 +1,6 @@
 """What may be evaluated: images and models that cannot be used are refused before any attack, with one sentence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -29,15 +29,15 @@ def images_of(images, labels, ids=None, bounds: tuple[float, float] = (0.0, 1.0)
     return Images(images, labels, ids)
 
 
-def candidates_of(candidates: Mapping[str, Tensor], data: Images, ball: Ball, taken: Sequence[str]) -> dict:
-    """Attacked images of a user as `AttackedImages` by the name of their source, which may not be one of `taken`.
+def candidates_of(candidates: Mapping[str, Tensor], data: Images, ball: Ball) -> dict[str, AttackedImages]:
+    """Attacked images of a user as `AttackedImages` by the name of their attack, "from" and the name of the source.
 
     Raises UserError unless there is one image in the ball around each clean one; the sentence names the farthest.
     """
     checked, none = {}, torch.zeros(len(data), dtype=torch.long)
     for name, given in candidates.items():
-        if not isinstance(name, str) or not name.isprintable() or name in taken or name[:3] in ("", "on "):
-            raise UserError(f"candidates are named {name!r}; give each source a name of its own, in one line of text")
+        if not isinstance(name, str) or not name.isprintable() or not name:
+            raise UserError(f"candidates are named {name!r}; give each source a name, in one line of text")
         images = in_unit_range(_pixels_of(given, source := f"the candidates {name!r}", ball.bounds))
         if images.shape != data.images.shape:
             raise UserError(
@@ -47,7 +47,7 @@ def candidates_of(candidates: Mapping[str, Tensor], data: Images, ball: Ball, ta
             ball.checked_distance(images, data.pixels, source)
         except RuntimeError as error:
             raise UserError(f"{error}; give images of the ball around the clean ones") from None
-        checked[name] = AttackedImages(images, [""] * len(data), none, none)
+        checked[f"from {name}"] = AttackedImages(images, [""] * len(data), none, none)
     return checked
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "results": ("results", "show", "print the result table and the report's path; compare it with the committed table"),
     "cost": ("run", "show_cost", "print wall time and peak memory of each stage's last run here"),
     "predict": ("predict", "show", 'print a class or "rejected" for each image, with the scores of both models'),
+    "verify": ("verify", "verify", "take attacked images from elsewhere into the report; they lower its numbers"),
     "run": ("run", "run_stage", "run one stage, as dvc.yaml does"),
 }
 
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     by_name["predict"].add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     by_name["predict"].add_argument("--classifier", help="one of `classifiers` in params.yaml; by default the first")
     by_name["predict"].add_argument("--json", action="store_true", help="print the scores of every class as JSON")
+    by_name["verify"].add_argument("folder", type=Path, help="with CLASSIFIER/SOURCE.safetensors (images)")
     by_name["run"].add_argument("stage")
     by_name["run"].add_argument("item", nargs="?", help="the classifier or the study")
     return parser
@@ -43,7 +45,7 @@ def main() -> int:
     options = vars(parser().parse_args())
     module, function, _ = COMMANDS[command := options.pop("command")]
     try:
-        if command == "predict":  # its module imports torch
+        if command in ("predict", "verify"):  # their modules import torch
             arithmetic.choose(Params.load().arithmetic)
         getattr(import_module(f"paper.pipeline.{module}"), function)(**options)
         sys.stdout.flush()

@@ -33,6 +33,11 @@ def state(*names: str) -> Path:
     return root().joinpath(".multishield", *names)
 
 
+def candidates(classifier: str) -> list[Path]:
+    """Files of attacked images from elsewhere, `candidates/<classifier>/<source>.safetensors`, see `verify`."""
+    return sorted(root().glob(f"candidates/{classifier}/*.safetensors"))
+
+
 def datasets(*names: str) -> Path:
     """`datasets/...`, or the folder that MULTISHIELD_DATA names: downloads, which `make clean` leaves alone."""
     return Path(os.environ.get("MULTISHIELD_DATA") or root() / "datasets").joinpath(*names)
@@ -61,14 +66,14 @@ def existing(key: str, path: str, wanted: str = "an existing file") -> Path:
 
 
 def files_of(key: str, section) -> dict[str, str]:
-    """The SHA-256 of each file that a section of `params.yaml` names, by its key. Tags and names of a hub are none."""
-    hashes = {}
-    for name in ("config", "image_tower", "path", "pretrained", "weights"):
-        file = resolve(getattr(section, name, None) or "")
-        if file.is_file():
-            with file.open("rb") as stream:
-                hashes[f"{key}.{name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
+    """`hashes` of the files that a section of `params.yaml` names, by their keys. Tags and names of a hub are none."""
+    names = ("config", "image_tower", "path", "pretrained", "weights")
+    return hashes({f"{key}.{name}": resolve(getattr(section, name, None) or "") for name in names})
+
+
+def hashes(files: dict[str, Path]) -> dict[str, str]:
+    """The SHA-256 of each of those files that exists."""
+    return {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items() if file.is_file()}
 
 
 def text_of(file: Path, remedy: str) -> str:

@@ -53,13 +53,13 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
-def open_folder(root: Path, split: str) -> Source | None:
-    """Open `root/<split>/<class>/*`. Returns None for "train" if there is no folder `root/train`.
+def open_folder(root: Path, split: str, test: str = "test") -> Source | None:
+    """Open `root/train/<class>/*`, or the folder `test` beside it. Returns None if there is no folder `root/train`.
 
     Classes are in natural order, and so are the images of all classes by their file names: numbered files keep their
     order. A printed sentence counts entries that are no images. Raises UserError if folders are missing or empty.
     """
-    folder = root / split
+    folder = root / (test if split == "test" else split)
     if split == "train" and not folder.is_dir():
         return None
     names = class_folders(folder)
@@ -77,20 +77,17 @@ def open_folder(root: Path, split: str) -> Source | None:
 def open_imagenet(root: Path, split: str) -> Source | None:
     """ImageNet: `root/val/<WordNet id>/*` is the test split, `root/train/<WordNet id>/*` the training split.
 
-    A label is the synset's index among all 1000, whichever folders are there. Returns None without a training folder.
-    Raises UserError if there are fewer than two class folders, or one is not named by a WordNet id of the 1000.
+    A label is the synset's index among all 1000, whichever folders are there. Raises UserError as `open_folder` does,
+    and if a folder is not named by a WordNet id of the 1000.
     """
-    from torchvision.datasets import ImageFolder  # slow to import
-
-    folder = root / ("train" if split == "train" else "val")
-    if split == "train" and not folder.is_dir():
+    source, names = open_folder(root, split, test="val"), class_names.imagenet()
+    if source is None:
         return None
-    names, present = class_names.imagenet(), class_folders(folder)
-    if strange := set(present) - set(names):
-        raise UserError(f"{folder} holds the folder {min(strange)}; name folders by WordNet ids, such as n01440764")
-    index = torch.tensor([list(names).index(wnid) for wnid in present])
-    data = ImageFolder(folder, loader=read_image)
-    return Source(index[data.targets], list(names.values()), lambda i: data[i][0])
+    if strange := set(source.classes) - set(names):
+        given = f"{root} holds the class folder {min(strange)}"
+        raise UserError(f"{given}; name folders by WordNet ids, such as n01440764")
+    index = torch.tensor([list(names).index(wnid) for wnid in source.classes])
+    return Source(index[source.labels], list(names.values()), source.read)
 
 
 def _open_torchvision(name: str, root: Path, split: str) -> Source:

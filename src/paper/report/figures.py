@@ -83,12 +83,9 @@ def scenarios(records: pd.DataFrame) -> Figure:
         shown = [(records[records.scenario == scenario], when) for scenario, when in bars.values()]
         correct = np.array([(rows[f"{when}_decision"] == rows.label).mean() for rows, when in shown])
         refused = np.array([rejected(rows, when).mean() for rows, when in shown])
-        below = np.zeros(len(bars))
-        for share, (label, colour) in zip((correct, refused, 1 - correct - refused), OUTCOMES.items(), strict=True):
-            axis.bar(list(bars), share, bottom=below, color=colour, label=label, width=0.72)
-            below += share
+        shares = pd.DataFrame(zip(correct, refused, 1 - correct - refused, strict=True), list(bars), list(OUTCOMES))
+        shares.plot.bar(stacked=True, ax=axis, color=OUTCOMES, width=0.72, rot=30, fontsize=8, legend=False)
         axis.grid(axis="x", visible=False)
-        axis.tick_params(axis="x", labelsize=8, rotation=30)
     return _with_legend(figure)
 
 
@@ -187,9 +184,7 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
         top.imshow(pixels, interpolation="nearest")
         top.set_title(title, fontsize=9)
         top.axis("off")
-        bars = scores[title].loc[shown]
-        below.barh(rows - 0.2, bars.classifier, height=0.38, color=BLUE, label="classifier")
-        below.barh(rows + 0.2, bars.CLIP, height=0.38, color=AMBER, label="CLIP")
+        scores[title].loc[shown].plot.barh(ax=below, color=[BLUE, AMBER], width=0.76, legend=False)
         below.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6))
         below.set_xlabel("probability", fontsize=8)
         below.tick_params(axis="x", labelsize=7)

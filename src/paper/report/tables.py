@@ -28,25 +28,26 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
 def studies(table: pd.DataFrame) -> pd.DataFrame:
     """The studies (`stages.studies.table`): a row per value, in per cent with 95 % Wilson intervals."""
     metrics = ("clean_accuracy", "clean_rejection", "robust_accuracy", "rejection_under_attack")
-    keys, rows = ["study", "classifier", "value", "of"], []
-    for key, group in table.groupby(keys, sort=False):
-        ratios = group.drop(columns="value").rename(columns={"ratio": "value"}).set_index("metric")
-        row = dict(zip(keys, key, strict=True)) | {METRICS[name][0]: cell(ratios.loc[name]) for name in metrics}
-        similarity, n = group.similarity.iloc[0], int(group.n.iloc[0])
-        rows.append(row | {"prompt similarity": "" if pd.isna(similarity) else f"{similarity:.3f}", "N": n})
-    return pd.DataFrame(rows)
+    similarity = table.similarity.map(lambda cosine: "" if pd.isna(cosine) else f"{cosine:.3f}")
+    shown, keys = table.assign(similarity=similarity), ["study", "classifier", "value", "of", "similarity"]
+    shown = _by_key(shown, keys, "metric", {name: METRICS[name][0] for name in metrics})
+    return shown.rename(columns={"similarity": "prompt similarity"})
 
 
 def bounds(table: pd.DataFrame) -> pd.DataFrame:
     """The bracket of smoothed models (`stages.studies.bounds`): a row per radius, in per cent with Wilson intervals."""
-    keys, rows = ["study", "classifier", "value", "radius"], []
+    shown, keys = table.assign(radius=table.radius.map("{:.3f}".format)), ["study", "classifier", "value", "radius"]
+    return _by_key(shown, keys, "bound", BOUNDS).rename(columns={"classifier": "model", "value": "sigma"})
+
+
+def _by_key(table: pd.DataFrame, keys: list[str], column: str, titles: dict[str, str]) -> pd.DataFrame:
+    """A row per combination of keys, with a ratio's cell for each of the `titles`, by the values of a column."""
+    rows = []
     for key, group in table.groupby(keys, sort=False):
-        ratios = group.drop(columns="value").rename(columns={"ratio": "value"}).set_index("bound")
-        row = dict(zip(keys, key, strict=True)) | {"radius": f"{key[3]:.3f}"}
-        rows.append(
-            row | {title: cell(ratios.loc[name]) for name, title in BOUNDS.items()} | {"N": int(group.n.iloc[0])}
-        )
-    return pd.DataFrame(rows).rename(columns={"classifier": "model", "value": "sigma"})
+        ratios = group.set_index(column)[["ratio", "low", "high"]].set_axis(["value", "low", "high"], axis=1)
+        cells = {title: cell(ratios.loc[name]) for name, title in titles.items()}
+        rows.append(dict(zip(keys, key, strict=True)) | cells | {"N": int(group.n.iloc[0])})
+    return pd.DataFrame(rows)
 
 
 def p_value(p: float) -> str:

@@ -1,9 +1,18 @@
 """Stage 6, scenario 3: the attacks aim at the shield itself."""
 
 import shutil
+from collections.abc import Iterable
+from pathlib import Path
 
 from multishield import Evaluation, evaluate
+from multishield.files import load_tensors
+from paper import paths
 from paper.stages.attacking import Attacking
+
+
+def read(files: Iterable[Path]) -> dict:
+    """Attacked images (N,C,H,W) from elsewhere, the tensor "images" of each file, by the name of the file."""
+    return {file.stem: load_tensors(file).get("images") for file in files}
 
 
 class Stage(Attacking):
@@ -23,6 +32,7 @@ class Stage(Attacking):
             name=self.item,
             ids=self.data.ids,
             known=[self.unaware],  # images that broke the classifier alone
+            candidates=read(paths.candidates(self.item)),
             save_to=self.folder,
             resume=self.resume,
             each=self.each,

@@ -19,7 +19,7 @@ from multishield.images import Images
 from paper.models import pretrained
 from paper.models.classifier import Classifier
 from paper.params.sections import Classifiers, Fit
-from paper.training.epochs import fit, need_images, noisy, noisy_accuracy, perturb, pgd_accuracy, train_epoch
+from paper.training.epochs import attacked_scores, fit, need_images, noisy, perturb, train_epoch
 
 
 def batch_loss(model: nn.Module, params: Fit, x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Tensor:
@@ -71,9 +71,7 @@ def train_or_load(
 
     def scores() -> dict[str, float]:
         row = {"clean_accuracy": accuracy(model.eval(), validation)}
-        if scratch and params.method == "noise":
-            row["noisy_accuracy"] = noisy_accuracy(model, validation, params.sigma, seed)
-        return row | {"pgd_accuracy": pgd_accuracy(model, validation, params, seed)} if scratch else row
+        return row | attacked_scores(model, validation, params, seed) if scratch else row
 
     inputs = (params.model_dump(), model, data.images, data.labels, validation.images, classes, seed)
     one_epoch = partial(train_epoch, model, data, params, partial(batch_loss, model, params), seed)

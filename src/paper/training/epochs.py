@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -111,27 +112,21 @@ def noisy(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     return x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
 
 
-def noisy_accuracy(model: nn.Module, data: Images, sigma: float, seed: int) -> float:
-    """The share of images that are right under noise, which is the same after each epoch."""
-    images = noisy(data.pixels, sigma, torch.Generator().manual_seed(seed))
-    return accuracy(model, Images(images, data.labels, data.ids))
-
-
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     """Random horizontal flips, and shifts by up to an eighth of the side with zero padding, drawn for each image."""
     flip = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
-    pad = x.shape[2] // 8
-    padded = F.pad(x, (pad,) * 4)
-    shifts = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)
-    rows = shifts[0].view(-1, 1) + torch.arange(x.shape[2])
-    columns = shifts[1].view(-1, 1) + torch.arange(x.shape[3])
-    image = torch.arange(len(x)).view(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    pad, side = x.shape[2] // 8, x.shape[2]
+    windows = F.pad(x, (pad,) * 4).unfold(2, side, 1).unfold(3, side, 1)  # (B,3,shifts,shifts,side,side)
+    rows, columns = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)
+    return windows[torch.arange(len(x)), :, rows, columns].contiguous()
 
 
-def pgd_accuracy(model: Callable, data: Images, params, seed: int) -> float:
-    """The share of images that stay right under PGD with steps of eps/4; `params` has eps and validation_steps."""
+def attacked_scores(model: nn.Module, data: Images, params, seed: int, scale: float = 1.0) -> dict[str, float]:
+    """Accuracies under noise, for training on noise alone, and under PGD with steps of eps/4 on `scale` times the
+    outputs; shares of the images. `params` has eps, method, sigma and validation_steps."""
+    images = noisy(data.pixels, params.sigma, torch.Generator().manual_seed(seed))  # the same after each epoch
+    noise = {"noisy_accuracy": accuracy(model, replace(data, images=images))} if params.method == "noise" else {}
     rule = {"ball": Ball(params.eps), "steps": params.validation_steps, "step_size": params.eps / 4}
-    result = pgd(model, data.pixels, data.labels, seed=seed, ids=data.ids, **rule)
-    return 1 - result.success.float().mean().item()
+    result = pgd(lambda x: scale * model(x), data.pixels, data.labels, seed=seed, ids=data.ids, **rule)
+    return noise | {"pgd_accuracy": 1 - result.success.float().mean().item()}

@@ -20,7 +20,7 @@ from multishield.forward import accuracy, device, freeze
 from multishield.images import Images
 from multishield.zero_shot import Clip, align
 from paper.params.sections import Fit
-from paper.training.epochs import fit, need_images, noisy, noisy_accuracy, perturb, pgd_accuracy, train_epoch
+from paper.training.epochs import attacked_scores, fit, need_images, noisy, perturb, train_epoch
 
 
 def tower_loss(alignment: nn.Module, scale: float, original: Callable, x: Tensor, y: Tensor, method: str) -> Callable:
@@ -64,9 +64,7 @@ def harden(
 
     def scores() -> dict[str, float]:
         row = {"zero_shot_accuracy": accuracy(alignment.eval(), validation)}
-        if params.method == "noise":
-            row["noisy_accuracy"] = noisy_accuracy(alignment, validation, params.sigma, seed)
-        return row | {"pgd_accuracy": pgd_accuracy(lambda x: scale * alignment(x), validation, params, seed)}
+        return row | attacked_scores(alignment, validation, params, seed, scale)
 
     inputs = (params.model_dump(), clip.model, text, data.images, data.labels, validation.images, seed)
     task, one_epoch = "training the robust tower", partial(train_epoch, tower, data, params, loss_of, seed)
