@@ -33,9 +33,9 @@ def state(*names: str) -> Path:
     return root().joinpath(".multishield", *names)
 
 
-def candidates(classifier: str) -> list[Path]:
-    """Files of attacked images from elsewhere, `candidates/<classifier>/<source>.safetensors`, see `verify`."""
-    return sorted(root().glob(f"candidates/{classifier}/*.safetensors"))
+def candidates(classifier: str) -> Path:
+    """`candidates/<classifier>/...`: attacked images from elsewhere, <source>.safetensors, see `pipeline.verify`."""
+    return root() / "candidates" / classifier
 
 
 def datasets(*names: str) -> Path:

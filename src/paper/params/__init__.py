@@ -42,8 +42,8 @@ class Params(sections.Section, strict=False):  # a dictionary is accepted for th
         if len(set(names)) != len(names):
             raise ValueError(f"classifiers: {names} names one twice; name each once")
         if self.alignment.source == "train" and self.dataset.name != "shapes":
-            needs = "needs captions, which only the shapes data set has; use 'open_clip' or 'file'"
-            raise ValueError(f"alignment.source: 'train' {needs}")
+            needs = "captions, which only the shapes data set has; use 'open_clip' or 'file'"
+            raise ValueError(f"alignment.source: 'train' needs {needs}")
         if resize is not None and resize < size:
             given = f"dataset.resize is {resize}, but the centre crop of dataset.image_size = {size} must fit into it"
             raise ValueError(f"{given}; use {size} or more, such as 256 for a crop of 224")

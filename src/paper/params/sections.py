@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from multishield.budget import Components
-from paper.params.values import AA_ATTACKS, ARCHITECTURES, DATASETS, matching, parse_eps
+from paper.params.values import AA_ATTACKS, ARCHITECTURES, DATASETS, FAMILIES, matching, parse_eps
 
 FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 Name = matching("[A-Za-z0-9][A-Za-z0-9_-]*", "must be made of letters, digits, _ and -: a stage and a folder get it")
@@ -188,9 +188,10 @@ class Shield(Section):
 
 
 class Comparison(Section, strict=False):
-    """Defences at equal clean rejection, each attacked at its strictest."""
+    """Families of defences at every clean rejection from 0 to `rejection`, each attacked at its strictest."""
 
-    rejection: Annotated[list[Annotated[float, Field(ge=0, lt=1, strict=True)]], Field(min_length=1)]
+    rejection: Annotated[float, Field(gt=0, lt=1, strict=True)]
+    primary: Literal[FAMILIES[1:]]
     attack: Components
 
 

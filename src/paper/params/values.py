@@ -20,6 +20,9 @@ AA_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 # The number of classes that a loss needs: it uses the third or fourth largest logit (Croce & Hein 2020).
 NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
 DATASETS = ("shapes", "folder", "cifar10", "imagenet", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist")
+# Families of defences that are compared (`stages.comparison`), the reference first.
+FAMILIES = ("logit margin", "softmax", "squeezing", "consistency", "Multi-Shield", "Multi-Shield, margins")
+FAMILIES += ("CLIP's margin", "log-probabilities")
 ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 
 

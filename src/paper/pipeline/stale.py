@@ -43,7 +43,7 @@ def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params:
     # This project is in `modules`. Ray is left out: workers change no number.
     packages = {d for name in imported for d in _distributions_of().get(name, ())} - {"multishield", "ray"}
     loaded = {"training": params.training.get(item), "alignment": params.alignment}.get(stage)
-    candidates = {file.name: file for file in paths.candidates(item)} if stage == "adaptive" else {}
+    candidates = {file.name: file for file in paths.candidates(item).glob("*")} if stage == "adaptive" else {}
     return {
         "arithmetic": params.arithmetic,
         "files": paths.files_of(stage, loaded) | paths.hashes(candidates),

@@ -16,8 +16,8 @@ from paper.stages.adaptive import Stage, read
 def verify(folder: Path) -> None:
     """Take the images of FOLDER/<classifier>/<source>.safetensors into candidates/, and bring the report up to date.
 
-    A file holds "images": an attacked image (N,C,H,W) for each evaluation image. The report names the source of each
-    break. Raises UserError, before anything is kept, for images that `evaluate` would refuse.
+    A file holds "images": an attacked image (N,C,H,W) for each evaluation image. Raises UserError, before anything is
+    kept, for images that `evaluate` would refuse. The report names the source of each break.
     """
     known, files = Params.load().classifiers, sorted(folder.glob("*/*.safetensors"))
     if not files or {file.parent.name for file in files} - set(known):
@@ -27,6 +27,5 @@ def verify(folder: Path) -> None:
         s = Stage("adaptive", file.parent.name)
         candidates_of(read([file]), s.data, s.ball)
     for file in files:
-        kept = paths.root() / "candidates" / file.parent.name / file.name
-        write_atomically(kept, partial(shutil.copyfile, file))
+        write_atomically(paths.candidates(file.parent.name) / file.name, partial(shutil.copyfile, file))
     subprocess.run(["dvc", "repro"], cwd=paths.root(), check=True)

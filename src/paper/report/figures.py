@@ -90,16 +90,13 @@ def scenarios(records: pd.DataFrame) -> Figure:
 
 
 def rejection_curves(table: pd.DataFrame) -> Figure:
-    """Robust accuracy against clean rejection, a curve per defence, with 95 % intervals (`stages.comparison.table`)."""
-    groups = {f"{name} (N = {rows.n.iloc[0]})": rows for name, rows in table.groupby("classifier", sort=False)}
+    """Robust accuracy against clean rejection: the exact curve of each defence (`stages.comparison.curves`)."""
+    groups = dict(list(table.groupby("classifier", sort=False)))
     figure, panels = _panels(groups, (4.8, 4.2), (-0.02, 1.02), "clean rejection", "robust accuracy, worst case")
     for axis, rows in panels:
-        looks = zip(sns.color_palette("colorblind"), "osD^vP*Xh", strict=False)
-        for (defence, curve), (colour, marker) in zip(rows.groupby("defence", sort=False), looks, strict=False):
-            curve = curve.sort_values("rejection")
-            error = (curve.robust - curve.robust_low).abs(), (curve.robust_high - curve.robust).abs()
-            look = POINTS | {"color": colour, "marker": marker, "linewidth": 1.4, "label": defence}
-            axis.errorbar(curve.rejection, curve.robust, error, **look)
+        looks = zip(sns.color_palette("colorblind"), ("-", "--", "-.", ":") * 3, strict=False)
+        for (defence, curve), (colour, line) in zip(rows.groupby("defence", sort=False), looks, strict=False):
+            axis.step(curve.rejection, curve.robust, line, where="post", color=colour, label=defence, linewidth=1.4)
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(PERCENT)
     return _with_legend(figure)
@@ -129,9 +126,8 @@ def bounds(table: pd.DataFrame) -> Figure:
     groups = dict(list(table.groupby("classifier", sort=False)))
     figure, panels = _panels(groups, (4.2, 3.4), (-0.02, 1.02), "L2 radius in units of [0,1] pixels", "share of images")
     for axis, rows in panels:
-        for (sigma, of), colour in zip(
-            rows.groupby("value", sort=False), sns.color_palette("colorblind"), strict=False
-        ):
+        looks = zip(rows.groupby("value", sort=False), sns.color_palette("colorblind"), strict=False)
+        for (sigma, of), colour in looks:
             curves = {bound: curve.set_index("radius").ratio for bound, curve in of.groupby("bound")}
             band = curves["held"].index, curves["held"], curves["attacked"]
             axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)

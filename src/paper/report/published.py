@@ -1,9 +1,9 @@
-"""Claims of the paper and published figures, judged by 95 % Wilson intervals, in the published setting alone."""
+"""The quantities of the paper's claims; and published figures, judged in their own setting alone."""
 
 import pandas as pd
 
 from multishield.files import read_json
-from multishield.records import cell
+from multishield.records import TITLES, cell
 from paper import paths
 from paper.models import model_zoo
 from paper.models.model_zoo import Entry
@@ -11,39 +11,18 @@ from paper.params import Params
 from paper.params.values import AA_STANDARD
 
 COLUMNS = ["classifier", "entry", "figure", "published", "measured", "N", "verdict", "notes"]
-CLAIMS = (  # of the paper's abstract and key results
-    "Against an unaware attacker a non-robust classifier rises from 0 % to over 90 % with the shield.",
-    "The shield gains about 32 points on average on CIFAR-10, and 65 points on ImageNet.",
-    "Up to 50 % robust accuracy remain under the adaptive attack on CIFAR-10.",
-    "Clean accuracy falls only a little.",
-)
 
 
-def claims(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """A row per claim and classifier: measured values in per cent, and a verdict on the claim's own data set alone."""
-    best = metrics[(metrics.scenario == "worst_case") & (metrics.metric == "robust_accuracy")].value.max()
-    groups = metrics.set_index(["scenario", "metric"]).groupby("classifier", sort=False)
-    answers = zip(*(_answers(name, rows, best, dataset) for name, rows in groups), strict=True)
-    rows = [(claim, *answer) for claim, row in zip(CLAIMS, answers, strict=True) for answer in row]
-    return pd.DataFrame(rows, columns=["claim", "classifier", "measured", "verdict"])
-
-
-def _answers(name: str, metrics: pd.DataFrame, best: float, dataset: str) -> list[tuple[str, str, str]]:
-    """The classifier, its figures and the verdict for each claim; only the best worst case decides about "up to"."""
-    robust = metrics.xs("robust_accuracy", level="metric")
-    clean = metrics.xs("clean_accuracy", level="metric").apply(cell, axis=1)
-    alone, unaware, worst = (robust.loc[scenario] for scenario in ("no_shield", "unaware", "worst_case"))
-    rises = remains = "not judged"
-    if dataset in ("cifar10", "imagenet") and alone.value < 0.05:
-        rises = "agrees" if unaware.high > 0.9 else "differs"
-    if dataset == "cifar10" and worst.value == best:
-        remains = "agrees" if worst.high >= 0.5 else "differs"
-    return [
-        (name, f"{cell(alone)} without, {cell(unaware)} with the shield", rises),
-        (name, f"{100 * (unaware.value - alone.value):+.1f} points, attacker unaware", "not judged"),
-        (name, f"{cell(robust.loc['paper'])} under the paper's attack, {cell(worst)} under all", remains),
-        (name, f"{clean['no_shield']} without, {clean['worst_case']} with the shield", "not judged"),
-    ]
+def improvements(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The quantities of the paper's claims (docs/claims.md), a row per classifier: in points, what the shield adds."""
+    value, rows = 100 * metrics.set_index(["classifier", "scenario", "metric"]).value, []
+    for name in metrics.classifier.unique():
+        robust, clean = (value[name].xs(f"{kind}_accuracy", level="metric") for kind in ("robust", "clean"))
+        row = {"classifier": name, "robust accuracy without the shield": f"{robust['no_shield']:.1f} %"}
+        for scenario in ("unaware", "paper", "worst_case"):
+            row[f"gain, {TITLES[scenario]}"] = f"{robust[scenario] - robust['no_shield']:+.1f}"
+        rows.append(row | {"clean accuracy": f"{clean['unaware'] - clean['no_shield']:+.1f}"})
+    return pd.DataFrame(rows)
 
 
 def _entry(name: str, params: Params) -> Entry | None:

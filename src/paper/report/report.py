@@ -76,21 +76,25 @@ def write_findings(params: Params, all_records: pd.DataFrame) -> pd.DataFrame:
     return findings
 
 
-def write_table(name: str, params: Params) -> pd.DataFrame:
-    """Write the records of "comparison", "studies" or "bounds" (the study of sigma), and their table if it has rows.
+def write_comparison(params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write the records of the comparison, its table and its curves; returns the last two."""
+    rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
+    table = comparison.table(rows, params.comparison, params.multishield.tolerance)
+    save_table(curves := comparison.curves(rows, params.comparison.rejection), "rejection")
+    return _written("comparison", rows, table), curves
 
-    Returns the table.
-    """
-    stage, items, table_of = {
-        "comparison": ("comparison", params.classifiers, comparison.table),
-        "studies": ("studies", [study for study in STUDIES if study != "sigma"], studies.table),
-        "bounds": ("studies", ["sigma"], studies.bounds),
-    }[name]
-    rows = records.load(*(paths.artifacts(stage, item, "records.csv") for item in items))
+
+def write_study(name: str) -> pd.DataFrame:
+    """Write the records of "studies", or of "bounds" (the study of sigma), and their table. Returns the table."""
+    items = ["sigma"] if name == "bounds" else [study for study in STUDIES if study != "sigma"]
+    rows = records.load(*(paths.artifacts("studies", item, "records.csv") for item in items))
+    return _written(name, rows, studies.bounds(rows) if name == "bounds" else studies.table(rows))
+
+
+def _written(name: str, rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     records.save(rows, _file(f"{name}.csv"))
-    save_table(table := table_of(rows), name)
-    if len(table):
-        write_text(_file("tables", f"{name}.md"), records.to_markdown(getattr(tables, name)(table)))
+    save_table(table, name)
+    write_text(_file("tables", f"{name}.md"), records.to_markdown(getattr(tables, name)(table)))
     return table
 
 

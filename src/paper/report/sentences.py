@@ -4,7 +4,7 @@ import pandas as pd
 
 from multishield import records, sanity
 from paper.params import Params
-from paper.report.tables import p_value
+from paper.report.tables import p_value, with_interval
 from paper.stages import comparison
 
 
@@ -29,7 +29,7 @@ def adaptive(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     paper, joint, worst = (_share(metrics, scenario) for scenario in ("paper", "joint", "worst_case"))
     robust = f"{paper} are robust under the paper's attack, {joint} under the joint attack, and **{worst}**"
     others = rows.attack[(rows.scenario == "worst_case") & rows.attack.str.startswith("from ")].value_counts()
-    words = (f" {count} images that our attacks left are broken by images {name}." for name, count in others.items())
+    words = (f" Images {name} break {count} that our attacks left." for name, count in others.items())
     return f"Against attackers who know the shield {robust} under all attacks together.{''.join(words)}"
 
 
@@ -53,28 +53,20 @@ def introduction(params: Params) -> str:
     return text + (f'\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else "")
 
 
-def verdict(table: pd.DataFrame) -> str:
-    """The worth of CLIP for each classifier, from `comparison.table`: defences at the shield's own clean rejection."""
-    if not len(table):
-        reason = f"`dataset.validation` is less than {comparison.FEWEST} images, so no threshold was chosen"
-        return f"The defences are not compared: {reason}."
+def verdict(table: pd.DataFrame, most: float) -> str:
+    """The worth of CLIP for each classifier, from `comparison.table` up to the clean rejection `most`."""
     lines = []
-    for name, rows in table[table.own].groupby("classifier", sort=False):
-        rows = rows.set_index("defence").sort_values(["robust", "clean"])
-        shield, threshold, best = rows.loc["Multi-Shield"], rows.loc[comparison.REFERENCE], rows.iloc[-1]
-        most = f"The best defence is {best.name}: {_with_costs(best)}."
+    for name, rows in table.groupby("classifier", sort=False):
+        (primary,), at_own = rows[rows.primary].itertuples(), 100 * rows.set_index("defence")[["rejection", "robust"]]
+        shield, threshold = at_own.loc[comparison.SHIELD], at_own.loc[comparison.REFERENCE]
+        mean, difference = (with_interval(primary, key) for key in ("mean", "difference"))
         lines.append(
-            f"- **{name}**, {shield.n} images: Multi-Shield gives {_with_costs(shield)}. A threshold on the "
-            f"classifier's logit margin needs no CLIP. It gives {_with_costs(threshold)}. Only the shield is robust on "
-            f"{shield.gained} images, only the threshold on {shield.lost} (McNemar's p: {p_value(shield.p)}). "
-            f"{most if best.robust else 'No defence is robust on any image.'}"
+            f"- **{name}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections up to "
+            f"{most:.0%}. Its difference from a threshold on the logit margin, which needs no CLIP, is {difference} "
+            f"points (p = {p_value(primary.p)}). Where the shield's own {shield.rejection:.1f} % of clean images are "
+            f"rejected, {shield.robust:.1f} % are robust behind it, and {threshold.robust:.1f} % behind the threshold."
         )
     return "\n".join(lines)
-
-
-def _with_costs(row: pd.Series) -> str:
-    robust, clean, rejection = (f"{100 * row[share]:.1f} %" for share in ("robust", "clean", "rejection"))
-    return f"{robust} robust accuracy, with {clean} clean accuracy and {rejection} clean rejection"
 
 
 def legend() -> str:

@@ -4,7 +4,7 @@ import html
 
 import pandas as pd
 
-from multishield.records import METRICS, TITLES, cell, to_html
+from multishield.records import METRICS, TITLES, Share, cell, to_html
 from paper.naming import run_name
 
 # Bound of a smoothed model (`multishield.certified_curve`) -> its name.
@@ -12,17 +12,19 @@ BOUNDS = {"right": "certified, right", "held": "certified, not broken", "attacke
 
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """The defences at equal clean rejection (`stages.comparison.table`) in per cent, with 95 % Wilson intervals."""
-    if not len(table):
-        return table
+    """The defences at equal clean rejection (`stages.comparison.table`) in per cent, with 95 % bootstrap intervals."""
     shown = table[["classifier", "defence"]].copy()
-    own = table.own.map({True: " (the shield's own)", False: ""})
-    shown["wanted rejection"] = [f"{100 * wanted:.1f}" for wanted in table.wanted] + own
-    shares = {"rejection": "clean_rejection", "clean": "clean_accuracy", "robust": "robust_accuracy"}
-    for share, metric in (shares | {"correct": "correct_under_attack"}).items():
-        ratios = table[[share, f"{share}_low", f"{share}_high"]].set_axis(["value", "low", "high"], axis=1)
-        shown[METRICS[metric][0]] = [cell(ratio) for ratio in ratios.itertuples()]
-    return shown.assign(gained=table.gained, lost=table.lost, p=table.p.map(p_value), N=table.n)
+    for key, title in {"mean": "mean robust accuracy", "difference": "difference from the logit margin"}.items():
+        shown[title] = [with_interval(row, key) for row in table.itertuples()]
+    shown["p"] = table.p.map(p_value) + table.primary.map({True: " (primary)", False: ""})
+    for key in ("rejection", "robust", "clean"):
+        shown[f"{key} at the shield's own"] = (100 * table[key]).map("{:.1f}".format)
+    return shown.assign(N=table.n)
+
+
+def with_interval(row, key: str) -> str:
+    """The fraction of that key with its interval, in per cent: `85.2 [78.0, 90.3]`."""
+    return cell(Share(getattr(row, key), getattr(row, f"{key}_low"), getattr(row, f"{key}_high")))
 
 
 def studies(table: pd.DataFrame) -> pd.DataFrame:

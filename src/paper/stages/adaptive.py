@@ -12,7 +12,7 @@ from paper.stages.attacking import Attacking
 
 def read(files: Iterable[Path]) -> dict:
     """Attacked images (N,C,H,W) from elsewhere, the tensor "images" of each file, by the name of the file."""
-    return {file.stem: load_tensors(file).get("images") for file in files}
+    return {file.stem: load_tensors(file).get("images") for file in sorted(files)}
 
 
 class Stage(Attacking):
@@ -32,7 +32,7 @@ class Stage(Attacking):
             name=self.item,
             ids=self.data.ids,
             known=[self.unaware],  # images that broke the classifier alone
-            candidates=read(paths.candidates(self.item)),
+            candidates=read(paths.candidates(self.item).glob("*.safetensors")),
             save_to=self.folder,
             resume=self.resume,
             each=self.each,

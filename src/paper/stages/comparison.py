@@ -1,45 +1,56 @@
 """Stage 7, defences at equal clean rejection: is CLIP worth more than a threshold on the classifier's own confidence?
 
-A family of defences differs in one threshold, which is chosen on validation images for each wanted rejection. One
-attack per family serves all of its thresholds: it aims at the strictest, and an image that resists is kept at its point
-nearest to evasion. Where a family accepts only the classifier's class, images that the classifier holds are left out.
+The defences of a family differ in one threshold: a larger one rejects more. Per family and image two numbers say all:
+`t_clean`, the largest threshold at which the clean image is accepted, and `t_broken`, the largest one at which any
+attacked image is accepted as a wrong class. So robust accuracy is exact at every rejection, on the same images.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
+import math
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import Tensor
 
 from multishield import defences, records
-from multishield.attacks.components import one_margin
 from multishield.attacks.joint import joint
-from multishield.attacks.threat_model import evaded
+from multishield.defences import Defence
 from multishield.forward import scores_of
 from multishield.images import AttackedImages, Images, StoredImages, folder_of
-from multishield.records import broken, rejected, wilson
 from multishield.shield import MultiShield, margin_over_others
 from paper import paths
+from paper.params.values import FAMILIES
 from paper.stages.attacking import Attacking
 
-REFERENCE = "logit margin"  # all others are tested against it
-FEWEST = 10  # validation images; fewer choose no threshold
+REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against the reference
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
+RESAMPLES = 2000
 
 
-class Family(NamedTuple):
-    """Defences that differ in a threshold."""
+class Family(Defence):
+    """The defences of a family: the margins of `defence`, less `threshold` times the slope of each.
 
-    build: Callable[[float], nn.Module]  # a threshold to a defence; a larger one rejects more
-    scores: str  # the name of its scores in `scores_by_name`
-    low: float = 0.0  # the lower end of the search for a threshold
-    component: int | None = None  # the number of the margin that decides alone; None where several do
-    bound: bool = True  # it accepts no class but the classifier's, so that nothing else can be broken
+    A `bound` family accepts no class but the classifier's.
+    """
+
+    def __init__(self, defence: Defence, slopes: tuple = (1.0,), bound: bool = True):
+        super().__init__()
+        self.defence, self.bound, self.threshold = defence, bound, 0.0
+        self.register_buffer("slopes", torch.tensor(slopes)[:, None])
+
+    def scores(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.defence.scores(x)
+
+    def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
+        return self.defence.margins(scores) - self.threshold * self.slopes.to(scores[0])
+
+    def levels(self, pixels: Tensor) -> Tensor:
+        """The largest threshold at which images (N,...) are accepted as each class, (N,K); -inf where at none."""
+        margins, moves = self.defence.margins(scores_of(self, pixels)), self.slopes[:, 0] > 0
+        levels = (margins[:, moves] / self.slopes[moves]).amin(1)
+        levels = levels.masked_fill((margins[:, ~moves] < 0).any(1), -torch.inf)
+        return levels.where(levels == levels.amax(1, keepdim=True), -torch.inf)  # one class alone is accepted
 
 
 class Stage(Attacking):
@@ -52,144 +63,126 @@ class Stage(Attacking):
         return {"no_shield": self.unaware} | {name: StoredImages(folder_of(folder, name)) for name in EARLIER}
 
     def compare(self) -> pd.DataFrame:
-        """Attack and compare all families; write and return a row per defence, wanted rejection and image.
+        """Attack all families; write and return a row per family and image.
 
-        Beside the columns of `records.COLUMNS` there are "defence"; "wanted", the clean rejection that the threshold
-        was chosen for; and "own", whether that is the shield's own. With few validation images there are no rows.
+        Columns: classifier, defence, image, label, right (whether the class of the clean image is), t_clean, t_broken,
+        attack (that breaks it at t_broken), forwards, backwards (of the family's own attack).
         """
-        if len(self.validation) < FEWEST:
-            rows = pd.DataFrame(columns=[*records.COLUMNS, "defence", "wanted", "own"])
-        else:
-            rows = pd.concat(self._all_rows(), ignore_index=True)
-        records.save(rows, self.folder / "records.csv")
-        return rows
-
-    def _all_rows(self) -> list[pd.DataFrame]:
-        clean = scores_by_name(self.shield, self.validation.pixels)
-        outputs = self.shield.outputs(clean["both"])
-        own = float((outputs.argmax(1) == outputs.shape[1] - 1).double().mean())
-        levels, named, rows = sorted({*self.params.comparison.rejection, own}), families(self.shield, clean), []
-        members = {
-            (name, level): family.build(defences.threshold_for(family.build, clean[family.scores], level, family.low))
-            for name, family in named.items()
-            for level in levels
-        }
-        for chunk in self.data.chunks():
+        rows, named = [], families(self.shield, (self.validation if len(self.validation) else self.data).pixels)
+        share, chunks = self.params.comparison.rejection, list(self.data.chunks())
+        for family in named.values():  # the attacks aim at the strictest threshold
+            t_clean = torch.cat([family.levels(self.data[chunk].pixels).amax(1) for chunk in chunks])
+            family.threshold = float(t_clean.sort().values[int(share * len(t_clean))])
+        for chunk in chunks:
             data, before = self.data[chunk], {name: images[chunk] for name, images in self.earlier.items()}
-            attacked = {}
-            for name, family in named.items():
-                attacked[name] = self._attacked(name, family, members[name, levels[-1]], data, before)
-                StoredImages(folder_of(self.folder, name)).add(chunk.start, attacked[name])
-            images = {"clean": data.pixels} | {name: a.images for name, a in (before | attacked).items()}
-            shown = {source: scores_by_name(self.shield, x) for source, x in images.items()}
-            for (name, wanted), defence in members.items():
-                scores = {source: by_name[named[name].scores] for source, by_name in shown.items()}
-                row = self._rows(defence, scores, images, data, attacked[name])
-                rows.append(row.assign(defence=name, wanted=wanted, own=wanted == own))
-        return rows
+            attacked = {name: self._attacked(name, family, data, before) for name, family in named.items()}
+            for name, images in attacked.items():
+                StoredImages(folder_of(self.folder, name)).add(chunk.start, images)
+            rows += [self._rows(name, family, data, before | attacked) for name, family in named.items()]
+        table = pd.concat(rows, ignore_index=True).round(6)  # as the file has it
+        records.save(table, self.folder / "records.csv")
+        return table
 
-    def _attacked(
-        self, name: str, family: Family, strictest: nn.Module, data: Images, before: dict[str, AttackedImages]
-    ) -> AttackedImages:
-        """The images after the attack on a family; an image that cannot be broken stays as it is."""
+    def _attacked(self, name: str, family: Family, data: Images, before: dict[str, AttackedImages]) -> AttackedImages:
+        """The images after joint on a family at its strictest; one that resists is kept where it is nearest to evasion.
+
+        A bound family cannot be broken on images that no attack has broken for the classifier.
+        """
         lost = before["no_shield"].success | before["worst_case"].success
         index = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
         if not len(index):
             return AttackedImages.untouched(data)
-        attack, starts, options = one_margin, (), {"component": family.component, "tag": name}
-        if family.component is None:
-            names = ("no_shield", "on CLIP") if family.scores == "both" else ("no_shield",)
-            attack, starts, options = joint, [before[start][index] for start in names], {"long": 1, "rounds": 0}
-        options |= asdict(self.params.comparison.attack) | {"nearest": True}
-        newer = self.attacker_of(self.item).run(attack, f"{name}:", strictest, data[index], starts, **options)
+        starts = [before[start][index] for start in ("no_shield", "on CLIP")]
+        options = vars(self.params.comparison.attack) | {"long": 1, "rounds": 0, "nearest": True}
+        newer = self.attacker_of(self.item).run(joint, f"{name}:", family, data[index], starts, **options)
         return AttackedImages.untouched(data).updated(index, newer)
 
-    def _rows(
-        self, defence: nn.Module, scores: dict, images: dict[str, Tensor], data: Images, own: AttackedImages
-    ) -> pd.DataFrame:
-        """Records of one defence: its decisions on the clean image, and on the first image that it accepts as wrong.
-
-        `scores` and `images` are by source, "clean" first; `own` is the attack on this family.
-        """
-        outputs = {source: defence.outputs(s) for source, s in scores.items()}
-        classes, clean = outputs["clean"].shape[1] - 1, outputs["clean"].argmax(1)
-        after, attack, shown = clean.clone(), np.full(len(data), "", object), data.pixels.clone()
-        for source, out in outputs.items():
-            new = evaded(out, data.labels) & torch.from_numpy(attack == "")
-            after[new], attack[new.numpy()], shown[new] = out.argmax(1)[new], source, images[source][new]
-        distance, nan = self.ball.checked_distance(shown, data.pixels, "the comparison"), float("nan")
-        tensors = (data.ids, data.labels, clean, after, distance, own.forwards, own.backwards)
-        image, label, clean, after, distance, *passes = (t.numpy() for t in tensors)
-        decisions = (image, label, classes, clean, after, -1, -1, nan, nan)
-        columns = (self.item, "worst_case", *decisions, distance, attack, *passes)
-        return pd.DataFrame(dict(zip(records.COLUMNS, columns, strict=True)))
+    def _rows(self, name: str, family: Family, data: Images, attacked: dict[str, AttackedImages]) -> pd.DataFrame:
+        images = {"clean": data.pixels} | {source: of.images for source, of in attacked.items()}
+        self.ball.checked_distance(images[name], data.pixels, "the comparison")
+        levels = {source: family.levels(pixels) for source, pixels in images.items()}
+        wrong = torch.stack([of.scatter(1, data.labels[:, None], -torch.inf).amax(1) for of in levels.values()])
+        t_broken, source = wrong.max(0)
+        names = np.array(list(images))[source]
+        columns = {"classifier": self.item, "defence": name, "image": data.ids, "label": data.labels}
+        columns |= {"right": levels["clean"].argmax(1) == data.labels, "t_clean": levels["clean"].amax(1)}
+        columns |= {"t_broken": t_broken, "attack": np.where(t_broken > -math.inf, names, "")}
+        columns |= {"forwards": attacked[name].forwards, "backwards": attacked[name].backwards}
+        return pd.DataFrame({key: c.numpy() if isinstance(c, Tensor) else c for key, c in columns.items()})
 
 
-def families(shield: MultiShield, clean: dict[str, tuple[Tensor, ...]]) -> dict[str, Family]:
-    """Every family by its name, the reference first, from the `scores_by_name` of validation images.
+def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
+    """Every family by its name.
 
-    Logits and cosines have no unit in common: the margins of both models are compared by their quantiles, or spread.
+    Logits and cosines have no unit in common: where both models' margins are compared, it is in their standard
+    deviations on images (N,C,H,W), labels apart.
     """
-    classifier, clip = shield.classifier, shield.alignment
-    k = clean["both"][0].argmax(1, keepdim=True)
-    margins = [margin_over_others(scores).gather(1, k)[:, 0].double() for scores in clean["both"]]
-    scale = float(margins[0].std() / margins[1].std().clamp_min(1e-6))
-
-    def twice(defence: type) -> Callable[[float], nn.Module]:
-        return lambda t: defence(classifier, required=(max(t, 0.0), t))
-
-    def by_quantile(q: float) -> nn.Module:
-        """Each model's required margin is the q-quantile of its own margins on validation images."""
-        return defences.Unanimity((classifier, clip), [float(m.quantile(min(q, 1.0))) for m in margins])
-
-    return {
-        REFERENCE: Family(lambda t: defences.ConfidenceThreshold(classifier, t), "classifier", component=0),
-        "softmax": Family(
-            lambda t: defences.ConfidenceThreshold(classifier, t, of="probability"), "classifier", component=1
-        ),
-        "squeezing": Family(twice(defences.FeatureSqueezing), "squeezing", -1e3),
-        "consistency": Family(twice(defences.ConsistentPrediction), "consistency", -1e3),
-        # The tolerance is -t; a positive t asks for a margin of CLIP.
-        "Multi-Shield": Family(lambda t: defences.Unanimity((classifier, clip), (0.0, t)), "both", -2.0),
-        "Multi-Shield, margins": Family(by_quantile, "both"),
+    classifier, clip, scores = shield.classifier, shield.alignment, scores_of(shield, pixels)
+    k = scores[0].argmax(1, keepdim=True)
+    margins = [margin_over_others(of).gather(1, k)[:, 0].double() for of in scores]
+    means, (s, t) = [float(of.mean()) for of in margins], [float(of.std().clamp_min(1e-6)) for of in margins]
+    made = (
+        Family(defences.ConfidenceThreshold(classifier, 0.0)),
+        Family(defences.ConfidenceThreshold(classifier, 0.0, of="probability"), (0.0, 1.0)),
+        Family(defences.FeatureSqueezing(classifier), (0.0, 1.0)),
+        Family(defences.ConsistentPrediction(classifier), (0.0, 1.0)),
+        Family(defences.Unanimity((classifier, clip)), (0.0, 1.0)),  # its tolerance is minus the threshold
+        Family(defences.Unanimity((classifier, classifier, clip), (0.0, *means)), (0.0, s, t)),
         # Here CLIP may decide without the classifier, or against it.
-        "CLIP's margin": Family(lambda t: defences.ConfidenceThreshold(clip, t), "CLIP", component=0, bound=False),
-        "log-probabilities": Family(
-            lambda t: defences.SummedLogProbabilities(classifier, clip, scale, t), "both", component=0, bound=False
-        ),
-    }
+        Family(defences.ConfidenceThreshold(clip, 0.0), bound=False),
+        Family(defences.SummedLogProbabilities(classifier, clip, s / t, 0.0), bound=False),
+    )
+    return dict(zip(FAMILIES, made, strict=True))
 
 
-def scores_by_name(shield: MultiShield, pixels: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """The scores of images for all families."""
-    logits, cosines = scores_of(shield, pixels)
-    return {
-        "classifier": (logits,),
-        "CLIP": (cosines,),
-        "both": (logits, cosines),
-        "squeezing": scores_of(defences.FeatureSqueezing(shield.classifier), pixels),
-        "consistency": scores_of(defences.ConsistentPrediction(shield.classifier), pixels),
-    }
+def curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """A family's exact curve at every clean rejection that it reaches: rejection, robust and clean, as fractions."""
+    t, n = np.unique(rows.t_clean), len(rows)
+    below = (np.searchsorted(np.sort(of), t) / n for of in (rows.t_clean, rows.t_broken, rows.t_clean[rows.right]))
+    rejection, robust, lost = below
+    return pd.DataFrame({"rejection": rejection, "robust": robust, "clean": rows.right.mean() - lost})
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per classifier, wanted rejection and defence, as fractions with 95 % Wilson intervals.
+def curves(rows: pd.DataFrame, most: float) -> pd.DataFrame:
+    """The `curve` of each classifier and family up to the clean rejection `most`, beyond which none was attacked."""
+    groups = rows.groupby(["classifier", "defence"], sort=False)
+    points = groups[["t_clean", "t_broken", "right"]].apply(curve).reset_index(["classifier", "defence"])
+    return points[points.rejection <= most]
 
-    `p` is of McNemar's exact test against the threshold on the logit margin (there NaN), on the same images: "gained"
-    are robust with this defence alone, "lost" with the threshold alone. Tests are not corrected for their number.
+
+def mean_robust(t_clean: np.ndarray, t_broken: np.ndarray, most: float) -> float:
+    """Mean robust accuracy over clean rejections of 0, 1/N, ... up to `most`, at the strictest thresholds."""
+    t = np.sort(t_clean)[: math.ceil(most * len(t_clean))]
+    return float(np.searchsorted(np.sort(t_broken), t).mean() / len(t_broken))
+
+
+def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
+    """A row per classifier and family: `mean_robust` with a 95 % interval, and its difference from the reference's.
+
+    Intervals are of the paired bootstrap over images. p is of no difference, corrected after Holm: the primary
+    hypothesis for the number of classifiers, all others for theirs. "rejection", "robust" and "clean" are at the
+    shield's own tolerance, or the nearest lower rejection that the family reaches.
     """
-    table = []
-    for (classifier, wanted, own), group in rows.groupby(["classifier", "wanted", "own"], sort=False):
-        robust = {name: ~broken(of).set_axis(of.image) for name, of in group.groupby("defence", sort=False)}
+    made = []
+    for classifier, group in rows.groupby("classifier", sort=False):
+        t = {name: of[["t_clean", "t_broken"]].to_numpy().T for name, of in group.groupby("defence", sort=False)}
+        n, rng = len(t[REFERENCE][0]), np.random.default_rng(0)
+        drawn = [np.arange(n), *rng.integers(0, n, (RESAMPLES, n))]
+        means = {name: np.array([mean_robust(*of[:, i], params.rejection) for i in drawn]) for name, of in t.items()}
+        own = (t[SHIELD][0] < -tolerance).mean()
         for name, of in group.groupby("defence", sort=False):
-            ours, theirs = robust[name], robust[REFERENCE]
-            gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-            row = {"classifier": classifier, "wanted": wanted, "own": own, "defence": name}
-            shares = {"rejection": rejected(of, "clean"), "clean": of.clean_decision == of.label}
-            shares |= {"robust": ~broken(of), "correct": of.attacked_decision == of.label}
-            for share, hits in ((share, int(counted.sum())) for share, counted in shares.items()):
-                row[share], (row[f"{share}_low"], row[f"{share}_high"]) = hits / len(of), wilson(hits, len(of))
-            p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-            row |= {"gained": gained, "lost": lost, "p": float("nan") if name == REFERENCE else p, "n": len(of)}
-            table.append(row)
-    return pd.DataFrame(table)
+            differences, row = means[name] - means[REFERENCE], {"classifier": classifier, "defence": name}
+            for key, values in (("mean", means[name]), ("difference", differences)):
+                row[key], (row[f"{key}_low"], row[f"{key}_high"]) = values[0], np.quantile(values, (0.025, 0.975))
+            p, points = 2 * min((differences <= 0).mean(), (differences >= 0).mean()), curve(of)
+            row |= {"p": math.nan if name == REFERENCE else min(1.0, p), "primary": name == params.primary, "n": n}
+            made.append(row | points[points.rejection <= own].iloc[-1].to_dict())
+    table = pd.DataFrame(made)
+    return table.assign(p=table.groupby("primary").p.transform(holm))
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """The p of several tests, corrected for their number (Holm 1979); NaN is no test."""
+    order = p.dropna().sort_values()
+    corrected = (order * np.arange(len(order), 0, -1)).cummax().clip(upper=1.0)
+    return corrected.reindex(p.index)

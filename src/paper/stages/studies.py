@@ -166,8 +166,6 @@ def bounds(rows: pd.DataFrame) -> pd.DataFrame:
     tables = []
     for (study, model, value), group in rows.groupby(["study", "classifier", "value"], sort=False):
         curve = certified_curve(group, [float(value) * r for r in RADII]).melt(["radius", "n"], None, "bound", "ratio")
-        low, high = zip(
-            *(records.wilson(round(n * r), n) for n, r in zip(curve.n, curve.ratio, strict=True)), strict=True
-        )
+        low, high = zip(*(records.wilson(round(n * r), n) for n, r in curve[["n", "ratio"]].values), strict=True)
         tables.append(curve.assign(study=study, classifier=model, value=value, low=low, high=high))
     return pd.concat(tables, ignore_index=True)

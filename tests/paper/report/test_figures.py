@@ -54,16 +54,17 @@ def test_letters_come_from_any_installed_font_or_a_sentence_says_which_are_missi
         assert not mpl.rcParams["text.parse_math"], "a class may be called $x$"
 
 
-def test_robust_accuracy_is_drawn_against_the_rejection_that_was_reached():
+def test_a_curve_holds_until_the_next_rejection_that_is_reached():
     rows = [
-        {"classifier": name, "defence": defence, "rejection": x, "robust": y, "robust_low": 0.3, "robust_high": 0.7}
+        {"classifier": name, "defence": defence, "rejection": x, "robust": y}
         for name in ("standard", "robust")
-        for x in (0.21, 0.06)
         for defence, y in (("logit margin", 0.6), ("Multi-Shield", 0.4))
+        for x in (0.06, 0.21)
     ]
-    figure = figures.rejection_curves(pd.DataFrame(rows).assign(n=50))
-    assert [axis.get_title() for axis in figure.axes] == ["standard (N = 50)", "robust (N = 50)"]
+    figure = figures.rejection_curves(pd.DataFrame(rows))
+    assert [axis.get_title() for axis in figure.axes] == ["standard", "robust"]
     for axis in figure.axes:
-        lines = {container.get_label(): container.lines[0] for container in axis.containers}
+        lines = {line.get_label(): line for line in axis.lines}
         assert list(lines) == ["logit margin", "Multi-Shield"]
         assert lines["Multi-Shield"].get_xydata().tolist() == [[0.06, 0.4], [0.21, 0.4]]
+        assert lines["Multi-Shield"].get_drawstyle() == "steps-post"

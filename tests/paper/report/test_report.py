@@ -44,43 +44,38 @@ def test_every_row_of_a_linked_table_leads_to_its_page():
     assert '<td>b</td> <td><a href="05_multishield_b.html">unaware attacker</a></td> <td></td>' in text
     assert '<a href="06_adaptive_b.html"><b>worst case</b></a>' in text
     assert "07_comparison_b.html" in tables.linked(frame, "comparison")
-    assert "<td>" not in tables.linked(pd.DataFrame()), "an experiment without a comparison"
 
 
 def test_the_sentences_of_the_notebooks_make_the_finding(all_records):
-    finding = sentences.finding(records.metrics(all_records))
+    finding = sentences.finding(records.metrics(all_records), all_records)
     assert finding.startswith("- **net** classifies 75.0 % of 4 images correctly, and 0.0 % under AutoAttack.")
     assert "an unaware attacker on 100.0 % of the images, and rejects 25.0 % of the clean ones." in finding
     assert "75.0 % are robust under the paper's attack, 50.0 % under the joint attack" in finding
     assert finding.endswith(", and **25.0 %** under all attacks together.")
-
-
-def compared() -> pd.DataFrame:
-    ratios = {"rejection_low": 0.0, "rejection_high": 0.4, "clean": 0.8, "clean_low": 0.7, "clean_high": 0.9}
-    ratios |= {"correct": 0.4, "correct_low": 0.3, "correct_high": 0.5, "gained": 1, "lost": 9, "n": 50}
-    rows = [
-        ratios
-        | {"classifier": name, "wanted": wanted, "own": wanted == 0.2, "rejection": wanted + 0.01}
-        | {"defence": defence, "robust": robust, "robust_low": robust - 0.1, "robust_high": robust + 0.1, "p": p}
-        for name in ("standard", "robust")
-        for wanted in (0.05, 0.2)
-        for defence, robust, p in (("logit margin", 0.6, float("nan")), ("Multi-Shield", 0.4, 0.021484))
-    ]
-    return pd.DataFrame(rows)
+    worst = all_records.scenario == "worst_case"
+    lowered = all_records.assign(attack=all_records.attack.where(~worst, ["from them", "joint", "", "from them"] * 6))
+    finding = sentences.finding(records.metrics(lowered), lowered)
+    assert finding.endswith("under all attacks together. Images from them break 2 that our attacks left.")
 
 
 def test_the_comparison_as_a_table_and_in_sentences():
-    table = tables.comparison(compared())
-    assert table.p.tolist() == ["", "0.021"] * 4
-    assert table["wanted rejection"].tolist()[1:3] == ["5.0", "20.0 (the shield's own)"]
-    assert table["robust accuracy"].tolist()[:2] == ["60.0 [50.0, 70.0]", "40.0 [30.0, 50.0]"]
-    second = sentences.verdict(compared()).splitlines()[1]
-    costs = "60.0 % robust accuracy, with 80.0 % clean accuracy and 21.0 % clean rejection"
-    assert second.startswith("- **robust**, 50 images: Multi-Shield gives 40.0 % robust accuracy, with 80.0 % clean")
-    assert f"It gives {costs}. Only the shield is robust on 1 images, only the threshold on 9" in second
-    assert second.endswith(f"(McNemar's p: 0.021). The best defence is logit margin: {costs}.")
-    assert sentences.verdict(compared().assign(robust=0.0)).endswith("No defence is robust on any image.")
-    assert "no threshold was chosen" in sentences.verdict(compared()[:0])
+    rows = [
+        {"classifier": name, "defence": defence, "primary": defence != "logit margin", "mean": mean, "mean_low": 0.3}
+        | {"mean_high": 0.9, "difference": mean - 0.6, "difference_low": -0.3, "difference_high": -0.1, "p": p}
+        | {"rejection": 0.2, "robust": mean, "clean": 0.8, "n": 50}
+        for name in ("standard", "robust")
+        for defence, mean, p in (("logit margin", 0.6, float("nan")), ("Multi-Shield", 0.4, 0.021484))
+    ]
+    table = tables.comparison(pd.DataFrame(rows))
+    assert table.p.tolist() == ["", "0.021 (primary)"] * 2
+    assert table["mean robust accuracy"].tolist()[:2] == ["60.0 [30.0, 90.0]", "40.0 [30.0, 90.0]"]
+    assert table["difference from the logit margin"][1] == "-20.0 [-30.0, -10.0]"
+    second = sentences.verdict(pd.DataFrame(rows), 0.2).splitlines()[1]
+    assert second.startswith("- **robust**: Multi-Shield has a mean robust accuracy of 40.0 [30.0, 90.0] % over clean")
+    assert "is -20.0 [-30.0, -10.0] points (p = 0.021)." in second
+    assert second.endswith(
+        "of clean images are rejected, 40.0 % are robust behind it, and 60.0 % behind the threshold."
+    )
 
 
 def test_dvc_finds_the_columns_of_its_curves(project_root):

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,12 +10,14 @@ import torch
 from multishield import AttackedImages, Ball, Budget, Images, MultiShield, StoredImages
 from multishield import images as images_module
 from multishield.portfolio import Attacker
-from multishield.records import COLUMNS, broken
 from paper.params.sections import Comparison
+from paper.params.values import FAMILIES
 from paper.stages import comparison
 from small import Brightness, grey
 
-EPS, WANTED = 8 / 255, [0.02, 0.1, 0.2]
+EPS, MOST = 8 / 255, 0.2
+PARAMS = {"rejection": MOST, "primary": "Multi-Shield, margins", "attack": {"targets": 1, "steps": 20}}
+PARAMS = Comparison.model_validate(PARAMS)
 
 
 def levels(*values):
@@ -31,11 +34,10 @@ def beyond_grey(data):
     return AttackedImages(data.pixels - away.sign() * EPS, names, none, none)
 
 
-def compared(validation, data, folder):
+def compared(data, folder):
     stage = object.__new__(comparison.Stage)
-    params = Comparison.model_validate({"rejection": WANTED, "attack": {"targets": 1, "steps": 20}})
-    vars(stage).update(params=SimpleNamespace(comparison=params), item="levels", folder=folder, ball=Ball(EPS))
-    vars(stage).update(shield=MultiShield(Brightness(), Brightness(0.1), 0.0), data=data, validation=validation)
+    vars(stage).update(params=SimpleNamespace(comparison=PARAMS), item="levels", folder=folder, ball=Ball(EPS))
+    vars(stage).update(shield=MultiShield(Brightness(), Brightness(0.1), 0.0), data=data, validation=data)
     stage.earlier = dict.fromkeys(("no_shield", "on CLIP", "worst_case"), beyond_grey(data))
     stage.attacker_of = lambda name: Attacker(name, Budget(), Ball(EPS), 0)
     return stage.compare()
@@ -43,83 +45,85 @@ def compared(validation, data, folder):
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    """Validation images, evaluation images, and the rows. The margin is 2 |level - 0.5|, 0.002 to 0.2 at validation."""
-    distance = torch.linspace(0.001, 0.1, 100)
-    validation = levels(*(0.5 + distance * torch.tensor([-1, 1]).repeat(50)).tolist())
+    """Evaluation images, whose margin is 2 |level - 0.5|, and the rows."""
     away = torch.linspace(0.0005, 0.0745, 75)
     data = levels(*(0.5 - away).tolist(), *(0.5 + away).tolist())
-    return validation, data, compared(validation, data, tmp_path_factory.mktemp("comparison"))
+    return data, compared(data, tmp_path_factory.mktemp("comparison"))
 
 
 # With these two models each of them is a threshold on the same margin.
-SAME = ("logit margin", "softmax", "consistency", "Multi-Shield", "Multi-Shield, margins", "CLIP's margin")
+@pytest.mark.parametrize("defence", [name for name in FAMILIES if name != "squeezing"])
+def test_one_attack_on_the_strictest_threshold_gives_the_whole_curve_exactly(known, defence):
+    data, rows = known
+    away = (data.pixels.mean((1, 2, 3)) - 0.5).abs().numpy()
+    curve = comparison.curves(rows[rows.defence == defence], MOST)
+    assert curve.rejection.iloc[-1] == pytest.approx(MOST, abs=0.02)
+    for point in curve.itertuples():
+        threshold = np.sort(away)[round(point.rejection * len(away))]
+        # An attacker moves an image by eps, to the other side of grey; it is accepted there above the threshold.
+        sure = np.abs(EPS - away - threshold) > 1e-4
+        assert abs(point.robust - (away > EPS - threshold).mean()) <= (~sure).mean() + 1e-9
+        assert point.clean == pytest.approx(1 - point.rejection), "all images are right"
+    assert 0 < curve.robust.iloc[0] < curve.robust.iloc[-1] < 1
 
 
-@pytest.mark.parametrize("defence", [*SAME, "log-probabilities"])
-@pytest.mark.parametrize("wanted", WANTED)
-def test_one_attack_on_the_strictest_threshold_is_the_exact_worst_case_at_all(known, defence, wanted):
-    validation, data, rows = known
-    rows = rows[(rows.defence == defence) & (rows.wanted == wanted)]
-    margin = (validation.pixels.mean((1, 2, 3)) - 0.5).abs().sort().values
-    # The largest threshold that rejects no more than is wanted: just at the next image's margin.
-    threshold, away = margin[round(wanted * len(margin))], (data.pixels.mean((1, 2, 3)) - 0.5).abs()
-    sure = (away + threshold - EPS).abs() > 1e-4
-    assert (~sure).sum() <= 2, "hardly an image lies on the border"
-    rejected = torch.tensor((rows.clean_decision == 2).to_numpy())
-    assert torch.equal(rejected[sure], (away < threshold)[sure])
-    lost = torch.tensor(broken(rows).to_numpy())
-    assert torch.equal(lost[sure], (away + threshold <= EPS)[sure])
-    assert 0 < lost.sum() < len(lost)
+def rows_of(t_clean, t_broken, defence, right=True):
+    frame = pd.DataFrame({"t_clean": t_clean, "t_broken": t_broken, "right": right})
+    return frame.assign(classifier="net", defence=defence, image=range(len(frame)))
 
 
-def test_the_shields_own_rejection_is_one_of_the_levels(known):
-    """Models that always agree reject nothing at the shield's tolerance."""
-    _, data, rows = known
-    rows = rows[(rows.defence == "Multi-Shield") & rows.own]
-    assert set(rows.wanted) == {0.0}
-    away, least = (data.pixels.mean((1, 2, 3)) - 0.5).abs(), 0.001  # of a validation image; nearer ones may be rejected
-    assert (rows[(away > least).tolist()].clean_decision == rows[(away > least).tolist()].label).all()
-    assert broken(rows).tolist() == (away + least <= EPS).tolist()
+def test_two_families_whose_curves_are_known():
+    """Ten images. The first family holds all once two are rejected; the second is broken on half of them throughout."""
+    first = rows_of(np.arange(10.0), [1.5] * 5 + [-np.inf] * 5, "logit margin")
+    second = rows_of(np.arange(10.0), [np.inf] * 5 + [-np.inf] * 5, "Multi-Shield", right=[False] * 2 + [True] * 8)
+    points = comparison.curves(pd.concat([first, second]), 0.3).set_index("defence")
+    assert points.loc["logit margin"].rejection.tolist() == [0.0, 0.1, 0.2, 0.3]
+    assert points.loc["logit margin"].robust.tolist() == [0.5, 0.5, 1.0, 1.0]
+    assert points.loc["Multi-Shield"].robust.tolist() == [0.5] * 4
+    assert points.loc["Multi-Shield"].clean.tolist() == pytest.approx([0.8, 0.8, 0.8, 0.7])
+    assert comparison.mean_robust(np.arange(10.0), first.t_broken.to_numpy(), 0.3) == pytest.approx(2 / 3)
+    ties = np.array([0.0, 0.0, 0.0, 1.0])  # no threshold rejects one of the three alone
+    assert comparison.mean_robust(ties, np.array([-1.0, 0.5, 0.5, 2.0]), 1.0) == pytest.approx((3 * 0.25 + 0.75) / 4)
 
 
-def test_the_table_has_a_row_per_level_and_defence(known):
-    table = comparison.table(known[2])
-    assert len(table) == 8 * (len(WANTED) + 1)
-    assert table.own.sum() == 8
-    assert table[table.defence == comparison.REFERENCE].p.isna().all()
-    assert ((table.robust_low <= table.robust) & (table.robust <= table.robust_high)).all()
-    assert set(table.n) == {150}
+def test_the_table_gives_each_familys_number_and_its_difference(known):
+    table = comparison.table(known[1], PARAMS, tolerance=0.0).set_index("defence")
+    assert table.index.tolist() == list(FAMILIES)
+    assert ((table["mean_low"] <= table["mean"]) & (table["mean"] <= table["mean_high"])).all()
+    assert np.isnan(table.p["logit margin"])
+    assert table.difference.drop("squeezing").abs().max() < 0.01, "they are the same threshold"
+    assert (table.difference_low <= 0).all()
+    assert table.primary.sum() == 1
+    # Models that always agree reject nothing at the shield's own tolerance.
+    assert (table.rejection == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("reference", "other", "gained", "lost", "p"),
-    [([1] * 8 + [0] * 4, [0] * 8 + [1] + [0] * 3, 8, 1, 2 * (1 + 9) / 2**9), ([0, 1, 2], [0, 2, 1], 1, 1, 1.0)],
-)
-def test_mcnemars_test_by_hand(reference, other, gained, lost, p):
-    """Decisions under attack on images of class 0 out of two, 2 being "rejected"."""
-    frames = [
-        pd.DataFrame({"image": range(len(decisions)), "attacked_decision": decisions, "defence": name})
-        for name, decisions in (("logit margin", reference), ("squeezing", other))
-    ]
-    constant = {"classifier": "c", "wanted": 0.1, "own": False, "label": 0, "clean_decision": 0, "classes": 2}
-    row = (
-        comparison.table(pd.concat(frames, ignore_index=True).assign(**constant)).set_index("defence").loc["squeezing"]
-    )
-    assert (row.gained, row.lost) == (gained, lost)
-    assert row.p == pytest.approx(p)
-    assert row.robust == pytest.approx(sum(d != 1 for d in other) / len(other))
+def test_a_difference_is_found_and_its_p_is_corrected():
+    rng = np.random.default_rng(0)
+    t_clean = rng.uniform(0, 1, 200)
+    broken = np.where(np.arange(200) < 100, 0.5, -np.inf)
+    frames = [rows_of(t_clean, broken, "logit margin"), rows_of(t_clean, broken * 2, "softmax")]
+    frames += [rows_of(t_clean, np.where(np.arange(200) < 50, 0.5, -np.inf), PARAMS.primary)]
+    frames += [rows_of(t_clean, broken, "Multi-Shield")]
+    table = comparison.table(pd.concat(frames), PARAMS, tolerance=-0.1).set_index("defence")
+    assert table["mean"][PARAMS.primary] == pytest.approx(0.75)
+    assert table.difference[PARAMS.primary] == pytest.approx(0.25)
+    assert 0.15 < table.difference_low[PARAMS.primary] < 0.25 < table.difference_high[PARAMS.primary] < 0.35
+    assert table.p[PARAMS.primary] == 0.0
+    assert table.p["softmax"] == 1.0
+    assert table.rejection.tolist() == pytest.approx([(t_clean < 0.1).mean()] * 4)
 
 
-def test_few_validation_images_compare_nothing(known, tmp_path):
-    rows = compared(known[1][:0], known[1], tmp_path)
-    assert not len(rows)
-    assert list(rows.columns) == [*COLUMNS, "defence", "wanted", "own"]
+def test_holms_correction_by_hand():
+    corrected = comparison.holm(pd.Series([0.01, np.nan, 0.04, 0.03, 0.005]))
+    assert corrected.dropna().tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert np.isnan(corrected[1])
 
 
 def test_chunk_by_chunk_it_is_the_same(known, monkeypatch, tmp_path):
-    validation, data, whole = known
+    data, whole = known
     monkeypatch.setattr(images_module, "CHUNK", 40 * data.pixels[0].nbytes)
-    chunks, order = compared(validation, data, tmp_path), ["defence", "wanted", "image"]
+    chunks, order = compared(data, tmp_path), ["defence", "image"]
     first, second = (rows.sort_values(order, ignore_index=True) for rows in (whole, chunks))
     pd.testing.assert_frame_equal(first, second)
     assert len(StoredImages(tmp_path / "Multi-Shield-margins")[:].images) == len(data)
@@ -130,6 +134,6 @@ def test_an_image_outside_the_ball_is_no_result(known, monkeypatch, tmp_path):
         none = torch.zeros(len(images), dtype=torch.long)
         watch(torch.arange(len(images)), AttackedImages(images + 2 * EPS, ["far"] * len(images), none, none), 0)
 
-    monkeypatch.setattr(comparison, "one_margin", too_far)
+    monkeypatch.setattr(comparison, "joint", too_far)
     with pytest.raises(RuntimeError, match=r"the comparison, the farthest, is 0\.0627\d\d away \(eps is 0\.031373\)"):
-        compared(*known[:2], tmp_path)
+        compared(known[0], tmp_path)
