@@ -1,14 +1,21 @@
 """The real pipeline at small size in a copy of the project: what `dvc repro` runs, and what it does not."""
 
+import contextlib
 import json
 import re
 import shutil
+import sys
 
 import nbformat
 import pandas as pd
 import pytest
 
 from conftest import SMALL, copy_project, edit_params, run, run_notebooks
+from multishield import Budget, records
+from multishield.files import save_tensors
+from multishield.portfolio import Attacker
+from multishield.records import broken
+from paper.stages.adaptive import Stage
 
 
 def run_stages(project, *targets: str) -> list[str]:
@@ -133,6 +140,24 @@ class TestTheWholePipeline:
         assert page.count("vegaEmbed('#") == 3, "curves that can be pointed at"
         assert "window.vegaEmbed=" in (project / ".multishield" / "vega.js").read_text(), "and no network is needed"
         shutil.rmtree(project / "plots")
+
+    def test_attacked_images_from_elsewhere_lower_the_reports_number(self, project, tmp_path):
+        with contextlib.chdir(project):
+            s = Stage("adaptive", "robust")
+        strong = Attacker("strong", Budget(), s.ball, 1, verbose=False)
+        attacked = strong.joint(s.shield, s.data, list(strong.components(s.shield, s.data).values())).images
+        shutil.copy(project / "reports" / "records.csv", tmp_path / "before.csv")
+        for images, code in ((attacked + 1, 1), (attacked, 0)):
+            save_tensors(tmp_path / "robust" / "them.safetensors", {"images": images})
+            assert not (project / "candidates").exists(), "nothing is kept of images that are refused"
+            assert run(project, sys.executable, "-m", "paper", "verify", str(tmp_path)).returncode == code
+        before, after = (records.load(file) for file in (tmp_path / "before.csv", project / "reports" / "records.csv"))
+        robust = [int((~broken(rows[rows.scenario == "worst_case"])).sum()) for rows in (before, after)]
+        assert robust[1] < robust[0]
+        assert (
+            f"Images from them break {robust[0] - robust[1]} that our attacks left."
+            in (project / "reports/index.html").read_text()
+        )
 
 
 @pytest.mark.long
