@@ -203,35 +203,32 @@ def reduced_bits(x: Tensor, bits: int = 4) -> Tensor:
 def calibrate(
     build: Callable[[float], nn.Module], images: Tensor, rejection: float, low: float = 0.0, high: float = 1.0
 ) -> nn.Module:
-    """The defence whose clean rejection comes nearest to the wanted one, in [0,1), from below.
+    """The defence that rejects a new clean image with a probability of at most `rejection`, in [0,1).
 
-    `build` takes a threshold to a defence; a larger one rejects more, and the scores may not depend on it. The images
-    are clean validation images (N,C,H,W), float32 in [0,1] or uint8, never those of the evaluation. The search between
-    `low` and `high` moves up where too little is rejected at `high`. Raises ValueError if a number is out of range, if
-    the images are no pixels, or if more is rejected at `low` already.
+    It is split conformal prediction (Vovk 2012): the threshold is the k-th smallest score of the n images, where
+    k = floor(rejection * (n + 1)), and `low` where k is 0. Its clean rejection has the distribution Beta(k, n + 1 - k).
+    The images are clean calibration images (N,C,H,W), float32 in [0,1] or uint8: of the same kind as those to come,
+    none of them trained on or evaluated. `build` takes a threshold to a defence; a larger one rejects more, and the
+    scores may not depend on it. The search between `low` and `high` moves up where `high` rejects too little. Raises
+    ValueError if a number is out of range, if the images are no pixels, or if `low` rejects too much already.
     """
+    if not 0 <= rejection < 1 or not low < high or not len(images):
+        given = f"rejection is {rejection}, low {low}, high {high}, the number of images {len(images)}"
+        raise ValueError(f"{given}; give 0 <= rejection < 1, low < high, and an image")
     with own_settings(defence := build(low)):
         scores = scores_of(defence, pixels_of(images))
-    return build(threshold_for(build, scores, rejection, low, high))
+    allowed = math.floor(rejection * (len(images) + 1)) - 1  # images below the k-th smallest score
 
-
-def threshold_for(
-    build: Callable[[float], nn.Module], scores: tuple[Tensor, ...], rejection: float, low: float, high: float = 1.0
-) -> float:
-    """The threshold that `calibrate` chooses, from the scores (N,...) of the images. Args and errors are its own."""
-    if not 0 <= rejection < 1 or not low < high or not len(scores[0]):
-        given = f"rejection is {rejection}, low {low}, high {high}, the number of images {len(scores[0])}"
-        raise ValueError(f"{given}; give 0 <= rejection < 1, low < high, and an image")
-
-    def rejected(threshold: float) -> float:
+    def rejected(threshold: float) -> int:
         outputs = build(threshold).outputs(scores)
-        return int((outputs.argmax(1) == outputs.shape[1] - 1).sum()) / len(outputs)
+        return int((outputs.argmax(1) == outputs.shape[1] - 1).sum())
 
-    if rejected(low) > rejection:
-        raise ValueError(f"at the threshold {low}, {rejected(low):.1%} are rejected, not {rejection:.1%}; lower `low`")
-    while rejected(high) <= rejection and high < 1e9:
+    if rejected(low) > max(allowed, 0):
+        share = rejected(low) / len(images)
+        raise ValueError(f"at the threshold {low}, {share:.1%} are rejected, not {rejection:.1%}; lower `low`")
+    while rejected(high) <= allowed and high < 1e9:
         low, high = high, high + 2 * (high - low)
-    for _ in range(60):
+    for _ in range(60 if allowed >= 0 else 0):
         middle = (low + high) / 2
-        low, high = (middle, high) if rejected(middle) <= rejection else (low, middle)
-    return low
+        low, high = (middle, high) if rejected(middle) <= allowed else (low, middle)
+    return build(low)

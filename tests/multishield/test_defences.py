@@ -1,6 +1,7 @@
 """Defences against known answers: each decides as its sentence says, and its margins are that decision."""
 
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -108,15 +109,27 @@ def test_a_threshold_is_calibrated_to_a_wanted_rejection():
     def build(threshold):
         return ConfidenceThreshold(nn.Flatten(), threshold)
 
-    for wanted in (0.0, 0.05, 0.057, 0.5, 0.98):
+    assert calibrate(build, logits, 0.0).threshold == 0, "nothing may be rejected"
+    for wanted in (0.05, 0.057, 0.5, 0.98):
         defence = calibrate(build, logits, wanted)
         rejected = (defence(logits).argmax(1) == 2).sum()
-        assert rejected == int(100 * wanted)
-        assert (build(defence.threshold + 0.01)(logits).argmax(1) == 2).sum() > 100 * wanted, "the largest that will do"
+        assert rejected == int(101 * wanted) - 1
+        assert (build(defence.threshold + 0.01)(logits).argmax(1) == 2).sum() > rejected, "the largest that will do"
     with pytest.raises(ValueError, match=r"rejection is 1, low 0.0, high 1.0, .* 0; give 0 <= rejection < 1"):
         calibrate(build, logits[:0], 1)
     with pytest.raises(ValueError, match=r"at the threshold 0.505, 50.0% are rejected, not 10.0%; lower `low`"):
         calibrate(build, logits, 0.1, low=0.505, high=0.6)
+
+
+@pytest.mark.long
+def test_a_new_image_is_rejected_no_more_often_than_was_wanted():
+    """Over 1,000 sets of 99 uniform scores the rejection of new ones is of the distribution Beta(10, 90)."""
+    draws, found = torch.rand(1000, 99, generator=torch.Generator().manual_seed(0)), []
+    for scores in draws:
+        logits = torch.stack([scores, torch.zeros(99)], 1).view(99, 2, 1, 1)
+        found.append(calibrate(lambda t: ConfidenceThreshold(nn.Flatten(), t), logits, 0.1).threshold)
+    assert scipy.stats.kstest(found, scipy.stats.beta(10, 90).cdf).pvalue > 0.01
+    assert sum(found) / len(found) < 0.103
 
 
 @pytest.mark.parametrize(

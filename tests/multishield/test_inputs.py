@@ -53,10 +53,7 @@ REFUSED = {
     "no eps": ({"eps": 0.0}, "eps is 0"),
     "no draws": ({"draws": 0}, "draws is 0; give a whole number of at least 1"),
     "half a batch": ({"batch_size": 0.5}, "batch_size is 0.5; give a whole number"),
-    "a candidate like an attack": (
-        {"candidates": {"joint": GOOD}},
-        "named 'joint'; give each source a name of its own",
-    ),
+    "a candidate without a name": ({"candidates": {"": GOOD}}, "named ''; give each source a name"),
     "too few candidates": ({"candidates": {"a": GOOD[:2]}}, r"'a' are \(2, 3, 4, 4\); give one for each clean"),
     "far candidates": (
         {"candidates": {"a": FAR}},
@@ -170,5 +167,6 @@ def test_candidates_from_elsewhere_count_in_the_worst_case_by_their_names():
     options = {"attacks": ["square"], "budget": {"square": {"queries": 1}}, "verbose": False}
     candidates = {"clean again": x.numpy(), "best": best}
     result = evaluate(Undefended(model), x, z.argmax(1), eps, candidates=candidates, **options)
-    assert result.records.attack.value_counts().to_dict() == {"best": int(possible.sum()), "": int((~possible).sum())}
+    counts = {"from best": int(possible.sum()), "": int((~possible).sum())}
+    assert result.records.attack.value_counts().to_dict() == counts
     assert 0 < result.robust_accuracy == 1 - possible.double().mean() < 1
