@@ -60,7 +60,7 @@ class Components(_Checked):
 class Denial(_Checked):
     """The attack that wants a clean image to be rejected: `steps` of APGD for each try."""
 
-    steps: int = _count(60, least=5)
+    steps: int = _count(120, least=5)
 
 
 @dataclass(frozen=True)

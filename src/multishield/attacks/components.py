@@ -42,17 +42,20 @@ def one_margin(
 def denial(defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=60, **loop) -> AttackedImages:
     """Denial of service: APGD, `steps` per try, until the defence rejects, whatever the class would have been.
 
-    The first try lowers the smallest margin of any accepted class, the later ones ("targets") each margin of the label.
+    The first try lowers the smallest margin of any accepted class, the later ones ("targets") each margin of the label;
+    the last one raises the entropy of the classes' smallest margins.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         margins = defence.margins(scores)
         accepted = margins.amin(1).amax(1)
         own = margins.gather(2, y.view(-1, 1, 1).expand(-1, margins.shape[1], 1)).squeeze(2)
-        return (-torch.where(target < 0, accepted, logit_of(own, target.clamp_min(0))),)
+        last, logs = own.shape[1], margins.amin(1).log_softmax(1)
+        lowered = torch.where(target < 0, accepted, logit_of(own, target.clamp(0, last - 1)))
+        return (-torch.where(target == last, (logs.exp() * logs).sum(1), lowered),)
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        return Plan(torch.arange(-1, defence.margins(scores).shape[1]).expand(len(y), -1))
+        return Plan(torch.arange(-1, defence.margins(scores).shape[1] + 1).expand(len(y), -1))
 
     def success(scores, y: Tensor) -> Tensor:
         outputs = defence.outputs(scores)

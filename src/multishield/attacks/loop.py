@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from multishield.attacks.losses import evasion_margin
-from multishield.attacks.plan import NO_TRY, Plan
-from multishield.attacks.random_streams import keys
+from multishield.attacks.plan import DIVERSE, NO_TRY, Plan
+from multishield.attacks.random_streams import keys, uniform
 from multishield.attacks.threat_model import Ball, Success, fooled
 from multishield.errors import UserError
 from multishield.forward import FILL, Outputs, device_of, forward
@@ -27,6 +28,7 @@ Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 Watch = Callable[[Tensor, AttackedImages, int], None]
 # Where memory does not suffice, the batch is halved.
 BATCH_SIZE = {"cpu": 128, "cuda": 1024}
+DIVERSE_STEPS = 10
 
 
 class Rule:
@@ -67,12 +69,17 @@ def ascend(model: Callable[[Tensor], Outputs], images: Tensor, labels: Tensor, *
     return Attack(model, images, labels, **settings).run()
 
 
+def all_of(out: Outputs) -> tuple[Tensor, ...]:
+    """The outputs of a model as a tuple."""
+    return out if isinstance(out, tuple) else (out,)
+
+
 def with_gradients(x: Tensor, out: Outputs, objective: Callable) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Losses of the outputs, and the gradient of each at the pixels x (B,...).
 
     A loss of one model is not sent back through the others: margins of two models cost one backward pass through each.
     """
-    outputs, gradients = out if isinstance(out, tuple) else (out,), []
+    outputs, gradients = all_of(out), []
     leaves = tuple(o.detach().requires_grad_() for o in outputs)
     losses = objective(leaves if isinstance(out, tuple) else leaves[0])
     for loss in losses:
@@ -136,7 +143,8 @@ class Attack:
         waiting = torch.tensor([not name for name in self.broken_by]) & (self.count > 0)
         self.queue = deque((image, 0) for image in waiting.nonzero()[:, 0].tolist())
         # The largest number of passes of an image; 0 once it is finished.
-        self.bound = torch.where(tries.target != NO_TRY, tries.steps + 1, 0).sum(1) + 1
+        steps = tries.steps + DIVERSE_STEPS * (tries.start == DIVERSE)
+        self.bound = torch.where(tries.target != NO_TRY, steps + 1, 0).sum(1) + 1
         self._report((~waiting).nonzero()[:, 0])
 
     def _within_memory(self, compute: Callable[[], object]):
@@ -188,8 +196,28 @@ class Attack:
         for number, images in enumerate(self.starts):
             slots = (self.tries.start[image, variant] == number).nonzero()[:, 0]
             new["x"][slots] = images[image[slots]].to(new["x"])
+        slots = (self.tries.start[image, variant] == DIVERSE).nonzero()[:, 0]
+        if len(slots):
+            new["x"][slots] = self.diverse({name: t[slots] for name, t in new.items()})
+            self.passes.index_add_(1, image[slots], torch.full((2, len(slots)), DIVERSE_STEPS))
         new |= self.rule.begin(new["x"], new["clean"], new["stream"])
         self.slots = {name: torch.cat([self.slots[name], t]) for name, t in new.items()} if self.slots else new
+
+    @torch.enable_grad()
+    def diverse(self, state: State) -> Tensor:
+        """Points some steps up a random direction of the scores, one for each try (Tashiro et al. 2020).
+
+        They differ in what the model sees, where random points of the ball look alike to it.
+        """
+        x, directions = state["x"], None
+        for _ in range(DIVERSE_STEPS):
+            x = x.detach().requires_grad_()
+            flat = torch.cat([F.normalize(scores.flatten(1)) for scores in all_of(forward(self.model, x))], 1)
+            if directions is None:
+                directions = 2 * uniform(state["stream"] + 2, flat.shape[1]) - 1
+            (gradient,) = torch.autograd.grad((directions * flat).sum(), x)
+            x = self.rule.inside(x.detach() + self.rule.ball.eps / 4 * self.rule.ball.ascent(gradient), state)
+        return x
 
     def _evaluate(self):
         """Broken slots, the losses of all slots, and their gradients where the rule needs them."""

@@ -62,10 +62,7 @@ def autoattack(
         attacked, _ = adversary.run_standard_evaluation(x[left], y[left], batch_size=len(left))
         with torch.no_grad():
             broken = fooled(classifier(attacked.to(device)), y[left]).cpu()
-        kept, names = (
-            torch.where(per_image(broken, images), attacked.cpu(), images[left]),
-            [name * new for new in broken.tolist()],
-        )
+        kept = torch.where(per_image(broken, images), attacked.cpu(), images[left])
         passes = (torch.full_like(left, count // len(left)) for count in (counter.forwards, counter.backwards))
-        result = result.updated(left, AttackedImages(kept, names, *passes))
+        result = result.updated(left, AttackedImages(kept, [name * new for new in broken.tolist()], *passes))
     return result
