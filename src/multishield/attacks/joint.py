@@ -74,7 +74,7 @@ def joint(
     Args:
         defence: a `MultiShield`, or another one with `scores`, `margins` and `outputs` (see `Defence`).
         starts: the same images after attacks on the components alone. Where one of them has failed there is one random
-            try, or four if it is the only one. An image that all have broken gets all tries, then long and diverse ones.
+            try, or four if it is the only one. An image that all broke gets all tries, then long and diverse ones.
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
         steps: steps per try. restarts: random starts per target. long, rounds: see `joint.LONG`.
 
