@@ -35,4 +35,4 @@ if __name__ == "__main__":
     classifier = neighbours(classes=2)
     validation, _ = images_and_labels("train", 200)
     defence = calibrate(lambda t: Energy(classifier, t), validation, rejection=0.05, low=0.0, high=20.0)
-    print(evaluate(defence, *images_and_labels("test", 50), eps=8 / 255))
+    print(evaluate(defence, *images_and_labels("test", 50), eps="32/255"))

@@ -2,8 +2,9 @@
 
     python examples/masked.py
 
-The pixels are rounded to eight levels: small steps change nothing, so white-box attacks see a gradient of zero. The
-black-box attack still finds what they miss. Believe no robust accuracy whose rules are violated.
+The pixels are rounded to eight levels: small steps change nothing, so white-box attacks see a gradient of zero. No
+attack breaks an image, not even at a radius at which any image can be made grey. So that rule is violated: the attacks
+are blind, and the robust accuracy of 100 % means nothing.
 """
 
 from own import images_and_labels, neighbours

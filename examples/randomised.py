@@ -27,7 +27,7 @@ class Noisy(nn.Module):
 if __name__ == "__main__":
     defence = ConfidenceThreshold(Noisy(neighbours(classes=2), sigma=0.05), threshold=0.5)
     images, labels = images_and_labels("test", 30)
-    result = evaluate(defence, images, labels, eps=8 / 255, draws=20, attacks=["components", "joint"])
+    result = evaluate(defence, images, labels, eps="32/255", draws=20, attacks=["components", "joint"])
     print(result)
     low, high = result.robust_accuracy.low, result.robust_accuracy.high
     print(f"\nRobust accuracy {float(result.robust_accuracy):.3f}, 95 % interval {low:.3f} to {high:.3f}")

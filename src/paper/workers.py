@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,9 @@ def setting() -> Workers:
     who, gpus = os.environ.get("MULTISHIELD_WORKERS") or "1", os.environ.get("MULTISHIELD_GPUS") or None
     if gpus and not re.fullmatch(r"\d+(\.\d+)?", gpus):
         raise UserError(f"MULTISHIELD_GPUS is {gpus!r}; a number from 0 is accepted")
+    if who != "1" and " " in sys.executable:  # Ray would wait for them for ever
+        given = f"Ray starts no workers of {sys.executable}, whose path has a space"
+        raise UserError(f"{given}; make the environment elsewhere, by `make VENV=/path`")
     gpus = float(gpus) if gpus else None
     if re.fullmatch(r"0*[1-9]\d*|local", who):
         return Workers(count=None if who == "local" else int(who), gpus=gpus)

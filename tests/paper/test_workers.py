@@ -233,11 +233,13 @@ def test_without_ray_a_sentence_says_how_to_install_it_and_one_worker_does_not_a
         ("head:6379", "", Workers("head:6379", None, None)),
         ("0", "", r"^MULTISHIELD_WORKERS is '0'; accepted are a number of processes from 1[^\n]*$"),
         ("ray://head:10001", "", "accepted are a number"),
+        ("2", "", "Ray starts no workers of /a b/python, whose path has a space; make the environment"),
         ("2", "-1", r"^MULTISHIELD_GPUS is '-1'; a number from 0[^\n]*$"),
     ],
 )
 def test_the_environment_sets_the_workers(monkeypatch, value, gpus, expected):
     monkeypatch.setenv("MULTISHIELD_WORKERS", value)
     monkeypatch.setenv("MULTISHIELD_GPUS", gpus)
+    monkeypatch.setattr(sys, "executable", "/a b/python" if "space" in str(expected) else sys.executable)
     with pytest.raises(UserError, match=expected) if isinstance(expected, str) else nullcontext():
         assert workers.setting() == expected

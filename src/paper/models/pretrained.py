@@ -68,8 +68,9 @@ def check(params: Classifiers, key: str) -> None:
     elif params.source == "timm":
         import timm
 
-        names = {*timm.list_models(), *timm.list_models(pretrained=True)}
-        check_name(f"{key}.model", params.model, names, "timm", "timm.list_models(pretrained=True) lists the names")
+        if "." in params.model or not timm.is_model(params.model):  # timm takes earlier names, too, and lists none
+            names = {*timm.list_models(), *timm.list_models(pretrained=True)}
+            check_name(f"{key}.model", params.model, names, "timm", "timm.list_models(pretrained=True) lists the names")
     elif params.source == "factory":
         load_factory(f"{key}.factory", params.factory)
     elif params.source == "model_zoo":

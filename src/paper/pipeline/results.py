@@ -41,6 +41,9 @@ def _metrics(text: str, source: Path | str) -> pd.DataFrame:
 def _committed(name: str) -> str | None:
     """A file of the last commit, or None: there is no repository, no commit, or no such file in it."""
     shown = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=paths.root(), capture_output=True)
+    if b"safe.directory" in shown.stderr:
+        given = f"git does not read {paths.root()}, because another user owns it"
+        raise UserError(f"{given}; run `git config --global --add safe.directory {paths.root()}`")
     return shown.stdout.decode("utf-8", "replace") if shown.returncode == 0 else None
 
 

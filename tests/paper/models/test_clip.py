@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-import hub
+from hub import CONFIG, offline, put_clip
 from multishield.errors import UserError
 from multishield.files import save_tensors, write_json
 from multishield.images import Images
@@ -21,12 +21,11 @@ from paper.stages import alignment
 
 PROMPTS = ["this is a photo of a {}", "a drawing of a {}"]
 CLASSES = ["star", "polar bear", "ring"]
-CONFIG = hub.CONFIG
 
 
 @pytest.fixture(autouse=True)
 def _offline(project_root, monkeypatch):
-    hub.offline(monkeypatch, project_root / "hub")
+    offline(monkeypatch, project_root / "hub")
 
 
 def section(source: str, **values) -> Clips:
@@ -55,7 +54,7 @@ def stored(root, params: Clips):
 
 
 def test_another_image_tower_in_a_clip_from_the_hub(project_root):
-    weights = hub.put_clip(project_root / "hub", "someone/base")
+    weights = put_clip(project_root / "hub", "someone/base")
     moved = {k.removeprefix("visual."): v + 0.001 for k, v in weights.items() if k.startswith("visual.")}
     torch.save(moved, project_root / "fare.pt")
     write_json(project_root / "config.json", {"model_cfg": {"quick_gelu": True}})
@@ -138,15 +137,14 @@ def test_sound_parameters_pass_the_check_without_a_download(project_root, monkey
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(changes, words):
-    config = CONFIG
     with pytest.raises(UserError, match=words):
-        clips.build_clip(config | {"preprocess_cfg": config["preprocess_cfg"] | changes})
+        clips.build_clip(CONFIG | {"preprocess_cfg": CONFIG["preprocess_cfg"] | changes})
     with pytest.raises(UserError, match="is not a CLIP configuration"):
         clips.build_clip({"embed_dim": 8, "vision_cfg": "x", "text_cfg": []})
-    vision = config["vision_cfg"] | {"timm_model_pretrained": 0}
+    vision = CONFIG["vision_cfg"] | {"timm_model_pretrained": 0}
     for wrong in ({"quick_gelu": "false"}, {"quickgelu": True}, {"vision_cfg": vision}, {"model_cfg": {}}):
         with pytest.raises(UserError, match="is an unknown key, or a flag that is neither true nor false"):
-            clips.build_clip(config | wrong)
+            clips.build_clip(CONFIG | wrong)
 
 
 def test_the_activation_of_a_configuration_counts():

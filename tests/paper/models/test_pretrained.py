@@ -164,7 +164,7 @@ def test_a_wrong_name_is_one_sentence_before_the_first_stage_and_after(project_r
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("params", [published(), timm_model()])
+@pytest.mark.parametrize("params", [published(), timm_model(), timm_model("gluon_resnet50_v1b")])
 def test_weights_without_a_network_are_one_sentence(project_root, monkeypatch, params):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")

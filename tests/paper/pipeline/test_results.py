@@ -31,7 +31,7 @@ def test_differences_are_counted(hits, sentence):
     assert sentence in compare(table(**hits), table(clean_accuracy=180, robust_accuracy=98))
 
 
-def test_the_last_commit_is_compared(project_root, capsys):
+def test_the_last_commit_is_compared(project_root, capsys, monkeypatch):
     tables, params = project_root / "reports" / "tables", project_root / "params.yaml"
     tables.mkdir(parents=True)
     (tables / "results.md").write_text("| a table |\n")
@@ -57,3 +57,6 @@ def test_the_last_commit_is_compared(project_root, capsys):
     edit_params(project_root, {"adaptive.square.queries": 200})
     show()
     assert "of another params.yaml" in capsys.readouterr().out
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(UserError, match=r"another user owns it; run `git config --global --add safe\.directory"):
+        show()

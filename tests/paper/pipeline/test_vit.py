@@ -14,10 +14,9 @@ from multishield import records
 from paper.data import shapes
 
 TINY = CHEAP | {"classifiers": ["standard"], "dataset.name": "folder", "dataset.root": "data/two", "dataset.train": 40}
-TINY |= {"dataset.validation": 4, "dataset.evaluate": 2, "training.standard.epochs": 1}
+TINY |= {"dataset.validation": 4, "dataset.evaluate": 2, "training.standard.epochs": 1, "adaptive.sanity.images": 1}
 TINY |= {"training.standard.batch_size": 20, "training.standard.validation_steps": 1, "baseline.batch_size": 2}
 TINY |= {"adaptive.joint.steps": 2, "adaptive.joint.targets": 1, "adaptive.square.queries": 2}
-TINY |= {"adaptive.sanity.images": 1}
 
 
 def project_with(model: str, folder):
