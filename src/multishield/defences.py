@@ -224,8 +224,7 @@ def calibrate(
         return int((outputs.argmax(1) == outputs.shape[1] - 1).sum())
 
     if rejected(low) > max(allowed, 0):
-        share = rejected(low) / len(images)
-        raise ValueError(f"at the threshold {low}, {share:.1%} are rejected, not {rejection:.1%}; lower `low`")
+        raise ValueError(f"the threshold {low} rejects {rejected(low)} of {len(images)} images already; lower `low`")
     while rejected(high) <= allowed and high < 1e9:
         low, high = high, high + 2 * (high - low)
     for _ in range(60 if allowed >= 0 else 0):

@@ -149,8 +149,7 @@ def evaluate(
             the others of its batch, and `paper` and `denial` are not run.
         seed: of every random choice; the result of an image depends on the seed, the image and its id alone.
         attacks: some of `ATTACKS`. The worst case is over all that are run, but for "denial", which wants rejection.
-        candidates: attacked images from elsewhere by the name of their source. They count in the worst case, where
-            "from" and that name stand for the attack.
+        candidates: attacked images from elsewhere by their source. They count in the worst case as "from" that source.
         budget: steps and targets, by default `Budget()`. device: to compute on, by default the model's own.
         batch_size: images per pass, by default 128, on a GPU up to 1024. verbose: show lines of progress.
         save_to: an empty folder for the results and the attacked images. A killed call with the same arguments

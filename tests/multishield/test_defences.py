@@ -117,7 +117,7 @@ def test_a_threshold_is_calibrated_to_a_wanted_rejection():
         assert (build(defence.threshold + 0.01)(logits).argmax(1) == 2).sum() > rejected, "the largest that will do"
     with pytest.raises(ValueError, match=r"rejection is 1, low 0.0, high 1.0, .* 0; give 0 <= rejection < 1"):
         calibrate(build, logits[:0], 1)
-    with pytest.raises(ValueError, match=r"at the threshold 0.505, 50.0% are rejected, not 10.0%; lower `low`"):
+    with pytest.raises(ValueError, match=r"the threshold 0.505 rejects 50 of 100 images already; lower `low`"):
         calibrate(build, logits, 0.1, low=0.505, high=0.6)
 
 

@@ -28,8 +28,8 @@ def one_margin(
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
         order = likeliest(defence.margins(scores)[:, component], y, targets)
         target = torch.cat([order.new_full((len(order), 2), -1), order], 1)
-        # Three targets run side by side, so that the few images that resist fill the batch.
-        group = torch.tensor([0, 1, *(2 + rank // 3 for rank in range(order.shape[1]))])
+        # The targets run side by side, so that the few images that resist fill the batch.
+        group = torch.arange(target.shape[1]).clamp_max(2)
         return Plan(target, group=group.expand_as(target))
 
     def success(scores, y: Tensor) -> Tensor:
@@ -42,17 +42,20 @@ def one_margin(
 def denial(defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps=60, **loop) -> AttackedImages:
     """Denial of service: APGD, `steps` per try, until the defence rejects, whatever the class would have been.
 
-    The first try lowers the smallest margin of any accepted class, the later ones ("targets") each margin of the label.
+    The first try lowers the smallest margin of any accepted class, the later ones ("targets") each margin of the label;
+    the last one raises the entropy of the classes' smallest margins.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
         margins = defence.margins(scores)
         accepted = margins.amin(1).amax(1)
         own = margins.gather(2, y.view(-1, 1, 1).expand(-1, margins.shape[1], 1)).squeeze(2)
-        return (-torch.where(target < 0, accepted, logit_of(own, target.clamp_min(0))),)
+        last, logs = own.shape[1], margins.amin(1).log_softmax(1)
+        lowered = torch.where(target < 0, accepted, logit_of(own, target.clamp(0, last - 1)))
+        return (-torch.where(target == last, (logs.exp() * logs).sum(1), lowered),)
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        return Plan(torch.arange(-1, defence.margins(scores).shape[1]).expand(len(y), -1))
+        return Plan(torch.arange(-1, defence.margins(scores).shape[1] + 1).expand(len(y), -1))
 
     def success(scores, y: Tensor) -> Tensor:
         outputs = defence.outputs(scores)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multishield.attacks.loop import Rule, State, ascend
 from multishield.attacks.losses import logit_of
-from multishield.attacks.plan import NO_TRY, Plan
+from multishield.attacks.plan import DIVERSE, NO_TRY, Plan
 from multishield.attacks.threat_model import Ball, evades, per_image
 from multishield.forward import scores_of
 from multishield.images import AttackedImages
@@ -74,7 +74,7 @@ def joint(
     Args:
         defence: a `MultiShield`, or another one with `scores`, `margins` and `outputs` (see `Defence`).
         starts: the same images after attacks on the components alone. Where one of them has failed there is one random
-            try; an image that all have broken gets all tries, and at the end long and more random ones.
+            try; an image that all have broken gets all tries, and at the end long and diverse ones.
         targets: wrong classes to try from random points, in the order of `targets_in_turn` (at most K-1).
         steps: steps per try. restarts: random starts per target. long, rounds: see `joint.LONG`.
 
@@ -94,7 +94,7 @@ def joint(
         tries += [(drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
         if long > 1:  # tries of the same length would be the same again
             tries += [(t[:, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(begin)]
-        tries += [(random.where(hopeful, NO_TRY), -1, 1)] * (rounds if starts else 0)
+        tries += [(random.where(hopeful, NO_TRY), DIVERSE, 1)] * (rounds if starts else 0)
         target = torch.cat([t for t, _, _ in tries], 1)
         start, length = (torch.cat([torch.full_like(t[0], t[i]) for t in tries], 1) for i in (1, 2))
         group = torch.arange(target.shape[1]).clamp_max(alone).expand_as(target)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from multishield.attacks.losses import evasion_margin
-from multishield.attacks.plan import NO_TRY, Plan
-from multishield.attacks.random_streams import keys
+from multishield.attacks.plan import DIVERSE, DIVERSE_STEPS, NO_TRY, Plan
+from multishield.attacks.random_streams import keys, uniform
 from multishield.attacks.threat_model import Ball, Success, fooled
 from multishield.errors import UserError
 from multishield.forward import FILL, Outputs, device_of, forward
@@ -135,7 +136,8 @@ class Attack:
         waiting = torch.tensor([not name for name in self.broken_by]) & (self.count > 0)
         self.queue = deque((image, 0) for image in waiting.nonzero()[:, 0].tolist())
         # The largest number of passes of an image; 0 once it is finished.
-        self.bound = torch.where(tries.target != NO_TRY, tries.steps + 1, 0).sum(1) + 1
+        steps = tries.steps + DIVERSE_STEPS * (tries.start == DIVERSE)
+        self.bound = torch.where(tries.target != NO_TRY, steps + 1, 0).sum(1) + 1
         self._report((~waiting).nonzero()[:, 0])
 
     def _within_memory(self, compute: Callable[[], object]):
@@ -187,8 +189,24 @@ class Attack:
         for number, images in enumerate(self.starts):
             slots = (self.tries.start[image, variant] == number).nonzero()[:, 0]
             new["x"][slots] = images[image[slots]].to(new["x"])
+        slots = (self.tries.start[image, variant] == DIVERSE).nonzero()[:, 0]
+        if len(slots):
+            new["x"][slots] = self.diverse({name: t[slots] for name, t in new.items()})
+            self.passes.index_add_(1, image[slots], torch.full((2, len(slots)), DIVERSE_STEPS))
         new |= self.rule.begin(new["x"], new["clean"], new["stream"])
         self.slots = {name: torch.cat([self.slots[name], t]) for name, t in new.items()} if self.slots else new
+
+    @torch.enable_grad()
+    def diverse(self, state: State) -> Tensor:
+        """Points that differ for a defence: a few steps up a random direction of its scores (Tashiro et al. 2020)."""
+        x, directions = state["x"], None
+        for _ in range(DIVERSE_STEPS):
+            x = x.detach().requires_grad_()
+            flat = torch.cat([F.normalize(scores.flatten(1)) for scores in forward(self.model, x)], 1)
+            directions = 2 * uniform(state["stream"] + 2, flat.shape[1]) - 1 if directions is None else directions
+            (gradient,) = torch.autograd.grad((directions * flat).sum(), x)
+            x = self.rule.inside(x.detach() + self.rule.ball.eps / 4 * self.rule.ball.ascent(gradient), state)
+        return x
 
     def _evaluate(self):
         """Broken slots, the losses of all slots, and their gradients where the rule needs them."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 # In place of a target where an image has fewer tries than others. Its tries stand first.
 NO_TRY = -2
+# In place of the number of a start: that many steps up a random direction of the scores, see `Attack.diverse`.
+DIVERSE, DIVERSE_STEPS = -2, 10
 
 
 class Plan(NamedTuple):
@@ -15,7 +17,8 @@ class Plan(NamedTuple):
 
     Attributes:
         target: the class that a try aims at; NO_TRY where an image has fewer tries.
-        start: the number of the image in `starts` that a try begins at; -1, the default, for the rule's own start.
+        start: the number of the image in `starts` that a try begins at; -1, the default, for the rule's own start;
+            DIVERSE for one that is far from it in the scores.
         steps: the steps of a try; by default the rule's.
         group: neighbours with the same number run side by side; the first of them that breaks the image ends them all.
             By default one try follows the other.

@@ -49,7 +49,7 @@ class RandomSquares(Rule):
         u = uniform(state["stream"] + 1 + state["step"], 2 + c)
         areas = [SHARE * 0.5**n * h * w for n in range(len(HALVED_AFTER) + 1)]
         sides = [round(area if h == 1 else math.sqrt(area)) for area in areas]
-        halvings = sum((state["step"] > n).long() for n in HALVED_AFTER)
+        halvings = torch.bucketize(state["step"], torch.tensor(HALVED_AFTER, device=u.device))
         side = torch.tensor(sides, device=u.device).clamp(1, w if h == 1 else min(h, w))[halvings]
         # The last position is left out, as in the authors' code, but for a square as large as the image.
         top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
@@ -64,11 +64,13 @@ class RandomSquares(Rule):
     def _give_up(self, state: State) -> None:
         """Look at the pace at each of JUDGED_AT, and keep the loss at half of the next one."""
         step, best = state["step"], state["best"]
-        judged = torch.isin(step, torch.tensor(JUDGED_AT, device=step.device))
+        recorded = torch.isin(step, torch.tensor((JUDGED_AT[0] // 2, *JUDGED_AT), device=step.device))
+        if not recorded.any():
+            return
+        judged = recorded & (step >= JUDGED_AT[0])
         doublings = (self.steps / step.clamp_min(1)).log2()
         hopeless = judged & (best + PATIENCE * (best - state["best_at_half"]) * doublings <= 0)
         state["steps"] = torch.where(hopeless, step + 1, state["steps"])
-        recorded = judged | (step == JUDGED_AT[0] // 2)
         state["best_at_half"] = torch.where(recorded, best, state["best_at_half"])
 
 

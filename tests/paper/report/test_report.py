@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from conftest import ROOT
 from multishield import records
-from paper.report import report, sentences, tables
+from paper.report import published, report, sentences, tables
 
 ATTACKED = {"no_shield": [1, 2, 0, 1], "unaware": [3, 3, 3, 0], "paper": [3, 3, 3, 1], "joint": [1, 3, 3, 1]}
 ATTACKED |= {"worst_case": [1, 2, 3, 1], "denial": [3, 3, 3, 3]}
@@ -56,6 +56,11 @@ def test_the_sentences_of_the_notebooks_make_the_finding(all_records):
     lowered = all_records.assign(attack=all_records.attack.where(~worst, ["from them", "joint", "", "from them"] * 6))
     finding = sentences.finding(records.metrics(lowered), lowered)
     assert finding.endswith("under all attacks together. Images from them break 2 that our attacks left.")
+
+
+def test_an_improvement_is_over_the_classifier_without_the_shield(all_records):
+    table = published.improvements(records.metrics(all_records.assign(classifier="b")))
+    assert table.values.tolist() == [["b", "0.0 %", "+100.0", "+75.0", "+25.0", "+0.0"]]
 
 
 def test_the_comparison_as_a_table_and_in_sentences():
