@@ -97,7 +97,7 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
         looks = zip(sns.color_palette("colorblind"), ("-", "--", "-.", ":") * 3, strict=False)
         for (defence, curve), (colour, line) in zip(rows.groupby("defence", sort=False), looks, strict=False):
             axis.step(curve.rejection, curve.robust, line, where="post", color=colour, label=defence, linewidth=1.4)
-        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(mpl.ticker.MultipleLocator(0.05))
         axis.xaxis.set_major_formatter(PERCENT)
     return _with_legend(figure)
 

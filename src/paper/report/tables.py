@@ -18,7 +18,7 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
         shown[title] = [with_interval(row, key) for row in table.itertuples()]
     shown["p"] = table.p.map(p_value) + table.primary.map({True: " (primary)", False: ""})
     for key in ("rejection", "robust", "clean"):
-        shown[f"{key} at the shield's own"] = (100 * table[key]).map("{:.1f}".format)
+        shown[f"{key}, at the shield's tolerance"] = (100 * table[key]).map("{:.1f}".format)
     return shown.assign(N=table.n)
 
 

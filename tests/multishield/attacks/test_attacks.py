@@ -12,6 +12,7 @@ from multishield.attacks.joint import targets_in_turn
 from multishield.attacks.threat_model import evaded, fooled
 from multishield.defences import ConfidenceThreshold, Unanimity, Undefended
 from multishield.forward import forward
+from multishield.images import AttackedImages
 from small import Convolutions, Linear, inside, linear_shield
 
 EPS = 8 / 255
@@ -26,6 +27,8 @@ ON_CLASSIFIER = {
 ON_SHIELD = {
     "paper": lambda *a, **k: paper_attack(*a, steps=8, **k),
     "joint": lambda *a, **k: joint(*a, steps=8, targets=2, **k),
+    # Images that both components broke get all tries, from diverse starts at last.
+    "joint, all": lambda s, x, y, **k: joint(s, x, y, starts=[AttackedImages(x, ["a"] * len(x), y, y)], steps=3, **k),
 }
 ALL = {**ON_CLASSIFIER, **ON_SHIELD}
 NEEDS_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
