@@ -32,6 +32,7 @@ from paper.data.prepare import read_split
 REJECTION, SEED = 0.05, 101  # SEED of the references; that of `evaluate` is 0
 BUDGET = Budget(sanity=Sanity(images=1))  # the runs for the sanity rules are of no interest here
 ALL_TARGETS = replace(BUDGET.joint, targets=9)
+TRIES, STEPS = 3, 200  # of the foreign attack at each wrong class
 
 
 def defences_of(name: str, images: int) -> tuple[dict, Images, Ball]:
@@ -75,16 +76,16 @@ def other_seeds(defence: nn.Module, data: Images, ball: Ball) -> tuple[Tensor, f
     return ~broken, sum(float(result.forwards.float().mean()) for result in (*begun, attacked))
 
 
-def foreign(defence: nn.Module, data: Images, ball: Ball, tries: int = 3, steps: int = 200) -> tuple[Tensor, float]:
+def foreign(defence: nn.Module, data: Images, ball: Ball) -> tuple[Tensor, float]:
     """The same for an attack with other ideas, for L-inf: a diverse start for each try (Tashiro et al. 2020), a
     multiplier for each margin, which grows where that margin is not reached, and a ball that shrinks to eps."""
     generator, standing, spent = torch.Generator().manual_seed(SEED), torch.ones(len(data), dtype=torch.bool), 0
     classes = defence.margins(defence.scores(data.pixels[:1])).shape[2]
-    for shift in list(range(1, classes)) * tries:
+    for shift in list(range(1, classes)) * TRIES:
         for index in standing.nonzero()[:, 0].split(256):
             x, y = data.pixels[index], data.labels[index]
-            standing[index] = ~_one_try(defence, x, y, (y + shift) % classes, ball, generator, steps)
-            spent += len(index) * (steps + 10)
+            standing[index] = ~_one_try(defence, x, y, (y + shift) % classes, ball, generator, STEPS)
+            spent += len(index) * (STEPS + 10)
     return standing, spent / len(data)
 
 

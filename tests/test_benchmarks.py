@@ -45,15 +45,16 @@ def test_a_classifier_and_a_shield_have_their_rows(stage, monkeypatch, capsys):
     assert rows[0][1:3] == ["0.0%", "0.0%"]
 
 
-def test_the_reference_attacks_the_survivors(stage, monkeypatch):
+def test_the_references_attack_the_survivors(stage, monkeypatch):
     import strength
 
-    monkeypatch.setattr(strength, "BUDGET", stage.params.adaptive)
-    monkeypatch.setattr(strength, "ALL_TARGETS", stage.params.adaptive.joint)
-    for name, defence in strength.chosen_defences(stage.shield, stage.data.pixels, ["alone", "margin"]):
-        cells = strength.row("tiny", name, defence, stage, images=6, rounds=1).strip("| ").split(" | ")
-        assert cells[:2] == ["tiny", name]
-        assert cells[3:6] == ["100.0%"] * 3
+    small = {"BUDGET": stage.params.adaptive, "ALL_TARGETS": stage.params.adaptive.joint, "STEPS": 4, "TRIES": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(strength, name, value)
+    cells = strength.row("tiny", "shield", stage.shield, stage.data, stage.ball).strip("| ").split(" | ")
+    assert cells[:2] == ["tiny", "shield"]
+    assert cells[3:7] == ["6"] * 4
+    assert not strength.foreign(stage.shield, stage.data, Ball(0.3))[0].all()
 
 
 def test_the_spread_over_seeds():
