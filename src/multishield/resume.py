@@ -44,13 +44,13 @@ def results_folder(save_to: Path | str, *inputs) -> Path:
 
     Raises UserError if it is a file, or if it holds anything but earlier results of the same computation.
     """
-    folder, name = Path(save_to).expanduser(), fingerprint(*inputs)
-    mark = folder / "inputs.txt"
+    name = fingerprint(*inputs)
     try:
+        mark = (folder := Path(save_to).expanduser()) / "inputs.txt"
         if any(folder.glob("[!.]*")) and not (mark.is_file() and mark.read_text() == name):
             raise UserError(f"save_to is {str(save_to)!r}, which holds other results or files; give an empty folder")
         write_text(mark, name)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a home that nobody has is a RuntimeError
         raise UserError(f"save_to is {str(save_to)!r}, which is no folder to write to ({error}); give one") from None
     return folder
 

@@ -129,7 +129,6 @@ def test_a_new_image_is_rejected_no_more_often_than_was_wanted():
         logits = torch.stack([scores, torch.zeros(99)], 1).view(99, 2, 1, 1)
         found.append(calibrate(lambda t: ConfidenceThreshold(nn.Flatten(), t), logits, 0.1).threshold)
     assert scipy.stats.kstest(found, scipy.stats.beta(10, 90).cdf).pvalue > 0.01
-    assert sum(found) / len(found) < 0.103
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from conftest import ROOT, edit_params
 from multishield.errors import UserError
 from multishield.records import wilson
 from paper.pipeline.results import compare, show
+from paper.pipeline.run import _log_cost
 
 
 def table(**hits: int) -> pd.DataFrame:
@@ -43,10 +44,12 @@ def test_the_last_commit_is_compared(project_root, capsys, monkeypatch):
         subprocess.run(["git", *command], check=True)
     show()
     assert "committed one: the same." in capsys.readouterr().out
+    _log_cost("check", None, 1.0)
     closed, output = os.pipe()
     os.close(closed)  # as `head` does
-    done = subprocess.run([sys.executable, "-m", "paper", "results"], stdout=output, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (141, b"")
+    for command in ("results", "cost"):
+        done = subprocess.run([sys.executable, "-m", "paper", command], stdout=output, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (141, b"")
     for content, words in ((b"caf\xe9", "not UTF-8"), (b"<<<<<<< HEAD\n", "the marks of"), (b"a,b\n", "no table of")):
         for file in tables.glob("*.csv" if b"," in content else "*"):
             good = file.read_bytes()

