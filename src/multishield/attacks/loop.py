@@ -202,7 +202,7 @@ class Attack:
         x, directions = state["x"], None
         for _ in range(DIVERSE_STEPS):
             x = x.detach().requires_grad_()
-            flat = torch.cat([F.normalize(scores.flatten(1)) for scores in forward(self.model, x)], 1)
+            flat = torch.cat([F.normalize(scores.reshape(len(x), -1)) for scores in forward(self.model, x)], 1)
             directions = 2 * uniform(state["stream"] + 2, flat.shape[1]) - 1 if directions is None else directions
             (gradient,) = torch.autograd.grad((directions * flat).sum(), x)
             x = self.rule.inside(x.detach() + self.rule.ball.eps / 4 * self.rule.ball.ascent(gradient), state)

@@ -84,7 +84,7 @@ def open_imagenet(root: Path, split: str) -> Source | None:
     if source is None:
         return None
     if strange := set(source.classes) - set(names):
-        raise UserError(f"{root} holds the class folder {min(strange)}; name folders by WordNet ids, such as n01440764")
+        raise UserError(f"{root} holds the folder {min(strange)}; name folders by WordNet ids, such as n01440764")
     index = torch.tensor([list(names).index(wnid) for wnid in source.classes])
     return Source(index[source.labels], list(names.values()), source.read)
 

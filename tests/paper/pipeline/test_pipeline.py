@@ -143,8 +143,8 @@ class TestTheWholePipeline:
     def test_attacked_images_from_elsewhere_lower_the_reports_number(self, project, tmp_path):
         with contextlib.chdir(project):
             s = Stage("adaptive", "robust")
-        strong = Attacker("strong", Budget(), s.ball, 1, verbose=False)
-        attacked = strong.joint(s.shield, s.data, list(strong.components(s.shield, s.data).values())).images
+            strong = Attacker("strong", Budget(), s.ball, 1, verbose=False)
+            attacked = strong.joint(s.shield, s.data, list(strong.components(s.shield, s.data).values())).images
         for images, code in ((attacked + 1, 1), (attacked, 0)):
             metrics = json.loads((project / "reports" / "metrics.json").read_text())["robust"]
             save_tensors(tmp_path / "robust" / "them.safetensors", {"images": images})
