@@ -205,12 +205,12 @@ def calibrate(
 ) -> nn.Module:
     """The defence that rejects a new clean image with a probability of at most `rejection`, in [0,1).
 
-    It is split conformal prediction (Vovk 2012): the threshold is the k-th smallest score of the n images, where
-    k = floor(rejection * (n + 1)), and `low` where k is 0. Its clean rejection has the distribution Beta(k, n + 1 - k).
-    The images are clean calibration images (N,C,H,W), float32 in [0,1] or uint8: of the same kind as those to come,
-    none of them trained on or evaluated. `build` takes a threshold to a defence; a larger one rejects more, and the
-    scores may not depend on it. The search between `low` and `high` moves up where `high` rejects too little. Raises
-    ValueError if a number is out of range, if the images are no pixels, or if `low` rejects too much already.
+    It is split conformal prediction (Vovk 2012): the threshold is the k-th smallest score of the n images, where k =
+    floor(rejection * (n + 1)). The clean rejection has the distribution Beta(k, n + 1 - k), if no scores are equal.
+    Where k is 0, the threshold is `low`, and nothing is guaranteed. The images (N,C,H,W) are clean, float32 in [0,1] or
+    uint8, like those to come, none of them trained on or evaluated. `build` takes a threshold to a defence; a larger
+    one rejects more, and the scores may not depend on it. The search moves up where `high` rejects too little. Raises
+    ValueError for numbers out of range, images that are no pixels, and a `low` that rejects too much.
     """
     if not 0 <= rejection < 1 or not low < high or not len(images):
         given = f"rejection is {rejection}, low {low}, high {high}, the number of images {len(images)}"

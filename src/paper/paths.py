@@ -65,15 +65,15 @@ def existing(key: str, path: str, wanted: str = "an existing file") -> Path:
     return file
 
 
-def files_of(key: str, section) -> dict[str, str]:
-    """`hashes` of the files that a section of `params.yaml` names, by their keys. Tags and names of a hub are none."""
-    names = ("config", "image_tower", "path", "pretrained", "weights")
-    return hashes({f"{key}.{name}": resolve(getattr(section, name, None) or "") for name in names})
-
-
-def hashes(files: dict[str, Path]) -> dict[str, str]:
-    """The SHA-256 of each of those files that exists."""
-    return {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items() if file.is_file()}
+def files_of(key: str, section, more=()) -> dict[str, str]:
+    """The SHA-256 of each file that a section of `params.yaml` names, by its key, and of `more` files, by name."""
+    names, found = ("config", "image_tower", "path", "pretrained", "weights"), {}
+    files = {f"{key}.{name}": resolve(getattr(section, name, None) or "") for name in names}
+    for name, file in (files | {file.name: file for file in more}).items():
+        if file.is_file():
+            with file.open("rb") as stream:
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
 
 
 def text_of(file: Path, remedy: str) -> str:

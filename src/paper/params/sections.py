@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from multishield.budget import Components
+from multishield.budget import Joint
 from paper.params.values import AA_ATTACKS, ARCHITECTURES, DATASETS, FAMILIES, matching, parse_eps
 
 FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
@@ -192,7 +192,7 @@ class Comparison(Section, strict=False):
 
     rejection: Annotated[float, Field(gt=0, lt=1, strict=True)]
     primary: Literal[FAMILIES[1:]]
-    attack: Components
+    attack: Joint
 
 
 class PromptSet(Section):

@@ -43,10 +43,10 @@ def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params:
     # This project is in `modules`. Ray is left out: workers change no number.
     packages = {d for name in imported for d in _distributions_of().get(name, ())} - {"multishield", "ray"}
     loaded = {"training": params.training.get(item), "alignment": params.alignment}.get(stage)
-    candidates = {file.name: file for file in paths.candidates(item).glob("*")} if stage == "adaptive" else {}
+    candidates = paths.candidates(item).glob("*") if stage == "adaptive" else ()
     return {
         "arithmetic": params.arithmetic,
-        "files": paths.files_of(stage, loaded) | paths.hashes(candidates),
+        "files": paths.files_of(stage, loaded, candidates),
         "modules": {module: code_hash(text) for module, text in modules.items()},
         "notebook": code_hash(code),
         "own": {module: code_hash(text) for module, text in own.items()},

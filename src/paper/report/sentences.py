@@ -33,9 +33,9 @@ def adaptive(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     return f"Against attackers who know the shield {robust} under all attacks together.{''.join(words)}"
 
 
-def finding(metrics: pd.DataFrame, records: pd.DataFrame) -> str:
-    """The results of the three scenarios for each classifier."""
-    groups, by_name = metrics.groupby("classifier", sort=False), dict(list(records.groupby("classifier")))
+def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """The results of the three scenarios for each classifier, from the metrics and the records."""
+    groups, by_name = metrics.groupby("classifier", sort=False), dict(list(rows.groupby("classifier")))
     lines = (f"- {baseline(name, m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
     return "\n".join(lines)
 

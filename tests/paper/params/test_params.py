@@ -63,7 +63,7 @@ MISTAKES = [
     ("adaptive.joint.targets", True, "whole number"),
     ("adaptive.joint.tagrets", 3, "not a known key"),
     ("adaptive.components", 3, "a section of keys"),
-    ("comparison.attack.steps", 4, "greater than or equal to 5"),
+    ("comparison.attack.steps", 0, "greater than or equal to 1"),
     ("seed", "zero", "whole number"),
 ]
 
