@@ -87,13 +87,17 @@ class Attacker:
         """The attacker who wants rejection."""
         return self.run(denial, "denial", defence, data, **asdict(self.budget.denial))
 
+    def black_box(self, defence: nn.Module, data: Images, queries: int | None = None) -> AttackedImages:
+        """Square, which sees the scores and no gradient."""
+        return self.run(_black_box, "square", defence, data, queries=queries or self.budget.square.queries)
+
     def square_on_survivors(self, defence: nn.Module, data: Images, worst: AttackedImages) -> AttackedImages:
         """The black box on the images that no other attack has broken; all others are left as they are."""
         for queries in (self.budget.square.queries, max(MANY, self.budget.square.queries)):
             left = (~worst.success).nonzero()[:, 0]
             if not len(left):
                 break
-            attacked = self.run(_black_box, "square", defence, data[left], queries=queries)
+            attacked = self.black_box(defence, data[left], queries)
             worst = worst.updated(left, attacked)
             if not attacked.success.any():  # where it breaks what white boxes left, it goes on
                 break
@@ -108,7 +112,8 @@ class Attacker:
         clean = decide(defence, data.pixels, self.batch_size).decision == data.labels
         for alpha in reversed(ALPHAS):
             if 0 < alpha < 1:  # an image that is not rejected at a larger radius is not rejected at a smaller one
-                left, ball = attacked.success.nonzero()[:, 0], replace(self.ball, eps=alpha * self.ball.eps)
+                left = (attacked.success & ~worst.success).nonzero()[:, 0]
+                ball = replace(self.ball, eps=alpha * self.ball.eps)
                 weaker = replace(self, name=f"{self.name}, {alpha:g} eps", ball=ball)
                 attacked = AttackedImages.untouched(data)
                 if len(left):

@@ -40,10 +40,7 @@ def fingerprint(*values) -> str:
 
 
 def results_folder(save_to: Path | str, *inputs) -> Path:
-    """The folder of a user for the results of one computation; `inputs` are all that they depend on.
-
-    Raises UserError if it is a file, or if it holds anything but earlier results of the same computation.
-    """
+    """A user's folder for the results of one computation of `inputs`; UserError if it holds anything else."""
     name = fingerprint(*inputs)
     try:
         mark = (folder := Path(save_to).expanduser()) / "inputs.txt"

@@ -29,8 +29,7 @@ def one_margin(
         order = likeliest(defence.margins(scores)[:, component], y, targets)
         target = torch.cat([order.new_full((len(order), 2), -1), order], 1)
         # The targets run side by side, so that the few images that resist fill the batch.
-        group = torch.arange(target.shape[1]).clamp_max(2)
-        return Plan(target, group=group.expand_as(target))
+        return Plan(target, group=torch.arange(target.shape[1]).clamp_max(2).expand_as(target))
 
     def success(scores, y: Tensor) -> Tensor:
         return best_other(defence.margins(scores)[:, component], y) >= 0
@@ -55,7 +54,8 @@ def denial(defence: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, st
         return (-torch.where(target == last, (logs.exp() * logs).sum(1), lowered),)
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        return Plan(torch.arange(-1, defence.margins(scores).shape[1] + 1).expand(len(y), -1))
+        target = torch.arange(-1, defence.margins(scores).shape[1] + 1).expand(len(y), -1)
+        return Plan(target, group=(target + 1).clamp_max(1))  # side by side after the first
 
     def success(scores, y: Tensor) -> Tensor:
         outputs = defence.outputs(scores)

@@ -90,14 +90,13 @@ def joint(
         drawn, begin = random.repeat(1, restarts), [t[index] for t in named]
         # Targets (B,V), the number of the start, and the length in units of `steps`.
         tries = [(t.where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(begin)] + [(drawn[:, :1], -1, 1)]
-        alone = sum(t.shape[1] for t, _, _ in tries)
         tries += [(drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
         if long > 1:  # tries of the same length would be the same again
             tries += [(t[:, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(begin)]
         tries += [(random.where(hopeful, NO_TRY), DIVERSE, 1)] * (rounds if starts else 0)
         target = torch.cat([t for t, _, _ in tries], 1)
         start, length = (torch.cat([torch.full_like(t[0], t[i]) for t in tries], 1) for i in (1, 2))
-        group = torch.arange(target.shape[1]).clamp_max(alone).expand_as(target)
+        group = torch.arange(target.shape[1]).clamp_max(1).expand_as(target)  # most images are lost to the first try
         order = (target == NO_TRY).long().argsort(dim=1, stable=True)  # tries first
         return Plan(*(t.gather(1, order) for t in (target, start, steps * length, group)))
 

@@ -17,11 +17,9 @@ class Plan(NamedTuple):
 
     Attributes:
         target: the class that a try aims at; NO_TRY where an image has fewer tries.
-        start: the number of the image in `starts` that a try begins at; -1, the default, for the rule's own start;
-            DIVERSE for one that is far from it in the scores.
+        start: the number of an image in `starts`; -1, the default, for the rule's own; DIVERSE for one far from it.
         steps: the steps of a try; by default the rule's.
-        group: neighbours with the same number run side by side; the first of them that breaks the image ends them all.
-            By default one try follows the other.
+        group: tries of one number run side by side until one breaks the image; by default one follows the other.
     """
 
     target: Tensor
