@@ -11,15 +11,15 @@ from multishield.records import broken, wilson
 # Rule -> the fact that must hold.
 RULES = {
     "stronger than the paper's": "the joint attack leaves at most as many images robust as the paper's attack",
-    "worst case is worst": "the worst case over all attacks leaves at most as many images robust as each attack alone",
+    "worst case is worst": "(a check) all attacks together leave at most as many images robust as each attack alone",
     "white box beats black box": "no image is broken by the black-box attack that every white-box attack left standing",
     "larger radius, fewer robust": "robust accuracy under the joint attack does not rise with the radius",
     "large radius, none robust": "at a radius where any image can be made grey, no image is classified correctly",
     "more steps do not hurt": "the joint attack breaks at least as many images as with half its steps",
     "one attack is enough": "the joint attack alone breaks what all attacks together break, but for one image in 200",
     "broken on the classifier too": "no image is broken behind the shield that the baseline's attack left standing",
-    "half the radius": "the shield is not far more robust than the better of its models at half the radius",
-    "finite": "all scores are finite",
+    "half the radius": "the shield is not right on far more images than the better of its models at half the radius",
+    "finite": "(a check) all scores are finite",
     "better than chance": "the classifier is better than chance on clean images",
     "own embeddings": "every class has a text embedding of its own",
 }
@@ -98,9 +98,10 @@ def _of_runs(records: pd.DataFrame, runs: pd.DataFrame) -> Findings:
         # Tramer 2022: a detector that is robust at eps implies a classifier that is robust at eps/2. A detector far
         # above the best known classifier says that its attack is weak. Far: the intervals do not overlap.
         models = {s.partition(",")[0]: int(correct.get(s, 0)) for s in alone}
-        shield = few - len(together["worst_case"] & first)
+        right = records[(records.scenario == "worst_case") & (records.clean_decision == records.label)]
+        shield = len((set(right.image) & first) - together["worst_case"])  # a rejected clean image is an error
         counts = ", ".join(f"{name} {count}" for name, count in models.items())
-        words = f"of {few} images the shield holds {shield}; one model at half the radius: {counts}"
+        words = f"of {few} images the shield accepts rightly and holds {shield}; one model at half the radius: {counts}"
         findings["half the radius"] = (wilson(shield, few)[0] <= wilson(max(models.values()), few)[1], words)
     return findings
 
