@@ -26,7 +26,8 @@ MODES = ["RGBA", "LA", "P", "CMYK", "L", "1"]
 
 def options(name: str, root: Path, **changes) -> Dataset:
     """The section `dataset` for a small data set."""
-    values = {"image_size": 32, "train": None, "validation": 0, "evaluate": 4, "order": "stratified"}
+    values = {"image_size": 32, "train": None, "validation": 0, "calibration": 0, "evaluate": 4}
+    values |= {"order": "stratified"}
     return Dataset(name=name, root=str(root), **(values | changes))
 
 

@@ -1,4 +1,4 @@
-"""Preparation of a data set: raw images in, the splits `train`, `validation` and `evaluation` out."""
+"""Preparation of a data set: raw images in, the splits for training, validation, calibration and evaluation out."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from multishield.files import write_json
 from multishield.images import Images
 from multishield.progress import progress
 from paper.data.datasets import open_source
-from paper.data.source import Source, as_rgb
+from paper.data.source import Source, as_rgb, draw
 from paper.params.sections import Dataset
 
 
@@ -41,48 +41,32 @@ def read_split(
     return Images(images, source.labels[chosen], chosen if source.ids is None else source.ids[chosen])
 
 
-def draw(labels: Tensor, count: int, order: str, seed: int) -> Tensor:
-    """Sorted indices of `count` images, int64 (count,). The choice uses integers only: it is the same everywhere.
-
-    The order "first" takes the first images. "stratified" takes equally many of each class, at random by `seed`: a
-    remainder goes to the first classes, and fewer images than classes are of classes drawn by `seed`.
-    """
-    if order == "first" or not count:
-        return torch.arange(count)
-    rng = np.random.default_rng(seed)
-    shuffled = torch.from_numpy(rng.permutation(len(labels)))
-    rank = torch.empty(len(labels), dtype=torch.long)  # within the class: the lowest ranks make a balanced choice
-    for k in labels.unique():
-        members = shuffled[labels[shuffled] == k]
-        rank[members] = torch.arange(len(members))
-    classes = int(labels.max()) + 1
-    # For fewer images than classes, the first classes would be no sample: ImageNet's first 400 are animals.
-    turn = torch.arange(classes) if count >= classes else torch.from_numpy(rng.permutation(classes))
-    by_rank = torch.argsort(rank * classes + turn[labels], stable=True)
-    return by_rank[:count].sort().values
-
-
 def _check_count(key: str, wanted: int, available: int, images: str) -> None:
     if wanted > max(0, available):
         raise UserError(f"dataset.{key} is {wanted}, but there are only {max(0, available)} {images}; lower it")
 
 
+def _apart(labels: Tensor, first: int, second: int, order: str, seeds: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Indices of `first` images in that order, and of `second` others, stratified."""
+    chosen = draw(labels, first, order, seeds[0])
+    rest = torch.from_numpy(np.setdiff1d(np.arange(len(labels)), chosen))
+    return chosen, rest[draw(labels[rest], second, "stratified", seeds[1])]
+
+
 def _draw_training(source: Source, params: Dataset, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training images, and of the validation images held out of them."""
-    labels, left = source.labels, len(source) - params.validation
+    """Indices of the validation images, which are held out, and of the training images."""
+    left = len(source) - params.validation
     wanted = left if params.train is None else params.train
     _check_count("validation", params.validation, len(source) - len(source.classes), "training images to spare")
     _check_count("train", wanted, left, "training images beside those held out for validation")
-    held_out = draw(labels, params.validation, "stratified", seed)
-    rest = torch.from_numpy(np.setdiff1d(np.arange(len(labels)), held_out))
-    return rest[draw(labels[rest], wanted, "stratified", seed + 1)], held_out
+    return _apart(source.labels, params.validation, wanted, "stratified", (seed, seed + 1))
 
 
 def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
-    """Draw images by their labels, read them, and write the splits `train`, `validation` and `evaluation` to `out`.
+    """Draw images by their labels, read them, and write the splits to `out`, with captions, class names and sizes.
 
-    `validation` is held out of the training images, and chooses epochs. Splits may be empty. `out` also gets captions,
-    class names, and the images' size and resizing. Raises UserError if data are damaged, or too few.
+    `validation` is held out of the training images, and chooses epochs. `calibration`, of the test images, chooses
+    thresholds: no model was trained on them. Splits may be empty. Raises UserError if data are damaged, or too few.
     """
     test = open_source(params, "test")
     train = test if params.train == params.validation == 0 else open_source(params, "train")
@@ -92,11 +76,13 @@ def prepare(params: Dataset, seed: int, out: Path) -> dict[str, Images]:
         differing = sorted(set(train.classes) ^ set(test.classes))
         given = f"{params.name} in {params.root} has different classes in train and test, {differing} in only one"
         raise UserError(f"{given}; both must have the same, in one order")
-    wanted = params.evaluate or len(test)
-    _check_count("evaluate", wanted, len(test), "test images")
-    chosen, held_out = _draw_training(train, params, seed)
-    evaluated = draw(test.labels, wanted, params.order, seed)
-    drawn = {"train": (train, chosen), "validation": (train, held_out), "evaluation": (test, evaluated)}
+    held_out, chosen = _draw_training(train, params, seed)
+    left = len(test) - params.calibration
+    wanted = left if params.evaluate is None else params.evaluate
+    _check_count("evaluate", wanted, left, "test images beside those for calibration")
+    evaluated, calibrated = _apart(test.labels, wanted, params.calibration, params.order, (seed, seed + 2))
+    drawn = {"train": (train, chosen), "validation": (train, held_out)}
+    drawn |= {"calibration": (test, calibrated), "evaluation": (test, evaluated)}
     sizes = {"size": params.image_size, "resize": params.resize, "interpolation": params.interpolation}
     splits = {name: read_split(source, rows, **sizes, name=name) for name, (source, rows) in drawn.items()}
     for name, split in splits.items():

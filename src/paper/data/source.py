@@ -81,3 +81,24 @@ def read_image(path: str | Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, UserError, Image.DecompressionBombError) as error:
         reason = str(error).split("<")[0].strip() or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}); mend, replace or remove it") from None
+
+
+def draw(labels: torch.Tensor, count: int, order: str, seed: int) -> torch.Tensor:
+    """Sorted indices of `count` images, int64 (count,). The choice uses integers only: it is the same everywhere.
+
+    The order "first" takes the first images. "stratified" takes equally many of each class, at random by `seed`: a
+    remainder goes to the first classes, and fewer images than classes are of classes drawn by `seed`.
+    """
+    if order == "first" or not count:
+        return torch.arange(count)
+    rng = np.random.default_rng(seed)
+    shuffled = torch.from_numpy(rng.permutation(len(labels)))
+    rank = torch.empty(len(labels), dtype=torch.long)  # within the class: the lowest ranks make a balanced choice
+    for k in labels.unique():
+        members = shuffled[labels[shuffled] == k]
+        rank[members] = torch.arange(len(members))
+    classes = int(labels.max()) + 1
+    # For fewer images than classes, the first classes would be no sample: ImageNet's first 400 are animals.
+    turn = torch.arange(classes) if count >= classes else torch.from_numpy(rng.permutation(classes))
+    by_rank = torch.argsort(rank * classes + turn[labels], stable=True)
+    return by_rank[:count].sort().values

@@ -41,9 +41,6 @@ class Params(sections.Section, strict=False):  # a dictionary is accepted for th
             raise ValueError(f"classifiers: {unknown[0]!r} is not described under training; known: {', '.join(known)}")
         if len(set(names)) != len(names):
             raise ValueError(f"classifiers: {names} names one twice; name each once")
-        if self.alignment.source == "train" and self.dataset.name != "shapes":
-            needs = "captions, which only the shapes data set has; use 'open_clip' or 'file'"
-            raise ValueError(f"alignment.source: 'train' needs {needs}")
         if resize is not None and resize < size:
             given = f"dataset.resize is {resize}, but the centre crop of dataset.image_size = {size} must fit into it"
             raise ValueError(f"{given}; use {size} or more, such as 256 for a crop of 224")

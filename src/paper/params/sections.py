@@ -45,6 +45,7 @@ class Dataset(Section):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     train: Whole | None
     validation: Whole
+    calibration: Whole
     evaluate: Count | None
     order: Literal["stratified", "first"]
     own = property(lambda self: self.name == "folder" or ":" in self.name)  # images whose origin is not known
@@ -147,9 +148,10 @@ class Clip(Section):
 
 
 class ClipTrained(Clip, Fit):
-    """A small CLIP that the pipeline trains on the data set's image-caption pairs."""
+    """A small CLIP that the pipeline trains on images and captions: the data set's own, or prompts with class names."""
 
     source: Literal["train"]
+    augment: bool = False
     tower: Literal[ARCHITECTURES]
 
 

@@ -19,7 +19,9 @@ class Stage(Base):
 
     def train_or_load(self) -> tuple[Clip, pd.DataFrame]:
         """The CLIP, and a row per epoch."""
-        captions = read_json(paths.artifacts("dataset", "captions.json"))  # null where the data set has none
+        captions, prompts = read_json(paths.artifacts("dataset", "captions.json")), self.params.alignment.prompts
+        if captions is None:  # the data set has none: class names in the prompts, which take turns
+            captions = [prompts[i % len(prompts)].format(self.classes[k]) for i, k in enumerate(self.train.labels)]
         data = self.train, captions, self.validation, self.classes
         return train_or_load(self.params.alignment, *data, self.params.seed, self.resume)
 

@@ -32,10 +32,10 @@ class Base:
         """The class names, in the order of the labels."""
         return stored(paths.artifacts("dataset", "classes.json"), list[str])
 
-    # The training, the validation and the evaluation images.
-    train, validation, data = (
+    # The images for training, validation, calibration and evaluation.
+    train, validation, calibration, data = (
         cached_property(lambda self, file=f"{split}.safetensors": Images.load(paths.artifacts("dataset", file)))
-        for split in ("train", "validation", "evaluation")
+        for split in ("train", "validation", "calibration", "evaluation")
     )
 
     def unaware_of(self, name: str) -> StoredImages:

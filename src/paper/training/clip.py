@@ -1,4 +1,4 @@
-"""Training of the demo's small CLIP on image-caption pairs (Radford et al. 2021), with open_clip's loss."""
+"""Training of a small CLIP on image-caption pairs (Radford et al. 2021), with open_clip's loss."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from multishield.images import Images
 from multishield.zero_shot import Clip, Preprocess, align, embed_prompts
 from paper.models.clip import load_clip, small_clip
 from paper.params.sections import Clips
-from paper.training.epochs import fit, need_images
+from paper.training.epochs import augment, fit, need_images
 
 
 def zero_shot(clip: Clip, data: Images, text: Tensor) -> float:
@@ -25,15 +25,16 @@ def zero_shot(clip: Clip, data: Images, text: Tensor) -> float:
     return accuracy(align(clip, text).eval().to(device()), data)
 
 
-def _one_epoch(clip: Clip, data: Images, tokens: Tensor, size: int, seed: int, epoch: int, step: Callable) -> float:
+def _one_epoch(clip: Clip, data: Images, tokens: Tensor, params: Clips, seed: int, epoch: int, step: Callable) -> float:
     """Train one epoch on batches of one size, because the loss compares within a batch; returns the mean loss."""
     model, loss_of = clip.model.train(), ClipLoss()
     preprocess = Preprocess(clip.preprocessing, clip.antialias).to(device())
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-    batches = [b for b in order.split(size) if len(b) == size]
+    generator, size = torch.Generator().manual_seed(seed * 100_003 + epoch), min(params.batch_size, len(data))
+    batches = [b for b in torch.randperm(len(data), generator=generator).split(size) if len(b) == size]
     total = 0.0
     for batch in batches:
-        image = F.normalize(model.visual(preprocess(data[batch].pixels.to(device()))), dim=-1)
+        pixels = augment(data[batch].pixels, generator) if params.augment else data[batch].pixels
+        image = F.normalize(model.visual(preprocess(pixels.to(device()))), dim=-1)
         # Captions repeat within a batch: each goes through the text tower once.
         different, caption = tokens[batch].unique(dim=0, return_inverse=True)
         text = model.encode_text(different.to(device()), normalize=True)[caption.to(device())]
@@ -63,12 +64,11 @@ def train_or_load(
     clip = small_clip(params.tower, data.images.shape[-1])
     clip.model.to(device(), memory_format=torch.channels_last)
     trained = [p for p in clip.model.parameters() if p.requires_grad]
-    rate, size = params.learning_rate, min(params.batch_size, len(data))
-    batches = len(data) // size
+    rate, batches = params.learning_rate, len(data) // min(params.batch_size, len(data))
     optimiser = torch.optim.AdamW(trained, rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     schedule = OneCycleLR(optimiser, rate, total_steps=params.epochs * batches + 1)
     task, inputs = "training CLIP", (params.model_dump(), data.images, captions, seed)
-    one_epoch = partial(_one_epoch, clip, data, clip.tokenizer(captions), size, seed)
+    one_epoch = partial(_one_epoch, clip, data, clip.tokenizer(captions), params, seed)
 
     def scores() -> dict[str, float]:
         return {"zero_shot_accuracy": zero_shot(clip, validation, embed_prompts(clip, classes, params.prompts))}

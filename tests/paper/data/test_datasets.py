@@ -123,7 +123,12 @@ def test_imagenet_without_training_images(imagenet, tmp_path):
         prepare.prepare(options("imagenet", imagenet), 0, out)
     assert not out.exists()
     splits = prepare.prepare(options("imagenet", imagenet, train=0, image_size=24, resize=28, evaluate=6), 0, out)
-    assert [(k, len(s)) for k, s in splits.items()] == [("train", 0), ("validation", 0), ("evaluation", 6)]
+    assert [(k, len(s)) for k, s in splits.items()] == [
+        ("train", 0),
+        ("validation", 0),
+        ("calibration", 0),
+        ("evaluation", 6),
+    ]
     assert {s.images.shape[1:] for s in splits.values()} == {(3, 24, 24)}
     assert splits["evaluation"].labels.unique().tolist() == [0, 489, 999]
     assert len(Images.load(out / "train.safetensors")) == 0

@@ -12,6 +12,7 @@ from multishield.errors import UserError
 from multishield.files import read_json
 from paper.data import prepare, shapes
 from paper.data.datasets import open_source
+from paper.data.source import draw
 from raw import options
 
 
@@ -36,8 +37,10 @@ def test_shapes_are_the_same_bytes_everywhere():
 
 
 def test_prepare_splits_do_not_overlap(folder, tmp_path):
-    splits = prepare.prepare(options("folder", folder, validation=2), 0, tmp_path / "out")
-    assert {k: len(v) for k, v in splits.items()} == {"train": 10, "validation": 2, "evaluation": 4}
+    splits = prepare.prepare(options("folder", folder, validation=2, calibration=2), 0, tmp_path / "out")
+    sizes = {"train": 10, "validation": 2, "calibration": 2, "evaluation": 4}
+    assert {k: len(v) for k, v in splits.items()} == sizes
+    assert not set(splits["calibration"].ids.tolist()) & set(splits["evaluation"].ids.tolist())
     assert not set(splits["train"].ids.tolist()) & set(splits["validation"].ids.tolist())
     assert splits["validation"].labels.bincount().tolist() == [1, 1]
     assert splits["evaluation"].labels.bincount().tolist() == [2, 2]
@@ -52,17 +55,17 @@ def test_prepare_splits_do_not_overlap(folder, tmp_path):
 
 def test_draw():
     labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 5)
-    chosen = prepare.draw(labels, 12, "stratified", 0)
+    chosen = draw(labels, 12, "stratified", 0)
     assert labels[chosen].bincount().tolist() == [4, 4, 4]
     assert chosen.tolist() == sorted(set(chosen.tolist()))
-    assert labels[prepare.draw(labels, 30, "stratified", 0)].bincount().tolist() == [13, 12, 5]
-    assert prepare.draw(labels, 3, "first", 0).tolist() == [0, 1, 2]
-    assert not torch.equal(chosen, prepare.draw(labels, 12, "stratified", 1))
+    assert labels[draw(labels, 30, "stratified", 0)].bincount().tolist() == [13, 12, 5]
+    assert draw(labels, 3, "first", 0).tolist() == [0, 1, 2]
+    assert not torch.equal(chosen, draw(labels, 12, "stratified", 1))
     assert chosen.tolist() == [5, 16, 20, 37, 75, 87, 88, 98, 100, 102, 103, 104], "the same images on every machine"
-    assert prepare.draw(labels, 0, "stratified", 0).tolist() == []
-    assert prepare.draw(labels[:0], 0, "stratified", 0).tolist() == []
+    assert draw(labels, 0, "stratified", 0).tolist() == []
+    assert draw(labels[:0], 0, "stratified", 0).tolist() == []
     labels = torch.arange(1000).repeat_interleave(5)
-    chosen = prepare.draw(labels, 100, "stratified", 0)
+    chosen = draw(labels, 100, "stratified", 0)
     assert len(labels[chosen].unique()) == 100, "fewer images than classes are of classes from all over"
     assert labels[chosen].float().mean() == pytest.approx(500, abs=100)
     assert chosen[:5].tolist() == [50, 65, 82, 137, 213]

@@ -29,7 +29,7 @@ PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") i
 
 @pytest.fixture(autouse=True)
 def _folders(monkeypatch):
-    for variable in ("MULTISHIELD_CIFAR10", "MULTISHIELD_WEIGHTS"):
+    for variable in ("MULTISHIELD_CIFAR10", "MULTISHIELD_EUROSAT", "MULTISHIELD_WEIGHTS"):
         monkeypatch.setenv(variable, "/data")
     monkeypatch.delenv("MULTISHIELD_DATA", raising=False)
 
