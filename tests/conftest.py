@@ -69,9 +69,11 @@ CHEAP = {"baseline.attacks": ["apgd-ce"], "adaptive.paper.steps": 5, "adaptive.j
 CHEAP |= {"adaptive.components.targets": 1, "adaptive.components.steps": 5, "adaptive.denial.steps": 5}
 CHEAP |= {"adaptive.square.queries": 10, "adaptive.sanity.images": 4, "comparison.rejection": 0.1}
 CHEAP |= {"comparison.attack.targets": 1, "comparison.attack.steps": 5, "studies.images": 4, "studies.sigma": [0.1]}
+CHEAP |= {"dataset.calibration": 0}
 CHEAP |= {"studies.prompts": {"one": {"templates": ["a {}"]}}, "studies.tolerance": [0.01], "studies.eps": ["8/255"]}
 # Native arithmetic, as the tests' own process: two with two threads each would wait for each other.
 SMALL = CHEAP | {"arithmetic": "native", "classifiers": ["robust"], "dataset.train": 600, "dataset.validation": 60}
+SMALL |= {"dataset.calibration": 30}
 SMALL |= {"dataset.evaluate": 20, "training.robust.epochs": 1, "training.robust.validation_steps": 2}
 SMALL |= {"alignment.epochs": 1, "baseline.batch_size": 10}
 

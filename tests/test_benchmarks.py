@@ -41,7 +41,7 @@ def test_a_classifier_and_a_shield_have_their_rows(stage, monkeypatch, capsys):
     attacks.row_of_classifier("tiny", 6, queries=5)
     attacks.rows_of_shield("tiny", 6)
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
-    assert [row[0].split(":")[0] for row in rows] == ["tiny", "tiny with shield", "tiny"]
+    assert [row[0].split(":")[0] for row in rows] == ["tiny", "tiny", "tiny with shield", "tiny"]
     assert rows[0][1:3] == ["0.0%", "0.0%"]
 
 

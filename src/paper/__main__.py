@@ -16,7 +16,11 @@ COMMANDS = {
     "data": ("check", "make_data", "render the demo's images into data/, and download those that params.yaml names"),
     "profile": ("profiles", "use_profile", "make a preset of profiles/ the active params.yaml"),
     "results": ("results", "show", "print the result table and the report's path; compare it with the committed table"),
-    "cost": ("run", "show_cost", "print wall time and peak memory of each stage's last run here"),
+    "cost": (
+        "run",
+        "show_cost",
+        "print wall time and peak memory of each stage's last run here, and the shields' latency",
+    ),
     "predict": ("predict", "show", 'print a class or "rejected" for each image, with the scores of both models'),
     "verify": ("verify", "verify", "take attacked images from elsewhere into the report; they lower its numbers"),
     "run": ("run", "run_stage", "run one stage, as dvc.yaml does"),
@@ -45,7 +49,7 @@ def main() -> int:
     options = vars(parser().parse_args())
     module, function, _ = COMMANDS[command := options.pop("command")]
     try:
-        if command in ("predict", "verify"):  # their modules import torch
+        if command in ("cost", "predict", "verify"):  # they import torch
             arithmetic.choose(Params.load().arithmetic)
         getattr(import_module(f"paper.pipeline.{module}"), function)(**options)
         sys.stdout.flush()

@@ -98,7 +98,7 @@ def _log_cost(stage: str, item: str | None, seconds: float) -> None:
 
 
 def show_cost() -> None:
-    """Print the last wall time and peak memory of each stage. Raises UserError if the log is missing or damaged."""
+    """Print each stage's last wall time and peak memory, and the shields' latency; UserError for a damaged log."""
     import pandas as pd
 
     log = paths.state("stages.csv")
@@ -107,5 +107,10 @@ def show_cost() -> None:
     try:
         rows = pd.read_csv(log, keep_default_na=False)
         print(rows.groupby(["stage", "classifier"], sort=False).last().to_string())
+        if paths.artifacts("report").is_dir():
+            from paper.report.shields import latency
+            from paper.stages.attacking import Attacking
+
+            print(f"\nOn this machine:\n{latency(Attacking('report')).to_string(index=False)}")
     except (ValueError, KeyError) as error:
         raise UserError(f"{log} is damaged ({error}); remove it, every stage that runs writes to it again") from None

@@ -6,7 +6,6 @@ import warnings
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -16,6 +15,8 @@ from paper.report.tables import BOUNDS
 
 GREEN, ORANGE, RED = "#3b7f5c", "#d9a441", "#b5403a"
 BLUE, AMBER = "#2a6fb0", "#d9822b"
+COLOURS = mpl.color_sequences["petroff10"]  # told apart with any colour vision (Petroff 2021)
+LOOKS = tuple(zip(COLOURS, ("-", "--", "-.", ":") * 3, strict=False))  # of defences
 PERCENT, POINTS = "{x:.0%}", {"capsize": 2, "elinewidth": 0.6, "markersize": 4}
 OUTCOMES = {"accepted, correct": GREEN, "rejected": ORANGE, "accepted, wrong": RED}
 # Column of a training history -> its curve.
@@ -25,11 +26,10 @@ ACCURACIES |= {"noisy_accuracy": "under noise"}
 
 def style() -> None:
     """Set the matplotlib style of every figure."""
-    warnings.filterwarnings("ignore", "Glyph .* missing")  # seaborn draws before `_legible` finds a font
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # a layout may be made before `_legible` finds a font
     changes = {"figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True, "grid.alpha": 0.5}
-    changes |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium"}
-    changes |= {"text.parse_math": False}  # a class may be called "$x$"
-    sns.set_theme(context="paper", style="whitegrid", font_scale=1.05, rc=changes)
+    changes |= {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}  # "$x$" is a name
+    plt.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper", changes])
 
 
 def _legible(figure: Figure) -> Figure:
@@ -94,8 +94,7 @@ def rejection_curves(table: pd.DataFrame) -> Figure:
     groups = dict(list(table.groupby("classifier", sort=False)))
     figure, panels = _panels(groups, (4.8, 4.2), (-0.02, 1.02), "clean rejection", "robust accuracy, worst case")
     for axis, rows in panels:
-        looks = zip(sns.color_palette("colorblind"), ("-", "--", "-.", ":") * 3, strict=False)
-        for (defence, curve), (colour, line) in zip(rows.groupby("defence", sort=False), looks, strict=False):
+        for (defence, curve), (colour, line) in zip(rows.groupby("defence", sort=False), LOOKS, strict=False):
             axis.step(curve.rejection, curve.robust, line, where="post", color=colour, label=defence, linewidth=1.4)
         axis.xaxis.set_major_locator(mpl.ticker.MultipleLocator(0.05))
         axis.xaxis.set_major_formatter(PERCENT)
@@ -106,7 +105,7 @@ def studies(table: pd.DataFrame) -> Figure:
     """Robust accuracy and clean rejection by study and classifier, with 95 % intervals (`stages.studies.table`)."""
     groups = {f"{study}: {name}": rows for (study, name), rows in table.groupby(["study", "classifier"], sort=False)}
     figure, panels = _panels(groups, (4.6, 3.4), (-0.02, 1.02), "", "", columns=table.classifier.nunique())
-    colours = zip(table.of.unique(), (RED, GREEN, BLUE), strict=False)
+    colours = zip(table.of.unique(), (RED, GREEN, BLUE, "#7d5ba6"), strict=False)
     series = [(f"robust, {of}", of, "robust_accuracy", colour, "o-") for of, colour in colours]
     series.append(("clean rejection, shield", "shield", "clean_rejection", ORANGE, "s--"))
     for axis, rows in panels:
@@ -126,7 +125,7 @@ def bounds(table: pd.DataFrame) -> Figure:
     groups = dict(list(table.groupby("classifier", sort=False)))
     figure, panels = _panels(groups, (4.2, 3.4), (-0.02, 1.02), "L2 radius in units of [0,1] pixels", "share of images")
     for axis, rows in panels:
-        looks = zip(rows.groupby("value", sort=False), sns.color_palette("colorblind"), strict=False)
+        looks = zip(rows.groupby("value", sort=False), COLOURS, strict=False)
         for (sigma, of), colour in looks:
             curves = {bound: curve.set_index("radius").ratio for bound, curve in of.groupby("bound")}
             band = curves["held"].index, curves["held"], curves["attacked"]
@@ -137,17 +136,14 @@ def bounds(table: pd.DataFrame) -> Figure:
     return _with_legend(figure, ncols=2, fontsize=8)
 
 
-def robustness_curves(curves: dict[str, pd.DataFrame]) -> Figure:
-    """The robustness curve of each classifier's shield, with 95 % intervals (`portfolio.robustness_curve`)."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.6))
-    for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind"), strict=False):
-        axis.plot(curve.alpha, curve.value, "o-", color=colour, label=name, markersize=4)
-        axis.fill_between(curve.alpha, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
-    x = "alpha: rejecting within alpha \N{MULTIPLICATION SIGN} eps is an error"
-    axis.set(xlabel=x, ylabel="images held", ylim=(0, 1.02))
-    axis.yaxis.set_major_formatter(PERCENT)
-    axis.legend(fontsize=8)
-    return figure
+def robustness_curves(table: pd.DataFrame) -> Figure:
+    """The robustness curves of all defences (`stages.comparison.both_attackers`)."""
+    groups, x = dict(list(table.groupby("classifier", sort=False))), "alpha: rejecting within alpha * eps is an error"
+    figure, panels = _panels(groups, (4.8, 3.8), (-0.02, 1.02), x, "images held")
+    for axis, rows in panels:
+        for (defence, curve), (colour, line) in zip(rows.groupby("defence", sort=False), LOOKS, strict=False):
+            axis.plot(curve.alpha, curve.value, line, color=colour, label=defence, marker="o", markersize=3)
+    return _with_legend(figure)
 
 
 def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
@@ -193,13 +189,16 @@ def example(images: dict[str, np.ndarray], scores: dict[str, pd.DataFrame], clas
 
 def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
     """Cosines (K,K) between the classes' text embeddings. Names are left out beyond 25 classes, numbers beyond 12."""
-    named, size = (classes, (6.2, 5.2)) if len(classes) <= 25 else (False, (8, 7))
+    names, size = (classes, (6.2, 5.2)) if len(classes) <= 25 else ([], (8, 7))
     figure, axis = plt.subplots(figsize=size)
-    look = {"cmap": "viridis", "vmax": 1, "square": True, "xticklabels": named, "yticklabels": named}
-    look |= {"annot": len(classes) <= 12, "fmt": ".2f", "annot_kws": {"size": 7}, "cbar_kws": {"label": "cosine"}}
-    sns.heatmap(similarity, ax=axis, **look)
-    axis.tick_params(axis="y", rotation=0)
-    plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    cells = axis.imshow(similarity, vmax=1, cmap="viridis")
+    figure.colorbar(cells, label="cosine")
+    for (row, column), value in np.ndenumerate(similarity) if len(classes) <= 12 else ():
+        colour = "white" if cells.norm(value) < 0.6 else "black"
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", size=7, color=colour)
+    axis.grid(visible=False)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(names)), names)
     axis.set_title("Similarity of the class prompts")
     return _legible(figure)
 

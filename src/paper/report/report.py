@@ -33,11 +33,6 @@ def histories(params: Params) -> dict[str, pd.DataFrame]:
     return {name: frame for name, frame in frames.items() if frame.epoch.min() > 0}
 
 
-def curves(params: Params) -> dict[str, pd.DataFrame]:
-    """The robustness curve of each classifier's shield, see `portfolio.robustness_curve`."""
-    return {name: pd.read_csv(paths.artifacts("adaptive", name, "curve.csv")) for name in params.classifiers}
-
-
 def prompt_similarity() -> np.ndarray:
     """Cosines between the classes' text embeddings, (K,K)."""
     return zero_shot.prompt_similarity(load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]).numpy()
@@ -76,12 +71,19 @@ def write_findings(params: Params, all_records: pd.DataFrame) -> pd.DataFrame:
     return findings
 
 
-def write_comparison(params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write the records of the comparison, its table and its curves; returns the last two."""
+def write_comparison(params: Params) -> dict[str, pd.DataFrame]:
+    """Write the records of the comparison and its tables; returns the tables by name."""
     rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
-    table = comparison.table(rows, params.comparison, params.multishield.tolerance)
-    save_table(curves := comparison.curves(rows, params.comparison.rejection), "rejection")
-    return _written("comparison", rows, table), curves
+    tolerance = params.multishield.tolerance
+    _written("comparison", rows, table := comparison.table(rows, params.comparison, tolerance))
+    made = {
+        "rejection": comparison.curves(rows, params.comparison.rejection),
+        "alone": comparison.alone(rows, tolerance),
+    }
+    made |= {"both": comparison.both_attackers(rows), "completeness": comparison.completeness(rows, params.comparison)}
+    for name, other in made.items():
+        save_table(other, name)
+    return made | {"comparison": table}
 
 
 def write_study(name: str) -> pd.DataFrame:

@@ -1,5 +1,9 @@
 """The trained shields: example images with their scores, and the cost of a decision."""
 
+import timeit
+from functools import partial
+from itertools import product
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -63,6 +67,19 @@ def overhead(shields: dict[str, MultiShield], image: Tensor) -> pd.DataFrame:
     columns = ["model", "million parameters", "million operations per image", "times the classifier's"]
     cells = [(model, f"{n / 1e6:.2f}", f"{flops / 1e6:.1f}", times) for model, n, flops, times in rows]
     return pd.DataFrame(cells, columns=columns)
+
+
+@torch.no_grad()
+def latency(s: Attacking) -> pd.DataFrame:
+    """The time of a decision on this machine, with and without CLIP: the best of ten passes over 1 and 64 images."""
+    rows = []
+    for name, count in product(s.params.classifiers, (1, 64)):
+        shield, x = s.shield_of(name), s.data[:count].pixels
+        for model, title in ((shield.classifier, name), (shield, f"{name} with the shield")):
+            call = partial(model, x.to(device_of(model)))
+            seconds = min(timeit.repeat(lambda call=call: call().cpu(), number=1, repeat=10))
+            rows.append((title, len(x), 1000 * seconds, len(x) / seconds))
+    return pd.DataFrame(rows, columns=["model", "batch", "milliseconds", "images per second"]).round(2)
 
 
 @torch.no_grad()

@@ -27,6 +27,11 @@ def with_interval(row, key: str) -> str:
     return cell(Share(getattr(row, key), getattr(row, f"{key}_low"), getattr(row, f"{key}_high")))
 
 
+def per_cent(table: pd.DataFrame, word: str) -> pd.DataFrame:
+    """The columns whose names hold a word in per cent, and all numbers with one decimal."""
+    return table.assign(**{name: 100 * table[name] for name in table if word in name}).round(1)
+
+
 def studies(table: pd.DataFrame) -> pd.DataFrame:
     """The studies (`stages.studies.table`): a row per value, in per cent with 95 % Wilson intervals."""
     metrics = ("clean_accuracy", "clean_rejection", "robust_accuracy", "rejection_under_attack")

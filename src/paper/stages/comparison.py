@@ -5,6 +5,7 @@ The defences of a family differ in one threshold: a larger one rejects more. Per
 attacked image is accepted as a wrong class. So robust accuracy is exact at every rejection, on the same images.
 """
 
+import copy
 import math
 from dataclasses import replace
 from functools import cached_property
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from multishield import defences, records
 from multishield.attacks.joint import joint
+from multishield.attacks.random_streams import keys
 from multishield.defences import Defence
 from multishield.forward import scores_of
 from multishield.images import AttackedImages, Images, StoredImages, folder_of
+from multishield.portfolio import ALPHAS, robustness_curve
 from multishield.shield import MultiShield, margin_over_others
 from paper import paths
 from paper.params.values import FAMILIES
@@ -26,6 +29,7 @@ from paper.stages.attacking import Attacking
 
 REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against the reference
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
+ALONE = ("random noise", "black box", "on CLIP", "no_shield", "paper", "joint")  # what each breaks alone is shown
 RESAMPLES = 10_000  # fewer could not show a small p once it is corrected
 
 
@@ -50,6 +54,10 @@ class Family(Defence):
         levels = levels.masked_fill((margins[:, ~moves] < 0).any(1), -torch.inf)
         return levels.where(levels == levels.amax(1, keepdim=True), -torch.inf)  # one class alone is accepted
 
+    def wrong_level(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """The largest threshold at which images are accepted as a wrong class, (N,); -inf where at none."""
+        return self.levels(pixels).scatter(1, labels[:, None], -torch.inf).amax(1)
+
 
 class Stage(Attacking):
     """See `Attacking`; the item is the classifier."""
@@ -64,48 +72,82 @@ class Stage(Attacking):
         """Attack all families; write and return a row per family and image.
 
         Columns: classifier, defence, image, label, right (whether the class of the clean image is), t_clean, t_broken,
-        attack (that breaks it at t_broken), forwards, backwards (of the family's own attack).
+        attack (that breaks it at t_broken), "t, ATTACK" for each of `ALONE` and the family's own attacks, captured (how
+        many of the restarts break it at the strictest threshold), held (at how many of `ALPHAS`, where as many clean
+        images are rejected as by the shield), forwards, backwards (of its own attacks).
         """
-        rows, named = [], families(self.shield, (self.validation if len(self.validation) else self.data).pixels)
-        share, chunks = self.params.comparison.rejection, list(self.data.chunks())
-        for family in named.values():  # the attacks aim at the strictest threshold
-            t_clean = torch.cat([family.levels(self.data[chunk].pixels).amax(1) for chunk in chunks])
-            family.threshold = float(t_clean.sort().values[int(share * len(t_clean))])
+        rows, named = [], families(self.shield, (self.calibration if len(self.calibration) else self.data).pixels)
+        chunks, n, alike = list(self.data.chunks()), len(self.data), {}
+        clean = {name: torch.cat([f.levels(self.data[c].pixels).amax(1) for c in chunks]) for name, f in named.items()}
+        rejected = min(int((clean[SHIELD] < -self.shield.tolerance).sum()), n - 1)
+        for name, family in named.items():  # the attacks aim at the strictest threshold
+            at = [int(self.params.comparison.rejection * n), rejected]
+            family.threshold, alike[name] = clean[name].sort().values[at].tolist()
         for chunk in chunks:
             data, before = self.data[chunk], {name: images[chunk] for name, images in self.earlier.items()}
-            attacked = {name: self._attacked(name, family, data, before) for name, family in named.items()}
-            for name, images in attacked.items():
-                StoredImages(folder_of(self.folder, name)).add(chunk.start, images)
-            rows += [self._rows(name, family, data, before | attacked) for name, family in named.items()]
+            noise = self.ball.random(data.pixels, keys(self.params.seed, "noise", data.ids))
+            before["random noise"] = replace(AttackedImages.untouched(data), images=noise)
+            before["black box"] = self.attacker_of(self.item).black_box(self.shield, data)
+            captured, shown = {}, before.copy()
+            for name, family in named.items():
+                shown[name], captured[name] = self._attacked(name, family, data, before)
+                StoredImages(folder_of(self.folder, name)).add(chunk.start, shown[name])
+            for name, family in named.items():
+                of_family = self._rows(name, family, data, shown).assign(captured=captured[name].numpy())
+                rows.append(of_family.assign(held=self._held(name, family, alike[name], data, of_family.t_broken)))
         table = pd.concat(rows, ignore_index=True).round(6)  # as the file has it
         records.save(table, self.folder / "records.csv")
         return table
 
-    def _attacked(self, name: str, family: Family, data: Images, before: dict[str, AttackedImages]) -> AttackedImages:
-        """The images after joint on a family at its strictest; one that resists is kept where it is nearest to evasion.
+    def _attacked(self, name: str, family: Family, data: Images, before: dict) -> tuple[AttackedImages, Tensor]:
+        """Per image the most accepted one of a family's own attacks at its strictest, and how many restarts broke it.
 
-        A bound family cannot be broken on images that no attack has broken for the classifier. Others get all tries.
+        The attacks are joint from earlier images, restarts from random points alone, and the black box on what is left.
+        A bound family cannot be broken on images that no attack has broken for the classifier.
         """
-        lost = before["no_shield"].success | before["worst_case"].success
-        index = (lost | torch.tensor(not family.bound)).nonzero()[:, 0]
-        if not len(index):
-            return AttackedImages.untouched(data)
-        starts = [replace(before[s][index], broken_by=["earlier"] * len(index)) for s in ("no_shield", "on CLIP")]
-        options = vars(self.params.comparison.attack) | {"long": 1, "rounds": 0, "nearest": True}
-        newer = self.attacker_of(self.item).run(joint, f"{name}:", family, data[index], starts, **options)
-        return AttackedImages.untouched(data).updated(index, newer)
+        lost = before["no_shield"].success | before["worst_case"].success | torch.tensor(not family.bound)
+        left, untouched, budget = lost.nonzero()[:, 0], AttackedImages.untouched(data), self.params.comparison.attack
+        if not len(left):
+            return untouched, torch.zeros(len(data), dtype=torch.long)
+        attacker, runs = self.attacker_of(f"{self.item}, {name}"), []
+        starts = [replace(before[s][left], broken_by=["earlier"] * len(left)) for s in ("no_shield", "on CLIP")]
+        options = {"targets": budget.targets, "steps": budget.steps, "long": 1, "rounds": 0, "nearest": True}
+        for number in range(1 + budget.restarts):
+            run = replace(attacker, seed=attacker.seed + number).run
+            newer = run(joint, f"joint {number}", family, data[left], starts * (number == 0), **options)
+            runs.append(untouched.updated(left, newer))
+        broken = torch.stack([run.success for run in runs])
+        left = (lost & ~broken.any(0)).nonzero()[:, 0]
+        squared = attacker.square_on_survivors(family, data[left], untouched[left])
+        runs.append(untouched.updated(left, squared))
+        best = torch.stack([family.wrong_level(run.images, data.labels) for run in runs]).argmax(0)
+        images = torch.stack([run.images for run in runs])[best, torch.arange(len(data))]
+        names = [name if any(of) else "" for of in broken.T.tolist()]
+        passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
+        return AttackedImages(images, names, *passes), broken[1:].sum(0)
 
     def _rows(self, name: str, family: Family, data: Images, attacked: dict[str, AttackedImages]) -> pd.DataFrame:
         images = {"clean": data.pixels} | {source: of.images for source, of in attacked.items()}
         self.ball.checked_distance(images[name], data.pixels, "the comparison")
-        levels = {source: family.levels(pixels) for source, pixels in images.items()}
-        wrong = torch.stack([of.scatter(1, data.labels[:, None], -torch.inf).amax(1) for of in levels.values()])
-        t_broken, source = wrong.max(0)
+        clean, sources = family.levels(data.pixels), np.array(list(images))
+        t = {source: family.wrong_level(pixels, data.labels) for source, pixels in images.items()}
+        t_broken, source = torch.stack(list(t.values())).max(0)
         columns = {"classifier": self.item, "defence": name, "image": data.ids, "label": data.labels}
-        columns |= {"right": levels["clean"].argmax(1) == data.labels, "t_clean": levels["clean"].amax(1)}
-        columns |= {"t_broken": t_broken, "attack": np.where(t_broken > -math.inf, np.array(list(images))[source], "")}
+        columns |= {"right": clean.argmax(1) == data.labels, "t_clean": clean.amax(1), "t_broken": t_broken}
+        columns |= {"attack": np.where(t_broken > -math.inf, sources[source], "")}
+        columns |= {f"t, {source}": t[source] for source in ALONE} | {"t, own": t[name]}
         columns |= {"forwards": attacked[name].forwards, "backwards": attacked[name].backwards}
         return pd.DataFrame({key: c.numpy() if isinstance(c, Tensor) else c for key, c in columns.items()})
+
+    def _held(self, name: str, family: Family, threshold: float, data: Images, t_broken: pd.Series) -> np.ndarray:
+        """At how many of `ALPHAS` each image is held by the family with that threshold, against both attackers."""
+        held, left = np.zeros(len(data), int), np.flatnonzero(t_broken < threshold)
+        if len(left):
+            family, some = copy.copy(family), data[torch.from_numpy(left)]
+            family.threshold, attacker = threshold, self.attacker_of(f"{self.item}, {name}")
+            unbroken, denied = AttackedImages.untouched(some), attacker.denial(family, some)
+            held[left] = attacker.held_at_each_alpha(family, some, unbroken, denied).sum(1).numpy()
+        return held
 
 
 def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
@@ -147,10 +189,18 @@ def curves(rows: pd.DataFrame, most: float) -> pd.DataFrame:
     return points[points.rejection <= most]
 
 
-def mean_robust(t_clean: np.ndarray, t_broken: np.ndarray, most: float, attacked: float = math.inf) -> float:
-    """Mean robust accuracy over clean rejections of 0, 1/N, ... up to `most`, at thresholds up to `attacked`."""
-    t = np.sort(t_clean)[: math.ceil(most * len(t_clean))].clip(max=attacked)
-    return float(np.searchsorted(np.sort(t_broken), t).mean() / len(t_broken))
+def mean_robust(t: np.ndarray, drawn: np.ndarray, most: float, attacked: float = math.inf) -> np.ndarray:
+    """Mean robust accuracy over clean rejections of 0, 1/N, ... up to `most`, at thresholds up to `attacked`, (R,).
+
+    `t` has the rows t_clean and t_broken (2,N); `drawn` says how often each image is in each of R resamples (R,N).
+    """
+    (clean, broken), n, wanted = t, t.shape[1], math.ceil(most * t.shape[1])
+    order, by_broken = clean.argsort(kind="stable"), broken.argsort(kind="stable")
+    # How many of the wanted thresholds, the smallest of the resample, are that of each image.
+    asked = np.diff(drawn[:, order].cumsum(1).clip(max=wanted), axis=1, prepend=0)
+    below = np.searchsorted(broken[by_broken], clean[order].clip(max=attacked))  # images that hold at each threshold
+    held = np.pad(drawn[:, by_broken].cumsum(1), ((0, 0), (1, 0)))[:, below]
+    return (asked * held).sum(1) / (wanted * n)
 
 
 def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
@@ -163,10 +213,10 @@ def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
     made = []
     for classifier, group in rows.groupby("classifier", sort=False):
         t = {name: of[["t_clean", "t_broken"]].to_numpy().T for name, of in group.groupby("defence", sort=False)}
-        n, rng = len(t[REFERENCE][0]), np.random.default_rng(0)
-        drawn = [np.arange(n), *rng.integers(0, n, (RESAMPLES, n))]
+        n = len(t[REFERENCE][0])
+        drawn = np.vstack([np.ones(n, int), np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)])
         last = {name: np.sort(of[0])[int(params.rejection * n)] for name, of in t.items()}
-        means = {m: np.array([mean_robust(*of[:, i], params.rejection, last[m]) for i in drawn]) for m, of in t.items()}
+        means = {name: mean_robust(of, drawn, params.rejection, last[name]) for name, of in t.items()}
         own = (t[SHIELD][0] < -tolerance).mean()
         for name, of in group.groupby("defence", sort=False):
             differences, row = means[name] - means[REFERENCE], {"classifier": classifier, "defence": name}
@@ -178,6 +228,43 @@ def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
             made.append(row | points[points.rejection <= own].iloc[-1].to_dict())
     table = pd.DataFrame(made)
     return table.assign(p=table.groupby("primary").p.transform(holm))
+
+
+def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
+    """How much the attacks may have missed: a row per classifier and family, at its strictest threshold.
+
+    The shares are those that one restart (their mean), all restarts and all attacks leave. The numbers are of images
+    that the family's own attacks break, that only images of other attacks break, and that random noise breaks; and
+    Chao's (1987) lower bound of those that more restarts would break, with its 97.5 % quantile over resamples.
+    """
+    made, rng, restarts = [], np.random.default_rng(0), params.attack.restarts
+    for (classifier, name), of in rows.groupby(["classifier", "defence"], sort=False):
+        n, times = len(of), np.bincount(of.captured, minlength=max(restarts, 2) + 1)
+        last = np.sort(of.t_clean)[int(params.rejection * n)]
+        broken, own, noise = (of[key] >= last for key in ("t_broken", "t, own", "t, random noise"))
+        once, twice = np.vstack([times, rng.multinomial(n, times / n, RESAMPLES)]).T[1:3]
+        missed = np.where(twice > 0, once**2 / (2 * twice.clip(1)), once * (once - 1) / 2)
+        left = {"one restart": 1 - of.captured.mean() / restarts, "restarts": times[0] / n, "all": 1 - broken.mean()}
+        row = {"classifier": classifier, "defence": name} | {f"robust, {k}": share for k, share in left.items()}
+        row |= {"own": own.sum(), "others alone": (broken & ~own).sum(), "noise": noise.sum(), "missed": missed[0]}
+        made.append(row | {"missed, up to": np.quantile(missed, 0.975), "passes": of.forwards.mean(), "N": n})
+    return pd.DataFrame(made)
+
+
+def alone(rows: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """The share of images that each classifier's shield holds against each of `ALONE`."""
+    levels = rows[rows.defence == SHIELD].set_index("classifier")[[f"t, {attack}" for attack in ALONE]]
+    held = (levels < -tolerance).groupby(level=0, sort=False).mean()
+    return held.set_axis([f"robust, {attack}" for attack in ALONE], axis=1).reset_index()
+
+
+def both_attackers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each family's `robustness_curve`, where as many clean images are rejected as by the shield."""
+    made = []
+    for (classifier, defence), of in rows.groupby(["classifier", "defence"], sort=False):
+        held = torch.tensor(of.held.tolist())[:, None] > torch.arange(len(ALPHAS))
+        made.append(robustness_curve(held).assign(classifier=classifier, defence=defence))
+    return pd.concat(made, ignore_index=True)
 
 
 def holm(p: pd.Series) -> pd.Series:

@@ -2,7 +2,7 @@
 or the Gaussian noise of smoothed models, which are certified.
 
 The first three are attacked by APGD on each component, and by the joint attack from there without its long tries, on
-the first images. The baseline's images are known results, and so are those of a smaller radius or tolerance.
+some images of each class. The baseline's images are known results, and so are those of a smaller radius or tolerance.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from functools import cached_property
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multishield import records
 from multishield.attacks.pgd import fgsm
@@ -23,11 +23,17 @@ from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
 from multishield.zero_shot import ZeroShotClassifier, embed_prompts, prompt_similarity
+from paper.data.source import draw
 from paper.models.alignment import load_pipeline_clip
 from paper.params.sections import PromptSet
 from paper.stages.attacking import Attacking
 
-WHO = ("shield", "classifier", "shield, FGSM")  # whose robust accuracy it is, and under which attack
+WHO = (
+    "shield",
+    "classifier",
+    "shield, FGSM on the classifier",
+    "shield, FGSM on itself",
+)  # whose robust accuracy it is, and under which attack
 COMPONENTS = component_names(MultiShield, 2)
 # Of smoothed models: noisy copies of each image, L2 radii in units of sigma, and the attack on 5 % of the copies.
 DRAWS, RADII, BUDGET = 200, (0.0, 0.5, 1.5), Budget(components=Components(targets=1, steps=5))
@@ -37,9 +43,14 @@ class Stage(Attacking):
     """See `Attacking`; the item is the study."""
 
     @cached_property
-    def first(self) -> Images:
-        """The images of the studies, the first of the evaluation images."""
-        return self.data[: self.params.studies.images]
+    def chosen(self) -> Tensor:
+        """Which of the evaluation images are studied, as many of each class."""
+        return draw(self.data.labels, self.params.studies.images, "stratified", self.params.seed)
+
+    @cached_property
+    def some(self) -> Images:
+        """The images of the studies."""
+        return self.data[self.chosen]
 
     def run(self) -> pd.DataFrame:
         """The study with every classifier; write and return its records.
@@ -75,22 +86,23 @@ class Stage(Attacking):
     def over_radii(self, name: str) -> Iterator[pd.DataFrame]:
         """For each radius, the smallest first: the shield's worst case, the classifier's, the shield under FGSM.
 
-        FGSM is made on the classifier and shown to the shield: the weakest attack, which flatters any defence.
+        FGSM is made on the classifier, or on the shield's own outputs: the weakest attack, which flatters any defence.
         """
-        shield, attacker, data = self.shield_of(name), self.attacker_of(name), self.first
+        shield, attacker, data = self.shield_of(name), self.attacker_of(name), self.some
         attacked = dict.fromkeys((*COMPONENTS, "joint"), AttackedImages.untouched(data))
         for eps in sorted(self.params.studies.eps):
             ball = replace(attacker.ball, eps=eps)
             value = f"{eps:g}" if ball.norm == "L2" else f"{255 * eps:g}/255"
             _continue(replace(attacker, name=f"{name}, {value}", ball=ball), shield, data, attacked)
-            weak = fgsm(shield.classifier, data.pixels, data.labels, ball=ball, seed=attacker.seed, ids=data.ids)
-            images = (worst_case(shield, data, attacked), attacked[COMPONENTS[0]], weak)
-            for of, model, shown in zip(WHO, (shield, shield.classifier, shield), images, strict=True):
+            given = {"ball": ball, "seed": attacker.seed, "ids": data.ids}
+            weak = [fgsm(of, data.pixels, data.labels, **given) for of in (shield.classifier, shield)]
+            images = (worst_case(shield, data, attacked), attacked[COMPONENTS[0]], *weak)
+            for of, model, shown in zip(WHO, (shield, shield.classifier, shield, shield), images, strict=True):
                 yield self._rows(name, value, of, model, shown, ball)
 
     def over_sigmas(self, name: str) -> Iterator[pd.DataFrame]:
-        """By sigma the smoothed classifier, shield, and (once) CLIP: certified and attacked, on half of the images."""
-        shield, attacker, data = self.shield_of(name), self.attacker_of(name), self.first[: -(-len(self.first) // 2)]
+        """By sigma smoothed classifier, shield and (once) CLIP: certified and attacked, on a tenth of the images."""
+        shield, attacker, data = self.shield_of(name), self.attacker_of(name), self.some[: -(-len(self.some) // 10)]
         models = {name: Undefended(shield.classifier), f"{name} with the shield": shield}
         models |= {"CLIP": Undefended(shield.alignment)} if name == self.params.classifiers[0] else {}
         options = {"budget": BUDGET, "resume": attacker.resume, "each": attacker.each, "seed": attacker.seed}
@@ -103,19 +115,19 @@ class Stage(Attacking):
 
     def _known(self, name: str) -> dict[str, AttackedImages]:
         """The baseline's images as those of the attack on the classifier; the other attacks have not begun."""
-        attacked = dict.fromkeys((*COMPONENTS, "joint"), AttackedImages.untouched(self.first))
-        return attacked | {COMPONENTS[0]: self.unaware_of(name)[: len(self.first)]}
+        attacked = dict.fromkeys((*COMPONENTS, "joint"), AttackedImages.untouched(self.some))
+        return attacked | {COMPONENTS[0]: self.unaware_of(name)[:][self.chosen]}
 
     def _worst_case(self, name: str, value: str, shield: MultiShield, attacked: dict) -> pd.DataFrame:
         """The worst case at the experiment's radius, at which the attack on the classifier is known."""
         attacker = replace(self.attacker_of(name), name=f"{name}, {value}")
-        _continue(attacker, shield, self.first, attacked, known=COMPONENTS[0])
-        return self._rows(name, value, WHO[0], shield, worst_case(shield, self.first, attacked), attacker.ball)
+        _continue(attacker, shield, self.some, attacked, known=COMPONENTS[0])
+        return self._rows(name, value, WHO[0], shield, worst_case(shield, self.some, attacked), attacker.ball)
 
     def _rows(
         self, name: str, value: str, of: str, model: nn.Module, shown: AttackedImages, ball: Ball
     ) -> pd.DataFrame:
-        rows = records.records_of(name, "worst_case", model, self.first, shown, ball)
+        rows = records.records_of(name, "worst_case", model, self.some, shown, ball)
         return rows.assign(value=value, of=of, similarity=float("nan"))
 
 

@@ -36,9 +36,9 @@ def beyond_grey(data):
 
 def compared(data, folder):
     stage = object.__new__(comparison.Stage)
-    vars(stage).update(params=SimpleNamespace(comparison=PARAMS), item="levels", folder=folder, ball=Ball(EPS))
-    vars(stage).update(shield=MultiShield(Brightness(), Brightness(0.1), 0.0), data=data, validation=data)
-    stage.earlier = dict.fromkeys(("no_shield", "on CLIP", "worst_case"), beyond_grey(data))
+    vars(stage).update(params=SimpleNamespace(comparison=PARAMS, seed=0), item="levels", folder=folder, ball=Ball(EPS))
+    vars(stage).update(shield=MultiShield(Brightness(), Brightness(0.1), 0.0), data=data, calibration=data)
+    stage.earlier = dict.fromkeys(("no_shield", *comparison.EARLIER), beyond_grey(data))
     stage.attacker_of = lambda name: Attacker(name, Budget(), Ball(EPS), 0)
     return stage.compare()
 
@@ -67,6 +67,32 @@ def test_one_attack_on_the_strictest_threshold_gives_the_whole_curve_exactly(kno
     assert 0 < curve.robust.iloc[0] < curve.robust.iloc[-1] < 1
 
 
+def test_both_attackers_and_each_attack_alone_have_known_answers(known):
+    data, rows = known
+    away = (data.pixels.mean((1, 2, 3)) - 0.5).abs().numpy()
+    of = rows[rows.defence == "logit margin"]  # rejects nothing but ties, as the shield
+    assert (of.held[away > EPS + 0.001] == 5).all()
+    assert (of.held[away < EPS - 0.001] == 0).all()
+    curve = comparison.both_attackers(rows).set_index(["defence", "alpha"]).value
+    assert curve["Multi-Shield", 1.0] == pytest.approx((away > EPS).mean(), abs=0.02)
+    held = comparison.alone(rows, 0.0).iloc[0]
+    assert held["robust, no_shield"] == held["robust, joint"] == pytest.approx((away > EPS).mean(), abs=0.01)
+    assert held["robust, random noise"] > 0.98, "noise hardly moves the mean of 48 pixels"
+
+
+def test_what_may_have_been_missed_by_hand():
+    """Ten images: one restart of two breaks three, both break two; others break one more, noise another."""
+    rows = rows_of(np.zeros(10), [1.0] * 7 + [-np.inf] * 3, "softmax")
+    rows["captured"], rows["forwards"] = [2, 2, 1, 1, 1, 0, 0, 0, 0, 0], 20
+    rows["t, own"], rows["t, random noise"] = [1.0] * 5 + [-np.inf] * 5, [-np.inf] * 6 + [1.0] + [-np.inf] * 3
+    params = SimpleNamespace(rejection=MOST, attack=SimpleNamespace(restarts=2))
+    (row,) = comparison.completeness(rows, params).to_dict("records")
+    assert [row[f"robust, {name}"] for name in ("one restart", "restarts", "all")] == pytest.approx([0.65, 0.5, 0.3])
+    assert (row["own"], row["others alone"], row["noise"], row["passes"], row["N"]) == (5, 2, 1, 20, 10)
+    assert row["missed"] == 3**2 / (2 * 2)
+    assert row["missed, up to"] > row["missed"]
+
+
 def rows_of(t_clean, t_broken, defence, right=True):
     frame = pd.DataFrame({"t_clean": t_clean, "t_broken": t_broken, "right": right})
     return frame.assign(classifier="net", defence=defence, image=range(len(frame)))
@@ -81,10 +107,13 @@ def test_two_families_whose_curves_are_known():
     assert points.loc["logit margin"].robust.tolist() == [0.5, 0.5, 1.0, 1.0]
     assert points.loc["Multi-Shield"].robust.tolist() == [0.5] * 4
     assert points.loc["Multi-Shield"].clean.tolist() == pytest.approx([0.8, 0.8, 0.8, 0.7])
-    means = [comparison.mean_robust(np.arange(10.0), first.t_broken.to_numpy(), 0.3, last) for last in (np.inf, 1.0)]
-    assert means == pytest.approx([2 / 3, 0.5]), "what was not attacked is not called robust"
-    ties = np.array([0.0, 0.0, 0.0, 1.0])  # no threshold rejects one of the three alone
-    assert comparison.mean_robust(ties, np.array([-1.0, 0.5, 0.5, 2.0]), 1.0) == pytest.approx((3 * 0.25 + 0.75) / 4)
+    t, once = np.array([np.arange(10.0), first.t_broken]), np.ones((1, 10), int)
+    means = [comparison.mean_robust(t, once, 0.3, last) for last in (np.inf, 1.0)]
+    assert np.concatenate(means) == pytest.approx([2 / 3, 0.5]), "what was not attacked is not called robust"
+    ties = np.array([[0.0, 0.0, 0.0, 1.0], [-1.0, 0.5, 0.5, 2.0]])  # no threshold rejects one of the three alone
+    # The second resample holds the first image twice, the last one twice.
+    means = comparison.mean_robust(ties, np.array([[1, 1, 1, 1], [2, 0, 0, 2]]), 1.0)
+    assert means == pytest.approx([(3 * 0.25 + 0.75) / 4, 0.5])
 
 
 def test_the_table_gives_each_familys_number_and_its_difference(known):
