@@ -4,20 +4,24 @@ Run it in a project whose pipeline has run, with nothing else on the machine:
 
     python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N] [--shield]
 
-It prints a Markdown table; --shield leaves out the slow first row. Passes are forwards and backwards per image: they
-measure work without a clock. Seconds depend on the machine, so only their ratio means something.
+A classifier is one of the pipeline, or one of networks.py, without batch norm. The script prints a Markdown table;
+--shield leaves out the slow first rows. Passes are forwards and backwards per image: they measure work without a clock.
+Seconds depend on the machine, so only their ratio means something.
 """
 
 import argparse
 import copy
+import math
 import time
+from unittest.mock import patch
 
+import networks
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from multishield import Budget, Undefended
-from multishield.attacks.threat_model import fooled
+from multishield.attacks.threat_model import Ball, fooled
 from multishield.budget import Square
 from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker
@@ -74,14 +78,26 @@ def compare(title: str, first, second) -> None:
 
 
 def row_of_classifier(name: str, images: int, queries: int) -> None:
-    """Print the row of one classifier alone."""
-    s = stage("adaptive", name)
-    data, classifier = s.data[:images], s.shield.classifier
-    attacker = Attacker(name, Budget(square=Square(queries=queries)), s.ball, s.params.seed)
+    """Print the rows of one classifier alone: against the package, and without the early stops."""
+    if name in networks.EPOCHS:
+        data, ball = networks.images("test", images), Ball(networks.EPS)
+        loaded = classifier = networks.network(name)
+    else:
+        s = stage("adaptive", name)
+        data, ball, classifier, loaded = s.data[:images], s.ball, s.shield.classifier, load_classifier(name, fold=False)
+    attacker = Attacker(name, Budget(square=Square(queries=queries)), ball, 0)
+
+    def without_stops() -> tuple[Tensor, int, int]:
+        with (
+            patch("multishield.attacks.apgd.HOPELESS", math.inf),
+            patch("multishield.attacks.square.PATIENCE", math.inf),
+        ):
+            return ours(attacker, classifier, data)
+
+    title = f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate` (components, square)"
+    compare(title, lambda: package(loaded, data, ball.eps, queries), lambda: ours(attacker, classifier, data))
     compare(
-        f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate` (components, square)",
-        lambda: package(load_classifier(name, fold=False), data, s.ball.eps, queries),
-        lambda: ours(attacker, classifier, data),
+        f"{name}: `evaluate` without early stops, with them", without_stops, lambda: ours(attacker, classifier, data)
     )
 
 
@@ -124,7 +140,8 @@ def main() -> None:
     for name in options.classifiers:
         if not options.shield:
             row_of_classifier(name, options.images, options.queries)
-        rows_of_shield(name, options.images)
+        if name not in networks.EPOCHS:
+            rows_of_shield(name, options.images)
 
 
 if __name__ == "__main__":

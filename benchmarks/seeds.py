@@ -9,6 +9,7 @@ script writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md
 """
 
 import argparse
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,12 +21,13 @@ from multishield.files import write_text
 from multishield.records import METRICS, TITLES, to_markdown
 from paper import paths
 
-# The figures of the table: scenario and metric.
+# The figures of the table: scenario and metric, of the comparison defence and number.
 HEADLINES = [
     ("no_shield", "clean_accuracy"),
     ("unaware", "clean_accuracy"),
     ("unaware", "clean_rejection"),
     *((scenario, "robust_accuracy") for scenario in ("no_shield", "unaware", "paper", "joint", "worst_case")),
+    *(("comparison", figure) for figure in ("logit margin", "Multi-Shield", "Multi-Shield, margins")),
 ]
 
 
@@ -47,10 +49,14 @@ def clone(seed: int) -> Path:
 
 
 def measured(seed: int) -> pd.DataFrame:
-    """The metrics of one seed; `dvc repro` skips the stages that have run."""
+    """The figures of one seed, and the fingerprint of the code; `dvc repro` skips the stages that have run."""
     folder = clone(seed)
     subprocess.run(["dvc", "repro"], cwd=folder, check=True)
-    return pd.read_csv(folder / "reports" / "tables" / "metrics.csv").assign(seed=seed)
+    metrics, compared = (pd.read_csv(folder / f"reports/tables/{name}.csv") for name in ("metrics", "comparison"))
+    numbers = compared.rename(columns={"defence": "metric", "mean": "value"}).assign(scenario="comparison")
+    checks = sorted((folder / "artifacts" / "check").glob("*.json"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in checks)).hexdigest()[:12]
+    return pd.concat([metrics, numbers], ignore_index=True).assign(seed=seed, code=code)
 
 
 def spread(rows: pd.DataFrame) -> pd.DataFrame:
@@ -63,8 +69,8 @@ def spread(rows: pd.DataFrame) -> pd.DataFrame:
             table.append(
                 {
                     "classifier": classifier,
-                    "scenario": TITLES[scenario],
-                    "figure": METRICS[metric][0],
+                    "scenario": TITLES.get(scenario, "mean robust accuracy"),
+                    "figure": METRICS.get(metric, (metric,))[0],
                     "mean": f"{values.mean():.1f}",
                     "sd": f"{values.std():.1f}",
                     "lowest": f"{values.min():.1f}",
@@ -78,10 +84,11 @@ def spread(rows: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    seeds, columns = parser.parse_args().seeds, ["seed", "classifier", "scenario", "metric", "value", "n"]
+    seeds, columns = parser.parse_args().seeds, ["seed", "code", "classifier", "scenario", "metric", "value", "n"]
     rows = pd.concat([measured(seed) for seed in seeds], ignore_index=True)
     if paths.reports("seeds.csv").exists():
-        before = pd.read_csv(paths.reports("seeds.csv"))
+        before = pd.read_csv(paths.reports("seeds.csv")).reindex(columns=columns)
+        before = before[before.code == rows.code[0]]  # rows of other code cannot be compared
         rows = pd.concat([before[~before.seed.isin(seeds)], rows], ignore_index=True).sort_values("seed", kind="stable")
     text = rows[columns].to_csv(index=False, float_format="%.6f", lineterminator="\n")
     write_text(paths.reports("seeds.csv"), text)

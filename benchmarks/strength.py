@@ -7,7 +7,7 @@ Run it in a project whose pipeline has run, with nothing else on the machine:
 A network is a classifier of the pipeline, "convolutions" or "layers" of networks.py, or "pair", which are these two.
 For each defence the table has the images that `joint` alone leaves, those of the worst case, and what each reference
 leaves of these. "Other seeds" is the product's own attack again: every component with all targets, then all together.
-It can only see luck. "Foreign" is another attack, `foreign`. Thresholds reject 5 % of the clean validation images.
+It can only see luck. "Foreign" is another attack, `foreign`. Thresholds reject 5 % of the clean calibration images.
 Passes are forwards per image that survived.
 """
 
@@ -45,7 +45,7 @@ def defences_of(name: str, images: int) -> tuple[dict, Images, Ball]:
         s = stage("adaptive", name)
         sizes = {"size": s.params.dataset.image_size, "resize": s.params.dataset.resize}
         data = read_split(open_source(s.params.dataset, "test"), torch.arange(images), **sizes)
-        validation, ball, classifier, clip = s.validation.pixels, s.ball, s.shield.classifier, s.shield.alignment
+        validation, ball, classifier, clip = s.calibration.pixels, s.ball, s.shield.classifier, s.shield.alignment
         half = calibrate(lambda t: Unanimity([classifier, clip], [t, t / 10]), validation, 0.6)
         makers = {"shield": lambda: s.shield, "models that agree on few": lambda: half}
 
