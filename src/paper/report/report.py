@@ -117,6 +117,3 @@ class Picture(Image):
         path = write_atomically(_file(self.file), lambda p: figure.savefig(p, **save))
         plt.close(figure)
         super().__init__(filename=path, metadata={"alt": html.escape(" ".join(text.split())), "file": self.file})
-
-    def __repr__(self) -> str:
-        return f"<Picture {self.file}>"

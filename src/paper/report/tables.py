@@ -19,6 +19,7 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
     shown["p"] = table.p.map(p_value) + table.primary.map({True: " (primary)", False: ""})
     for key in ("rejection", "robust", "clean"):
         shown[f"{key}, at the shield's tolerance"] = (100 * table[key]).map("{:.1f}".format)
+    shown["clean rejection where 5 % was wanted"] = [with_interval(row, "refused") for row in table.itertuples()]
     return shown.assign(N=table.n)
 
 

@@ -61,8 +61,7 @@ class Stage(Base):
 
         In the difference grey is no change; black and white are the whole radius.
         """
-        broken = rows[~rows.attack.isin(["", "clean"])]
-        shown = broken.groupby("label").head(1).index[:count].tolist()
+        shown = rows[~rows.attack.isin(["", "clean"])].groupby("label").head(1).index[:count].tolist()
         clean = self.data[shown].pixels
         after = [self.unaware[i : i + 1].images[0] for i in shown]
         change = [(0.5 + (a - c) / (2 * self.ball.eps)).clamp(0, 1) for a, c in zip(after, clean, strict=True)]

@@ -30,7 +30,7 @@ from paper.stages.attacking import Attacking
 REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against the reference
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
 ALONE = ("random noise", "black box", "on CLIP", "no_shield", "paper", "joint")  # what each breaks alone is shown
-RESAMPLES = 10_000  # fewer could not show a small p once it is corrected
+RESAMPLES, DEPLOYED = 10_000, 0.05  # fewer show no small p once it is corrected; the clean rejection wanted in use
 
 
 class Family(Defence):
@@ -74,15 +74,18 @@ class Stage(Attacking):
         Columns: classifier, defence, image, label, right (whether the class of the clean image is), t_clean, t_broken,
         attack (that breaks it at t_broken), "t, ATTACK" for each of `ALONE` and the family's own attacks, captured (how
         many of the restarts break it at the strictest threshold), held (at how many of `ALPHAS`, where as many clean
-        images are rejected as by the shield), forwards, backwards (of its own attacks).
+        images are rejected as by the shield), refused (whether the clean image is rejected at the threshold that
+        `calibrate` would choose for `DEPLOYED` on the calibration images), forwards, backwards (of its own attacks).
         """
-        rows, named = [], families(self.shield, (self.calibration if len(self.calibration) else self.data).pixels)
-        chunks, n, alike = list(self.data.chunks()), len(self.data), {}
+        others = (self.calibration if len(self.calibration) else self.data).pixels
+        rows, named, chunks, n = [], families(self.shield, others), list(self.data.chunks()), len(self.data)
+        alike, deployed, k = {}, {}, max(int(DEPLOYED * (len(others) + 1)), 1)
         clean = {name: torch.cat([f.levels(self.data[c].pixels).amax(1) for c in chunks]) for name, f in named.items()}
         rejected = min(int((clean[SHIELD] < -self.shield.tolerance).sum()), n - 1)
         for name, family in named.items():  # the attacks aim at the strictest threshold
             at = [int(self.params.comparison.rejection * n), rejected]
             family.threshold, alike[name] = clean[name].sort().values[at].tolist()
+            deployed[name] = float(family.levels(others).amax(1).kthvalue(k).values)
         for chunk in chunks:
             data, before = self.data[chunk], {name: images[chunk] for name, images in self.earlier.items()}
             noise = self.ball.random(data.pixels, keys(self.params.seed, "noise", data.ids))
@@ -94,6 +97,7 @@ class Stage(Attacking):
                 StoredImages(folder_of(self.folder, name)).add(chunk.start, shown[name])
             for name, family in named.items():
                 of_family = self._rows(name, family, data, shown).assign(captured=captured[name].numpy())
+                of_family["refused"] = of_family.t_clean < deployed[name]
                 rows.append(of_family.assign(held=self._held(name, family, alike[name], data, of_family.t_broken)))
         table = pd.concat(rows, ignore_index=True).round(6)  # as the file has it
         records.save(table, self.folder / "records.csv")
@@ -167,7 +171,6 @@ def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
         Family(defences.ConsistentPrediction(classifier), (0.0, 1.0)),
         Family(defences.Unanimity((classifier, clip)), (0.0, 1.0)),  # its tolerance is minus the threshold
         Family(defences.Unanimity((classifier, classifier, clip), (0.0, *means)), (0.0, s, t)),
-        # Here CLIP may decide without the classifier, or against it.
         Family(defences.ConfidenceThreshold(clip, 0.0), bound=False),
         Family(defences.SummedLogProbabilities(classifier, clip, s / t, 0.0), bound=False),
     )
@@ -209,6 +212,7 @@ def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
     Intervals are of the paired bootstrap over images; no resample asks for a stricter threshold than was attacked. p is
     of no difference, corrected after Holm: the primary hypothesis for the number of classifiers, all others for theirs.
     "rejection", "robust" and "clean" are at the shield's tolerance, or the nearest lower rejection that is reached.
+    "refused" is the clean rejection of a threshold chosen on calibration images, with its Wilson interval.
     """
     made = []
     for classifier, group in rows.groupby("classifier", sort=False):
@@ -225,6 +229,8 @@ def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
             others, points = differences[1:], curve(of)
             p = 2 * (min((others <= 0).sum(), (others >= 0).sum()) + 1) / len(drawn)
             row |= {"p": math.nan if name == REFERENCE else min(1.0, p), "primary": name == params.primary, "n": n}
+            row["refused"], bounds = of.refused.mean(), records.wilson(of.refused.sum(), n)
+            row["refused_low"], row["refused_high"] = bounds
             made.append(row | points[points.rejection <= own].iloc[-1].to_dict())
     table = pd.DataFrame(made)
     return table.assign(p=table.groupby("primary").p.transform(holm))
@@ -253,18 +259,15 @@ def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
 
 def alone(rows: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     """The share of images that each classifier's shield holds against each of `ALONE`."""
-    levels = rows[rows.defence == SHIELD].set_index("classifier")[[f"t, {attack}" for attack in ALONE]]
-    held = (levels < -tolerance).groupby(level=0, sort=False).mean()
-    return held.set_axis([f"robust, {attack}" for attack in ALONE], axis=1).reset_index()
+    held = rows[rows.defence == SHIELD].set_index("classifier")[[f"t, {attack}" for attack in ALONE]] < -tolerance
+    return held.groupby(level=0, sort=False).mean().set_axis([f"robust, {a}" for a in ALONE], axis=1).reset_index()
 
 
 def both_attackers(rows: pd.DataFrame) -> pd.DataFrame:
     """Each family's `robustness_curve`, where as many clean images are rejected as by the shield."""
-    made = []
-    for (classifier, defence), of in rows.groupby(["classifier", "defence"], sort=False):
-        held = torch.tensor(of.held.tolist())[:, None] > torch.arange(len(ALPHAS))
-        made.append(robustness_curve(held).assign(classifier=classifier, defence=defence))
-    return pd.concat(made, ignore_index=True)
+    held, at = rows.groupby(["classifier", "defence"], sort=False).held, torch.arange(len(ALPHAS))
+    curves = {key: robustness_curve(torch.tensor(of.tolist())[:, None] > at) for key, of in held}
+    return pd.concat(curves, names=["classifier", "defence"]).reset_index([0, 1]).reset_index(drop=True)
 
 
 def holm(p: pd.Series) -> pd.Series:

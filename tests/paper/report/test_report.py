@@ -76,7 +76,8 @@ def test_the_comparison_as_a_table_and_in_sentences():
     rows = [
         {"classifier": name, "defence": defence, "primary": defence != "logit margin", "mean": mean, "mean_low": 0.3}
         | {"mean_high": 0.9, "difference": mean - 0.6, "difference_low": -0.3, "difference_high": -0.1, "p": p}
-        | {"rejection": 0.2, "robust": mean, "clean": 0.8, "n": 50}
+        | {"rejection": 0.2, "robust": mean, "clean": 0.8, "n": 50, "refused": 0.06, "refused_low": 0.02}
+        | {"refused_high": 0.16}
         for name in ("standard", "robust")
         for defence, mean, p in (("logit margin", 0.6, float("nan")), ("Multi-Shield", 0.4, 0.021484))
     ]
@@ -84,6 +85,7 @@ def test_the_comparison_as_a_table_and_in_sentences():
     assert table.p.tolist() == ["", "0.021 (primary)"] * 2
     assert table["mean robust accuracy"].tolist()[:2] == ["60.0 [30.0, 90.0]", "40.0 [30.0, 90.0]"]
     assert table["difference from the logit margin"][1] == "-20.0 [-30.0, -10.0]"
+    assert table["clean rejection where 5 % was wanted"][0] == "6.0 [2.0, 16.0]"
     second = sentences.verdict(pd.DataFrame(rows), 0.2).splitlines()[1]
     assert second.startswith("- **robust**: Multi-Shield has a mean robust accuracy of 40.0 [30.0, 90.0] % over clean")
     assert "is -20.0 [-30.0, -10.0] points (p = 0.021)." in second
@@ -108,7 +110,7 @@ def test_dvc_finds_the_columns_of_its_curves(project_root):
 
 def test_a_picture_is_a_file_and_an_output_without_addresses(project_root):
     picture = report.Picture(plt.figure(), "gaps", 'of\n "clean" images')
-    assert repr(picture) == "<Picture figures/gaps.png>"
+    assert picture.file == "figures/gaps.png"
     data, metadata = picture._repr_mimebundle_()
     assert metadata["image/png"] == {"alt": "of &quot;clean&quot; images", "file": "figures/gaps.png"}
     assert (project_root / "artifacts" / "report" / "figures" / "gaps.png").read_bytes()[:4] == b"\x89PNG"

@@ -95,7 +95,7 @@ def test_what_may_have_been_missed_by_hand():
 
 def rows_of(t_clean, t_broken, defence, right=True):
     frame = pd.DataFrame({"t_clean": t_clean, "t_broken": t_broken, "right": right})
-    return frame.assign(classifier="net", defence=defence, image=range(len(frame)))
+    return frame.assign(classifier="net", defence=defence, image=range(len(frame)), refused=False)
 
 
 def test_two_families_whose_curves_are_known():
@@ -123,6 +123,9 @@ def test_the_table_gives_each_familys_number_and_its_difference(known):
     assert np.isnan(table.p["logit margin"])
     assert table.difference.drop("squeezing").abs().max() < 0.01, "they are the same threshold"
     assert (table.rejection == 0).all(), "models that always agree reject nothing at the shield's own tolerance"
+    # The 150 images stand for those of calibration, too: below the seventh smallest score there are six.
+    assert table.refused["logit margin"] == table.refused["log-probabilities"] == pytest.approx(6 / 150)
+    assert (table.refused_low <= table.refused).all()
 
 
 def test_a_difference_is_found_and_its_p_is_corrected():
