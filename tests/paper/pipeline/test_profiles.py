@@ -194,7 +194,7 @@ def test_a_thousand_classes_on_real_photographs(tmp_path):
     net = {"source": "torchvision", "model": "shufflenet_v2_x0_5", "weights": "net.safetensors"}
     clip = {"source": "file", "prompts": ["photo of a {}"], "config": "clip.json", "weights": "clip.safetensors"}
     data = {"name": "imagenet", "root": os.environ["MULTISHIELD_IMAGENET"], "image_size": 64, "resize": 72}
-    data |= {"train": 0, "validation": 0, "evaluate": 16, "order": "stratified"}
+    data |= {"train": 0, "validation": 0, "calibration": 0, "evaluate": 16, "order": "stratified"}
     sections = {"classifiers": ["net"], "training": {"net": net}, "alignment": clip, "dataset": data}
     edit_params(tmp_path, CHEAP | sections | {"baseline.attacks": ["apgd-t"]})
     run_notebooks(tmp_path)
