@@ -40,7 +40,7 @@ def fingerprint(*values) -> str:
 
 
 def results_folder(save_to: Path | str, *inputs) -> Path:
-    """A user's folder for the results of one computation of `inputs`; UserError if it holds anything else."""
+    """A user's folder for the results of one computation of `inputs`; UserError for a file, or for other contents."""
     name = fingerprint(*inputs)
     try:
         mark = (folder := Path(save_to).expanduser()) / "inputs.txt"

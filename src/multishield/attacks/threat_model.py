@@ -37,6 +37,7 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Ball:
     """All images within `bounds` (low, high) whose distance from the clean image is at most `eps`, in the same units.
+
     The norm is "Linf" or "L2"; another one raises ValueError.
     """
 

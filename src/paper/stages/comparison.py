@@ -29,7 +29,7 @@ from paper.stages.attacking import Attacking
 
 REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against the reference
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
-ALONE = ("random noise", "black box", "on CLIP", "no_shield", "paper", "joint")  # what each breaks alone is shown
+ALONE = ("random noise", "black box", "on CLIP", "no_shield", "paper", "joint")  # each is shown alone, too
 RESAMPLES, DEPLOYED = 10_000, 0.05  # fewer show no small p once it is corrected; the clean rejection wanted in use
 
 
@@ -106,7 +106,7 @@ class Stage(Attacking):
     def _attacked(self, name: str, family: Family, data: Images, before: dict) -> tuple[AttackedImages, Tensor]:
         """Per image the most accepted one of a family's own attacks at its strictest, and how many restarts broke it.
 
-        The attacks are joint from earlier images, restarts from random points alone, and the black box on what is left.
+        The attacks are joint from earlier images, restarts from random points alone, and the black box on the images that are left.
         A bound family cannot be broken on images that no attack has broken for the classifier.
         """
         lost = before["no_shield"].success | before["worst_case"].success | torch.tensor(not family.bound)

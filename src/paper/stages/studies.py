@@ -2,7 +2,7 @@
 or the Gaussian noise of smoothed models, which are certified.
 
 The first three are attacked by APGD on each component, and by the joint attack from there without its long tries, on
-some images of each class. The baseline's images are known results, and so are those of a smaller radius or tolerance.
+as many images of each class. The baseline's images are known results, and so are those of a smaller radius or tolerance.
 """
 
 from collections.abc import Iterator
@@ -28,12 +28,8 @@ from paper.models.alignment import load_pipeline_clip
 from paper.params.sections import PromptSet
 from paper.stages.attacking import Attacking
 
-WHO = (
-    "shield",
-    "classifier",
-    "shield, FGSM on the classifier",
-    "shield, FGSM on itself",
-)  # whose robust accuracy it is, and under which attack
+# Whose robust accuracy it is, and under which attack.
+WHO = ("shield", "classifier", "shield, FGSM on the classifier", "shield, FGSM on itself")
 COMPONENTS = component_names(MultiShield, 2)
 # Of smoothed models: noisy copies of each image, L2 radii in units of sigma, and the attack on 5 % of the copies.
 DRAWS, RADII, BUDGET = 200, (0.0, 0.5, 1.5), Budget(components=Components(targets=1, steps=5))
