@@ -2,7 +2,7 @@
 or the Gaussian noise of smoothed models, which are certified.
 
 The first three are attacked by APGD on each component, and by the joint attack from there without its long tries, on
-as many images of each class. The baseline's images are known results, and so are those of a smaller radius or tolerance.
+as many images of each class. The baseline's images are known results, as are those of a smaller radius or tolerance.
 """
 
 from collections.abc import Iterator
