@@ -106,7 +106,7 @@ class Stage(Attacking):
     def _attacked(self, name: str, family: Family, data: Images, before: dict) -> tuple[AttackedImages, Tensor]:
         """Per image the most accepted one of a family's own attacks at its strictest, and how many restarts broke it.
 
-        The attacks are joint from earlier images, its restarts from random points, and the black box on images then left.
+        The attacks are joint from earlier images, restarts from random points, and the black box on the others.
         A bound family cannot be broken on images that no attack has broken for the classifier.
         """
         lost = before["no_shield"].success | before["worst_case"].success | torch.tensor(not family.bound)
