@@ -17,8 +17,8 @@ from multishield.attacks.threat_model import Ball, evades, per_image
 from multishield.forward import scores_of
 from multishield.images import AttackedImages
 
-# For images that only all components together hold: the length of long tries, and the rounds of more random ones.
-LONG, ROUNDS = 5, 3
+# For images that only all components together hold: the length of long tries; rounds and targets of diverse ones.
+LONG, ROUNDS, WIDE = 5, 2, 9
 
 
 def targets_in_turn(margins: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -86,14 +86,15 @@ def joint(
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
         """Two targets from each start, random tries, long ones, more random ones."""
-        random, hopeful = targets_in_turn(defence.margins(scores), y, targets).cpu(), lost[index].all(1, keepdim=True)
-        drawn, begin = random.repeat(1, restarts), [t[index] for t in named]
+        wide = targets_in_turn(defence.margins(scores), y, max(targets, WIDE)).cpu()
+        hopeful = lost[index].all(1, keepdim=True)
+        drawn, begin = wide[:, :targets].repeat(1, restarts), [t[index] for t in named]
         # Targets (B,V), the number of the start, and the length in units of `steps`.
         tries = [(t.where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(begin)] + [(drawn[:, :1], -1, 1)]
         tries += [(drawn[:, 1:].where(hopeful, NO_TRY), -1, 1)]
         if long > 1:  # tries of the same length would be the same again
             tries += [(t[:, :1].where(hopeful, NO_TRY), k, long) for k, t in enumerate(begin)]
-        tries += [(random.where(hopeful, NO_TRY), DIVERSE, 1)] * (rounds if starts else 0)
+        tries += [(wide.where(hopeful, NO_TRY), DIVERSE, 1)] * (rounds if starts else 0)
         target = torch.cat([t for t, _, _ in tries], 1)
         start, length = (torch.cat([torch.full_like(t[0], t[i]) for t in tries], 1) for i in (1, 2))
         group = torch.arange(target.shape[1]).clamp_max(1).expand_as(target)  # most images are lost to the first try

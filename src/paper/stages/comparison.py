@@ -73,9 +73,10 @@ class Stage(Attacking):
 
         Columns: classifier, defence, image, label, right (whether the class of the clean image is), t_clean, t_broken,
         attack (that breaks it at t_broken), "t, ATTACK" for each of `ALONE` and the family's own attacks, captured (how
-        many of the restarts break it at the strictest threshold), held (at how many of `ALPHAS`, where as many clean
-        images are rejected as by the shield), refused (whether the clean image is rejected at the threshold that
-        `calibrate` would choose for `DEPLOYED` on the calibration images), forwards, backwards (of its own attacks).
+        many of the restarts break it at the strictest threshold), squared (whether of its own attacks Square alone
+        does), held (at how many of `ALPHAS`, where as many clean images are rejected as by the shield), refused
+        (whether the clean image is rejected at the threshold that `calibrate` would choose for `DEPLOYED` on the
+        calibration images), forwards, backwards (of its own attacks).
         """
         others = (self.calibration if len(self.calibration) else self.data).pixels
         rows, named, chunks, n = [], families(self.shield, others), list(self.data.chunks()), len(self.data)
@@ -126,7 +127,7 @@ class Stage(Attacking):
         runs.append(untouched.updated(left, squared))
         best = torch.stack([family.wrong_level(run.images, data.labels) for run in runs]).argmax(0)
         images = torch.stack([run.images for run in runs])[best, torch.arange(len(data))]
-        names = [name if any(of) else "" for of in broken.T.tolist()]
+        names = [name if any(of) else by for of, by in zip(broken.T.tolist(), runs[-1].broken_by, strict=True)]
         passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
         return AttackedImages(images, names, *passes), broken[1:].sum(0)
 
@@ -140,6 +141,7 @@ class Stage(Attacking):
         columns |= {"right": clean.argmax(1) == data.labels, "t_clean": clean.amax(1), "t_broken": t_broken}
         columns |= {"attack": np.where(t_broken > -math.inf, sources[source], "")}
         columns |= {f"t, {source}": t[source] for source in ALONE} | {"t, own": t[name]}
+        columns |= {"squared": [by == "square" for by in attacked[name].broken_by]}
         columns |= {"forwards": attacked[name].forwards, "backwards": attacked[name].backwards}
         return pd.DataFrame({key: c.numpy() if isinstance(c, Tensor) else c for key, c in columns.items()})
 
@@ -239,21 +241,29 @@ def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
 def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
     """How much the attacks may have missed: a row per classifier and family, at its strictest threshold.
 
-    The shares are those that one restart (their mean), all restarts and all attacks leave. The numbers are of images
-    that the family's own attacks break, that only images of other attacks break, and that random noise breaks; and
-    Chao's (1987) lower bound of those that more restarts would break, with its 97.5 % quantile over resamples.
+    The shares are those that one restart (their mean), all restarts and all attacks leave, and those that no attack
+    breaks on one of the family's models alone ("its models": what is above it is the worth of their agreement). The
+    numbers are of images that the family's own attacks break, that of these Square alone does, that only images of
+    other attacks break, and that random noise breaks; and Chao's (1987) lower bound of those that more restarts would
+    break, with its 97.5 % quantile over resamples. "violated" names the sanity rules that a family's attacks violate.
     """
     made, rng, restarts = [], np.random.default_rng(0), params.attack.restarts
+    t = rows.pivot(index=["classifier", "image"], columns="defence", values="t_broken")
     for (classifier, name), of in rows.groupby(["classifier", "defence"], sort=False):
         n, times = len(of), np.bincount(of.captured, minlength=max(restarts, 2) + 1)
         last = np.sort(of.t_clean)[int(params.rejection * n)]
         broken, own, noise = (of[key] >= last for key in ("t_broken", "t, own", "t, random noise"))
         once, twice = np.vstack([times, rng.multinomial(n, times / n, RESAMPLES)]).T[1:3]
         missed = np.where(twice > 0, once**2 / (2 * twice.clip(1)), once * (once - 1) / 2)
+        models = [REFERENCE] * (name in FAMILIES[:-2]) + [FAMILIES[-2]] * name.startswith(SHIELD)
         left = {"one restart": 1 - of.captured.mean() / restarts, "restarts": times[0] / n, "all": 1 - broken.mean()}
+        left["its models"] = 1 - (t.loc[classifier, models] > -math.inf).all(axis=1).mean()
         row = {"classifier": classifier, "defence": name} | {f"robust, {k}": share for k, share in left.items()}
-        row |= {"own": own.sum(), "others alone": (broken & ~own).sum(), "noise": noise.sum(), "missed": missed[0]}
-        made.append(row | {"missed, up to": np.quantile(missed, 0.975), "passes": of.forwards.mean(), "N": n})
+        others, squared = (broken & ~own).sum(), of.squared.sum()
+        row |= {"own": own.sum(), "Square alone": squared, "others alone": others, "noise": noise.sum()}
+        row |= {"missed": missed[0], "missed, up to": np.quantile(missed, 0.975), "passes": of.forwards.mean(), "N": n}
+        rules = {"white box beats black box": squared, "one attack is enough": others > n / 200}
+        made.append(row | {"violated": ", ".join(rule for rule, violated in rules.items() if violated)})
     return pd.DataFrame(made)
 
 

@@ -80,15 +80,22 @@ def test_both_attackers_and_each_attack_alone_have_known_answers(known):
     assert held["robust, random noise"] > 0.98, "noise hardly moves the mean of 48 pixels"
 
 
+NEEDED = ("Multi-Shield", FAMILIES[0], FAMILIES[-2])  # the shield, the threshold, CLIP
+
+
 def test_what_may_have_been_missed_by_hand():
     """Ten images: one restart of two breaks three, both break two; others break one more, noise another."""
-    rows = rows_of(np.zeros(10), [1.0] * 7 + [-np.inf] * 3, "softmax")
-    rows["captured"], rows["forwards"] = [2, 2, 1, 1, 1, 0, 0, 0, 0, 0], 20
-    rows["t, own"], rows["t, random noise"] = [1.0] * 5 + [-np.inf] * 5, [-np.inf] * 6 + [1.0] + [-np.inf] * 3
+    lost = {name: [1.0] * count + [-np.inf] * (10 - count) for count, name in zip((7, 8, 9), NEEDED, strict=True)}
+    rows = pd.concat([rows_of(np.zeros(10), of, name) for name, of in lost.items()])
+    rows = rows.assign(forwards=20, captured=[2, 2, 1, 1, 1, *[0] * 25], squared=[False] * 4 + [True] + [False] * 25)
+    rows["t, own"] = [1.0] * 5 + [-np.inf] * 25
+    rows["t, random noise"] = [-np.inf] * 6 + [1.0] + [-np.inf] * 23
     params = SimpleNamespace(rejection=MOST, attack=SimpleNamespace(restarts=2))
-    (row,) = comparison.completeness(rows, params).to_dict("records")
-    assert [row[f"robust, {name}"] for name in ("one restart", "restarts", "all")] == pytest.approx([0.65, 0.5, 0.3])
+    row = comparison.completeness(rows, params).to_dict("records")[0]
+    left = ("one restart", "restarts", "all", "its models")
+    assert [row[f"robust, {name}"] for name in left] == pytest.approx([0.65, 0.5, 0.3, 0.2])
     assert (row["own"], row["others alone"], row["noise"], row["passes"], row["N"]) == (5, 2, 1, 20, 10)
+    assert (row["Square alone"], row["violated"]) == (1, "white box beats black box, one attack is enough")
     assert row["missed"] == 3**2 / (2 * 2)
     assert row["missed, up to"] > row["missed"]
 
