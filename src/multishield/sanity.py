@@ -1,6 +1,6 @@
 """Sanity rules: facts that must hold if the attacks of an evaluation are as strong as they claim to be.
 
-docs/sanity.md explains each rule and its remedy (after Carlini et al. 2019 and Tramer et al. 2020).
+docs/evaluate.md explains each rule and its remedy (after Carlini et al. 2019 and Tramer et al. 2020).
 """
 
 import numpy as np
