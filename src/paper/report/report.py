@@ -1,6 +1,5 @@
 """The files of the report stage in artifacts/report/: records, tables and figures (`publish` copies them)."""
 
-import html
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ def write_findings(params: Params, all_records: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_comparison(params: Params) -> dict[str, pd.DataFrame]:
-    """Write the records of the comparison and its tables; returns the tables by name."""
+    """Write the records of the comparison and its tables; returns these tables and "records"."""
     rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
     tolerance = params.multishield.tolerance
     _written("comparison", rows, table := comparison.table(rows, params.comparison, tolerance))
@@ -83,7 +82,14 @@ def write_comparison(params: Params) -> dict[str, pd.DataFrame]:
     made |= {"both": comparison.both_attackers(rows), "completeness": comparison.completeness(rows, params.comparison)}
     for name, other in made.items():
         save_table(other, name)
-    return made | {"comparison": table}
+    return made | {"comparison": table, "records": rows}
+
+
+def write_summary(metrics: pd.DataFrame, compared: dict[str, pd.DataFrame], names: dict[str, str]) -> pd.DataFrame:
+    """Write the first table of the report, tables/summary.md; returns it."""
+    table = tables.summary(metrics, compared, names)
+    write_text(_file("tables", "summary.md"), records.to_markdown(table))
+    return table
 
 
 def write_study(name: str) -> pd.DataFrame:
@@ -109,11 +115,14 @@ def write_training(histories: dict[str, pd.DataFrame]) -> None:
 
 
 class Picture(Image):
-    """A figure in a notebook that the report's page shows from figures/<name>.png; `text` is its alternative text."""
+    """A figure of `paper.report.figures` in a notebook; the report's page shows it from figures/<name>.png.
 
-    def __init__(self, figure: Figure, name: str, text: str):
-        self.file = f"figures/{name}.png"
-        save = {"format": "png", "metadata": {"Software": None}}  # whose version would change the bytes
-        path = write_atomically(_file(self.file), lambda p: figure.savefig(p, **save))
+    With a title for it, `folded`, the page hides it until the title is clicked.
+    """
+
+    def __init__(self, figure: Figure, name: str, folded: str = ""):
+        file, save = f"figures/{name}.png", {"format": "png", "metadata": {"Software": None}}  # the same bytes always
+        path = write_atomically(_file(file), lambda p: figure.savefig(p, **save))
         plt.close(figure)
-        super().__init__(filename=path, metadata={"alt": html.escape(" ".join(text.split())), "file": self.file})
+        about = figure.about | {"file": file, "folded": folded, "width": round(96 * figure.get_figwidth())}
+        super().__init__(filename=path, metadata=about)

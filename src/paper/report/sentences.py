@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from multishield import records, sanity
+from multishield import records
 from paper.params import Params
-from paper.report.tables import p_value, with_interval
+from paper.report.tables import WEAK, p_value, with_interval
 from paper.stages import comparison
 
 
@@ -45,27 +45,49 @@ def failures(rows: pd.DataFrame) -> str:
     return text + f"On {len(lost) - before.sum() - one.sum()} both models were moved to it."
 
 
-def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
+def finding(metrics: pd.DataFrame, rows: pd.DataFrame, names: dict[str, str]) -> str:
     """The results of the three scenarios for each classifier, from the metrics and the records."""
     groups, by_name = metrics.groupby("classifier", sort=False), dict(list(rows.groupby("classifier")))
-    lines = (f"- {baseline(name, m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
+    lines = (f"- {baseline(names[name], m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
     return "\n".join(lines)
 
 
-def introduction(params: Params) -> str:
-    """The shield, the threat model, and a note if the run is a demonstration."""
-    threat = params.threat_model
+def data(params: Params, count: int) -> str:
+    """The images and the threat model of this run, and what it is worth as evidence."""
+    threat, shapes = params.threat_model, params.dataset.name == "shapes"
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
-    text = (
-        "A classifier is paired with CLIP. If CLIP prefers another class by more than the tolerance "
-        f"{params.multishield.tolerance:g}, the shield rejects the image. Threat model: {threat.norm}, radius "
-        f"{radius}. Ratios are per cent of all N images, with 95 % Wilson intervals."
+    images = "rendered shapes" if shapes else f"images of {params.dataset.name}"
+    worth = "it demonstrates the method, and is not evidence about real images" if shapes else "it has one seed"
+    return f"This run attacks {count} {images} at {threat.norm} {radius}; {worth}."
+
+
+def answer(table: pd.DataFrame, names: dict[str, str], most: float) -> str:
+    """Whether CLIP is worth it, by the shield's difference from the threshold in `comparison.table` and its p.
+
+    Judged are the classifiers that one of both leaves robust on 5 % of the images. The numbers are of the most robust.
+    """
+    table = table.set_index("classifier")
+    shield, threshold = (table[table.defence == name] for name in (comparison.SHIELD, comparison.REFERENCE))
+    best = shield["mean"].combine(threshold["mean"], max)
+    judged, name = best[best >= WEAK].index, best.idxmax()
+    sure, difference = shield.p[judged] < 0.05, shield.difference[judged]
+    better, worse = (sure & (difference > 0)).sum(), (sure & (difference < 0)).sum()
+    word = "Yes" if better else "No" if worse else "There is no clear difference"
+    if not len(judged):
+        word = "Nothing helps"
+    elif 0 < better < len(judged):
+        word = f"It depends on the classifier, and CLIP helps {better} of {len(judged)}"
+    numbers = (
+        f"{100 * shield['mean'][name]:.1f} % of images are robust with CLIP and {100 * threshold['mean'][name]:.1f} %"
     )
-    note = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
-    return text + (f'\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else "")
+    text = f"**{word}: for the {names[name]} classifier, {numbers} without it.** Both are means over clean "
+    text += (
+        f"rejections up to {100 * most:.0f} %, under an attacker who knows the defence (p = {p_value(shield.p[name])})."
+    )
+    return text + " Without CLIP, a threshold on the classifier's own confidence rejects."
 
 
-def verdict(table: pd.DataFrame, most: float) -> str:
+def verdict(table: pd.DataFrame, most: float, names: dict[str, str]) -> str:
     """The worth of CLIP for each classifier, from `comparison.table` up to the clean rejection `most`."""
     lines = []
     for name, rows in table.groupby("classifier", sort=False):
@@ -73,23 +95,23 @@ def verdict(table: pd.DataFrame, most: float) -> str:
         shield, threshold = at_own.loc[comparison.SHIELD], at_own.loc[comparison.REFERENCE]
         mean, difference = (with_interval(primary, key) for key in ("mean", "difference"))
         lines.append(
-            f"- **{name}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections up to "
-            f"{most:.0%}. Its difference from a threshold on the logit margin, which needs no CLIP, is {difference} "
-            f"points (p = {p_value(primary.p)}). Where the shield's own {shield.rejection:.1f} % of clean images are "
-            f"rejected, {shield.robust:.1f} % are robust behind it, and {threshold.robust:.1f} % behind the threshold."
+            f"- **{names[name]}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections "
+            f"up to {100 * most:.0f} %. Its difference from a threshold on the logit margin, which needs no CLIP, is "
+            f"{difference} points (p = {p_value(primary.p)}). Where the shield's own {shield.rejection:.1f} % of clean "
+            f"images are rejected, {shield.robust:.1f} % are robust behind it, and {threshold.robust:.1f} % behind the "
+            "threshold."
         )
     return "\n".join(lines)
 
 
 def legend() -> str:
-    """The scenarios of the result table."""
-    scenarios = records.SCENARIOS.items()
-    return "\n".join(f"- **{title}** (`{name}` in the records): {text}" for name, (title, text) in scenarios)
+    """The scenarios of the result table, as HTML."""
+    rows = [(title, name, text) for name, (title, text) in records.SCENARIOS.items()]
+    return records.to_html(pd.DataFrame(rows, columns=["scenario", "name in the records", "meaning"]), words=True)
 
 
 def meaning(findings: pd.DataFrame) -> str:
-    """Whether the sanity rules hold, and the rules themselves."""
+    """Whether the sanity rules hold."""
     violated = int((~findings.holds).sum())
     warning = f"{violated} of {len(findings)} rules are violated: do not trust that classifier's robust accuracies."
-    rules = "\n".join(f"- **{rule}**: {text}" for rule, text in sanity.RULES.items())
-    return f"**{warning if violated else f'All {len(findings)} rules hold.'}**\n\n{rules}"
+    return f"**{warning if violated else f'All {len(findings)} rules hold.'}**"

@@ -2,13 +2,58 @@
 
 import html
 
+import numpy as np
 import pandas as pd
 
 from multishield.records import METRICS, TITLES, Share, cell, to_html
 from paper.naming import run_name
+from paper.params import Params
+from paper.stages.comparison import REFERENCE
 
+WEAK = 0.05  # less than this share of robust images is not compared
 # Bound of a smoothed model (`multishield.certified_curve`) -> its name.
 BOUNDS = {"right": "certified, right", "held": "certified, not broken", "attacked": "not broken by the attack"}
+
+
+def names_of(params: Params) -> dict[str, str]:
+    """Classifier -> its name for readers. One that is called "robust", as a metric is, gets another name."""
+    adversarial = getattr(params.training.get("robust"), "method", "") in ("fgsm", "pgd", "trades")
+    other = "adversarially trained" if adversarial else "“robust”"
+    return {name: other if name == "robust" else name for name in params.classifiers}
+
+
+def named(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    """The frame with the classifiers' names for readers, also in names such as "robust with the shield"."""
+    shown = {f"{name}{end}": f"{other}{end}" for name, other in names.items() for end in ("", " with the shield")}
+    return frame.assign(classifier=frame.classifier.replace(shown))
+
+
+def summary(metrics: pd.DataFrame, compared: dict[str, pd.DataFrame], names: dict[str, str]) -> pd.DataFrame:
+    """The first table of the report, in per cent: each classifier alone, with the shield, and with a threshold.
+
+    The threshold needs no CLIP and rejects as many clean images as the shield. A classifier with no robust image has
+    the shield's row alone. `compared` is of `report.write_comparison`.
+    """
+    value, rows = 100 * metrics.set_index(["classifier", "scenario", "metric"]).value, []
+    of_threshold = {key: frame[frame.defence == REFERENCE] for key, frame in compared.items() if "defence" in frame}
+    groups, at_own = of_threshold["records"].groupby("classifier"), of_threshold["comparison"].set_index("classifier")
+    for name, shown in names.items():
+        robust, clean = (value[name].xs(f"{kind}_accuracy", level="metric") for kind in ("robust", "clean"))
+        of, own = groups.get_group(name), at_own.loc[name]
+        threshold = np.sort(of.t_clean)[round(own.rejection * len(of))]
+        unaware = 100 * (of["t, no_shield"] < threshold).mean()
+        alone = (f"{shown}, alone", 0.0, clean.no_shield, robust.no_shield, robust.no_shield)
+        shield = value[name].worst_case.clean_rejection, clean.worst_case, robust.unaware, robust.worst_case
+        other = 100 * own.rejection, 100 * own.clean, unaware, 100 * own.robust
+        others = [alone, (f"{shown} + threshold, no CLIP", *other)] if robust.no_shield > 0 else []
+        rows += [*others[:1], (f"{shown} + shield", *shield), *others[1:]]
+    columns = ["clean images rejected", "clean accuracy", "robust, unaware attacker", "robust, knowing attacker"]
+    return pd.DataFrame(rows, columns=["models", *columns]).map(lambda x: x if isinstance(x, str) else f"{x:.1f}")
+
+
+def folded(title: str, content: str, opened: bool = False) -> str:
+    """HTML behind a title that opens it."""
+    return f"<details{' open' * opened}><summary>{title}</summary>\n{content}</details>"
 
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,23 +108,25 @@ def p_value(p: float) -> str:
     return "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def findings(frame: pd.DataFrame) -> str:
-    """The findings of the sanity rules, as HTML."""
-    return to_html(frame.assign(holds=frame.holds.map({True: "holds", False: "VIOLATED"})), words=True)
+def findings(frame: pd.DataFrame, names: dict[str, str] | None = None) -> str:
+    """The findings of the sanity rules, as HTML; `names` of the classifiers are for readers."""
+    return to_html(
+        named(frame, names or {}).assign(holds=frame.holds.map({True: "holds", False: "VIOLATED"})), words=True
+    )
 
 
-def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
-    """A table as HTML. The second cell of a row links to the page of the notebook that made the row.
+def linked(frame: pd.DataFrame, stage: str | None = None, names: dict[str, str] | None = None) -> str:
+    """A table as HTML. The second cell links to the page of the notebook that made the row, once for each page.
 
-    The first column is the classifier, or the study, that the stage's notebook is run for. Without a stage the table
-    is `records.results`, whose scenarios come from three stages; its worst cases are set in bold.
+    The first column is the classifier, or the study, that the stage's notebook is run for; `names` are for readers.
+    Without a stage the table is `records.results`, whose scenarios come from three stages; worst cases are bold.
     """
     stages = {TITLES["no_shield"]: "baseline", TITLES["unaware"]: "multishield"}
-    shown = frame.astype(str).map(html.escape)
-    for i, (item, second) in enumerate(zip(shown.iloc[:, 0], frame.iloc[:, 1], strict=True) if len(frame) else ()):
-        page = run_name(stage or stages.get(second, "adaptive"), item)
-        text = f"<b>{second}</b>" if second == TITLES["worst_case"] else shown.iloc[i, 1]
-        shown.iloc[i, 1] = f'<a href="{page}.html">{text}</a>'
+    shown, last = frame.replace({frame.columns[0]: names or {}}).astype(str).map(html.escape), None
+    for i, (item, second) in enumerate(zip(frame.iloc[:, 0], frame.iloc[:, 1], strict=True)):
+        page, text = run_name(stage or stages.get(second, "adaptive"), item), shown.iloc[i, 1]
+        text = f"<b>{text}</b>" if second == TITLES["worst_case"] else text
+        shown.iloc[i, 1], last = text if page == last else f'<a href="{html.escape(page)}.html">{text}</a>', page
     return shown.to_html(index=False, border=0, escape=False, classes="linked")
 
 
