@@ -24,21 +24,20 @@ def publish() -> None:
 
     Files of another experiment are removed, but for the table over seeds.
     """
-    params, written, citation = Params.load(), set(), read_yaml(paths.root() / "CITATION.cff")
+    params, citation = Params.load(), read_yaml(paths.root() / "CITATION.cff")
     authors = ", ".join(" ".join(author.values()) for author in citation["authors"])
-    about = f"{citation['title']}, version {citation['version']}, by {authors}"
-    names, notebooks, pages = names_of(params), [], []
+    written, names, pages = set(), names_of(params), []
     for stage, item in runs(params.classifiers):
         name = run_name(stage, item)
         executed = read_notebook(paths.artifacts("notebooks", f"{name}.ipynb"))
-        notebooks.append(with_source_text(executed, read_notebook(source_path(stage))))
-        title = title_of(notebooks[-1]) + (f": {names.get(item, item)}" if item else "")
-        pages.append({"name": name, "title": title, "file": name})
+        notebook = with_source_text(executed, read_notebook(source_path(stage)))
+        title = title_of(notebook) + (f": {names.get(item, item)}" if item else "")
+        pages.append({"name": name, "title": title, "file": name, "notebook": notebook})
     pages[-1] |= {"title": params.report.title, "file": "index"}
-    for notebook, page in zip(notebooks, pages, strict=True):
-        written.add(write_notebook(notebook, paths.reports(f"{page['name']}.ipynb")))
-        file = paths.reports(f"{page['file']}.html")
-        written.add(write_page(notebook, file, page["title"], page["name"], pages, about))
+    about = f"{citation['title']}, version {citation['version']}, by {authors}"
+    for page in pages:
+        written.add(write_notebook(page["notebook"], paths.reports(f"{page['name']}.ipynb")))
+        written.add(write_page(page, pages, paths.reports(), about))
     for file in (file for file in paths.artifacts("report").rglob("*") if file.is_file()):
         target = paths.reports() / file.relative_to(paths.artifacts("report"))
         written.add(write_atomically(target, partial(shutil.copyfile, file)))

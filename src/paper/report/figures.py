@@ -2,13 +2,13 @@
 
 import unicodedata
 import warnings
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.container import BarContainer, Container
 from matplotlib.figure import Figure
 
@@ -18,9 +18,7 @@ from paper.stages.comparison import REFERENCE, SHIELD
 
 GREEN, ORANGE, RED = "#3b7f5c", "#f0cf7a", "#b5403a"
 BLUE, AMBER, GREY = "#2a6fb0", "#b85c00", "#6b7280"
-COLOURS = mpl.color_sequences["petroff10"]  # told apart with any colour vision (Petroff 2021)
-WIDTH, LETTERS = 8.8, 9.0  # of a figure in inches, one panel alone takes half; of all letters in points
-IMAGES = "Images as the models get them."
+WIDTH, LETTERS = 8.8, 9  # of a figure in inches, of which one panel alone takes half; of letters in points
 PERCENT, POINTS = "{x:.0%}", {"capsize": 2, "elinewidth": 0.6, "markersize": 4}
 SLANTED = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
 # Defence -> its curve; all others are grey, and differ in their dashes. The widest lies below.
@@ -36,11 +34,7 @@ ACCURACIES |= {"zero_shot_accuracy": ("zero-shot", AMBER, "^-."), "noisy_accurac
 def style() -> None:
     """Set the matplotlib style of every figure."""
     warnings.filterwarnings("ignore", "Glyph .* missing")  # a layout may be made before `_legible` finds a font
-    changes = {"figure.dpi": 96, "savefig.dpi": 160, "figure.constrained_layout.use": True, "grid.alpha": 0.5}
-    changes |= {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}  # "$x$" is a name
-    sizes = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
-    changes |= dict.fromkeys(sizes, LETTERS) | {"hatch.linewidth": 0.5, "axes.titleweight": "bold"}
-    plt.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper", changes])
+    plt.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper", Path(__file__).with_suffix(".mplstyle")])
 
 
 def _legible(figure: Figure) -> Figure:
@@ -60,23 +54,16 @@ def _legible(figure: Figure) -> Figure:
     return figure
 
 
-def _numbers(handle) -> str:
-    """The heights of bars, or both ends of a curve, in per cent."""
-    line = handle[0] if isinstance(handle, Container) else handle
-    values = handle.datavalues if isinstance(handle, BarContainer) else np.take(line.get_ydata(), (0, -1))
-    return (", " if isinstance(handle, BarContainer) else " to ").join(f"{100 * y:.0f} %" for y in values)
-
-
 def _described(figure: Figure, caption: str, text: str = "") -> Figure:
-    """The legible figure with a caption and an alternative text, which notebooks keep in the output's metadata.
-
-    Without a text the numbers of each panel are the text.
-    """
-    for axis in [] if text else filter(Axes.get_visible, figure.axes):
-        entries = zip(*axis.get_legend_handles_labels(), strict=True)
-        text += f" {axis.get_title()}: {'; '.join(f'{label} {_numbers(handle)}' for handle, label in entries)}."
-    about = {"caption": caption, "alt": f"{caption.partition('. ')[0].rstrip('.')}. {text.strip()}"}
-    figure.about, figure._repr_mimebundle_ = about, lambda **_: ({}, {"image/png": about})
+    """The legible figure with a caption and an alternative text: by default bars' heights, and both ends of curves."""
+    for axis in [] if text else [axis for axis in figure.axes if axis.get_visible()]:
+        text += f" {axis.get_title()}: "
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            bars, line = isinstance(handle, BarContainer), handle[0] if isinstance(handle, Container) else handle
+            values = handle.datavalues if bars else np.take(line.get_ydata(), (0, -1))
+            text += f"{label} {(', ' if bars else ' to ').join(f'{100 * y:.0f} %' for y in values)}; "
+    figure.about = {"caption": caption, "alt": f"{caption.partition('. ')[0].rstrip('.')}. {text.strip(' ;')}"}
+    figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": figure.about})  # notebooks keep it
     return _legible(figure)
 
 
@@ -120,7 +107,7 @@ def scenarios(records: pd.DataFrame) -> Figure:
             below = below + heights
         axis.set_xticks(range(len(bars)), list(bars), **SLANTED)
         axis.grid(axis="x", visible=False)
-    return _with_legend(figure, f"What becomes of the images. Bars from the left: {', '.join(bars)}.")
+    return _with_legend(figure, f"What becomes of the images. Bars from the left: {'; '.join(bars)}.")
 
 
 def _defences(table: pd.DataFrame, x: str, y: str, titles: tuple, caption: str, alone: dict, **look) -> Figure:
@@ -133,9 +120,9 @@ def _defences(table: pd.DataFrame, x: str, y: str, titles: tuple, caption: str, 
     words = [f"No defence leaves {100 * WEAK:.0f} % of the images of the classifier “{name}” robust." for name in weak]
     groups = {name: rows for name, rows in groups.items() if name not in weak}
     if not groups:
-        figure = plt.figure(figsize=(WIDTH / 2, 0.4 * len(words)))
-        figure.text(0, 0.5, "\n".join(words).replace(" images ", " images\n"), va="center")
-        return _described(figure, f"{caption} {' '.join(words)}", " ".join(words))
+        figure = plt.figure(figsize=(WIDTH, 0.3 * len(words)))
+        figure.suptitle("\n".join(words))
+        return _described(figure, caption, " ".join(words))
     top = np.ceil(10 * max(*table[y], *alone.values())) / 10
     figure, panels = _panels(groups, 3.4, (0, top), *titles, sharex=True)
     for (axis, rows), name in zip(panels, groups, strict=True):
@@ -145,8 +132,8 @@ def _defences(table: pd.DataFrame, x: str, y: str, titles: tuple, caption: str, 
             ends = [*curve[x], table[x].max()], [*curve[y], curve[y].iloc[-1]]
             axis.plot(*ends, label=defence, clip_on=False, **line, **look)
         if name in alone:
-            dashed = {"color": AMBER, "linestyle": (0, (4, 3)), "linewidth": 1.4, "label": "classifier alone"}
-            axis.plot([0, table[x].max()], [alone[name]] * 2, zorder=4, **dashed)
+            dashed = {"color": AMBER, "linestyle": (0, (4, 3)), "linewidth": 1.4, "zorder": 4}
+            axis.plot([0, table[x].max()], [alone[name]] * 2, label="classifier alone", **dashed)
         axis.margins(x=0)
         axis.xaxis.set_major_formatter(PERCENT)
         _end_labels(axis)
@@ -162,18 +149,14 @@ def _end_labels(axis) -> None:
     places = np.maximum.accumulate(ends - steps) + steps  # upwards from the lowest
     places = np.minimum.accumulate((np.minimum(places, high) - steps)[::-1])[::-1] + steps  # and down from the top
     for line, end, place in zip(lines, ends, places, strict=True):
-        name, colour = line.get_label(), line.get_color()
-        look = {"color": colour, "va": "center", "weight": "bold" if name in LEADING else "normal"}
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkB": 0}
-        at = {"xycoords": ("axes fraction", "data"), "annotation_clip": False, "arrowprops": arrow}
-        axis.annotate(name, (1, end), (1.07, place), **at, **look)
+        name, arrow = line.get_label(), {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.5}
+        look = {"color": line.get_color(), "va": "center", "weight": "bold" if name in LEADING else "normal"}
+        look |= {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
+        axis.annotate(name, (1, end), (1.07, place), arrowprops=arrow | {"relpos": (0, 0.5), "shrinkB": 0}, **look)
 
 
 def rejection_curves(table: pd.DataFrame, alone: dict[str, float] | None = None) -> Figure:
-    """Robust accuracy against clean rejection: the exact curve of each defence (`stages.comparison.curves`).
-
-    `alone` has the robust accuracy of the classifiers without a defence, by name.
-    """
+    """The curves of `stages.comparison.curves`; `alone` has the robust accuracy without a defence by classifier."""
     titles = "clean images rejected", "robust accuracy, knowing attacker"
     caption = "Robust accuracy at each share of clean images that a defence rejects. A higher curve is better."
     return _defences(table, "rejection", "robust", titles, caption, alone or {}, drawstyle="steps-post")
@@ -225,26 +208,19 @@ def robustness_curves(table: pd.DataFrame) -> Figure:
 
 
 def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
-    """Cumulative distribution of the alignment gap: clean images, AutoAttack's, and those of the adaptive attacks."""
-    groups, y = dict(list(records.groupby("classifier", sort=False))), "share of images with a gap below"
-    title, accepted = "alignment gap g (cosine)", []
-    figure, panels = _panels(groups, 2.7, (0, 1), title, y, sharex=True)
-    looks = (("#5b6472", "-"), (BLUE, "--"), ("#7d5ba6", "-."), (RED, ":"))
-    for (axis, records), name in zip(panels, groups, strict=True):
-        rows = dict(list(records.groupby("scenario")))
-        curves = {"clean": rows["unaware"].gap_clean, "AutoAttack, unaware": rows["unaware"].gap_attacked}
-        curves |= {TITLES[s]: rows[s].gap_attacked for s in ("paper", "joint") if s in rows}
-        for (label, values), (colour, dashes) in zip(curves.items(), looks, strict=False):
-            axis.ecdf(values.dropna(), color=colour, linestyle=dashes, linewidth=1.8, label=label)
-        shares = "; ".join(f"{label} {(of <= tolerance).mean():.0%}" for label, of in curves.items())
-        accepted.append(f"{name}: {shares}.")
-        axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
-        # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
-        axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
-        axis.set_xlim(left=0)
-        axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))  # powers are mathematics
+    """Cumulative distribution of a classifier's alignment gap: clean images, and AutoAttack's."""
+    groups, y = {records.classifier.iloc[0]: records}, "share of images with a gap below"
+    figure, [(axis, rows)] = _panels(groups, 2.9, (0, 1), "alignment gap g (cosine)", y)
+    axis.ecdf(rows.gap_clean.dropna(), color=GREY, linewidth=1.8, label="clean")
+    axis.ecdf(rows.gap_attacked.dropna(), color=RED, linestyle="--", linewidth=1.8, label="attacked")
+    axis.axvline(tolerance, color="black", linewidth=0.8, label=f"tolerance {tolerance:g}: accepted to the left")
+    # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
+    axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))  # powers are mathematics
+    clean, attacked = ((gap <= tolerance).mean() for gap in (rows.gap_clean, rows.gap_attacked))
     caption = "Cumulative distribution of the alignment gap. The shield accepts what lies to the left of the line."
-    return _with_legend(figure, caption, f"Accepted: {' '.join(accepted)}", ncols=2)
+    return _with_legend(figure, caption, f"Accepted: {clean:.0%} of clean images and {attacked:.0%} of attacked ones.")
 
 
 def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
@@ -279,8 +255,8 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     return _with_legend(figure, "Validation accuracy by epoch. The large mark is the epoch that was chosen.")
 
 
-def image_grid(images: np.ndarray, titles: list[str], columns: int = 10, caption: str = IMAGES) -> Figure:
-    """Images (N,H,W,3) in [0,1], with a title each."""
+def image_grid(images: np.ndarray, titles: list[str], columns: int = 10, caption: str = "") -> Figure:
+    """Images (N,H,W,3) in [0,1], with a title each, as the models get them."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.25 * WIDTH / columns * rows), squeeze=False)
     for axis in axes.flat:
@@ -289,4 +265,4 @@ def image_grid(images: np.ndarray, titles: list[str], columns: int = 10, caption
         axis.imshow(image, interpolation="nearest")
         axis.set_title(title, weight="normal")
     text = f"By rows of {columns}: {'; '.join(' '.join(title.split()) for title in titles)}."
-    return _described(figure, caption, text)
+    return _described(figure, caption or "Images as the models get them.", text)

@@ -39,16 +39,14 @@ def failures(rows: pd.DataFrame) -> str:
     before = (lost.clean_decision != lost.label) & ~records.rejected(lost, "clean")
     one = ~before & (lost.clean_clip == lost.attacked_decision)
     text = f"Of the {len(lost)} images that the shield loses, {before.sum()} were accepted as a wrong class before any "
-    text += (
-        f"attack. On {one.sum()} CLIP preferred the wrong class already, so that only the classifier had to be moved. "
-    )
+    text += f"attack. On {one.sum()} CLIP preferred the wrong class already: only the classifier had to be moved. "
     return text + f"On {len(lost) - before.sum() - one.sum()} both models were moved to it."
 
 
-def finding(metrics: pd.DataFrame, rows: pd.DataFrame, names: dict[str, str]) -> str:
+def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     """The results of the three scenarios for each classifier, from the metrics and the records."""
     groups, by_name = metrics.groupby("classifier", sort=False), dict(list(rows.groupby("classifier")))
-    lines = (f"- {baseline(names[name], m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
+    lines = (f"- {baseline(name, m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
     return "\n".join(lines)
 
 
@@ -56,12 +54,12 @@ def data(params: Params, count: int) -> str:
     """The images and the threat model of this run, and what it is worth as evidence."""
     threat, shapes = params.threat_model, params.dataset.name == "shapes"
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
+    worth = "It demonstrates the method and is no evidence about real images." if shapes else "It has one seed."
     images = "rendered shapes" if shapes else f"images of {params.dataset.name}"
-    worth = "it demonstrates the method, and is not evidence about real images" if shapes else "it has one seed"
-    return f"This run attacks {count} {images} at {threat.norm} {radius}; {worth}."
+    return f"This run attacks {count} {images} at {threat.norm} {radius}. {worth}"
 
 
-def answer(table: pd.DataFrame, names: dict[str, str], most: float) -> str:
+def answer(table: pd.DataFrame, most: float) -> str:
     """Whether CLIP is worth it, by the shield's difference from the threshold in `comparison.table` and its p.
 
     Judged are the classifiers that one of both leaves robust on 5 % of the images. The numbers are of the most robust.
@@ -69,49 +67,25 @@ def answer(table: pd.DataFrame, names: dict[str, str], most: float) -> str:
     table = table.set_index("classifier")
     shield, threshold = (table[table.defence == name] for name in (comparison.SHIELD, comparison.REFERENCE))
     best = shield["mean"].combine(threshold["mean"], max)
-    judged, name = best[best >= WEAK].index, best.idxmax()
-    sure, difference = shield.p[judged] < 0.05, shield.difference[judged]
-    better, worse = (sure & (difference > 0)).sum(), (sure & (difference < 0)).sum()
-    word = "Yes" if better else "No" if worse else "There is no clear difference"
-    if not len(judged):
-        word = "Nothing helps"
-    elif 0 < better < len(judged):
-        word = f"It depends on the classifier, and CLIP helps {better} of {len(judged)}"
-    numbers = (
-        f"{100 * shield['mean'][name]:.1f} % of images are robust with CLIP and {100 * threshold['mean'][name]:.1f} %"
-    )
-    text = f"**{word}: for the {names[name]} classifier, {numbers} without it.** Both are means over clean "
-    text += (
-        f"rejections up to {100 * most:.0f} %, under an attacker who knows the defence (p = {p_value(shield.p[name])})."
-    )
-    return text + " Without CLIP, a threshold on the classifier's own confidence rejects."
+    signs, name = shield.difference.where(shield.p < 0.05, 0)[best >= WEAK], best.idxmax()
+    helped, word = (signs > 0).sum(), "Nothing helps" if signs.empty else "There is no clear difference"
+    if 0 < helped < len(signs):
+        word = f"It depends on the classifier, and CLIP helps {helped} of {len(signs)}"
+    elif helped or (signs < 0).any():
+        word = "Yes" if helped else "No"
+    own, other = (f"{100 * of['mean'][name]:.1f} %" for of in (shield, threshold))
+    text = f"**{word}: for the {name} classifier, {own} of images are robust with CLIP and {other} without it.** "
+    text += f"Both are means over clean rejections up to {100 * most:.0f} %, and the attacker knows the defence "
+    return f"{text}(p = {p_value(shield.p[name])}). Without CLIP, a threshold on the classifier's confidence rejects."
 
 
-def verdict(table: pd.DataFrame, most: float, names: dict[str, str]) -> str:
+def verdict(table: pd.DataFrame, most: float) -> str:
     """The worth of CLIP for each classifier, from `comparison.table` up to the clean rejection `most`."""
-    lines = []
+    text = ""
     for name, rows in table.groupby("classifier", sort=False):
-        (primary,), at_own = rows[rows.primary].itertuples(), 100 * rows.set_index("defence")[["rejection", "robust"]]
-        shield, threshold = at_own.loc[comparison.SHIELD], at_own.loc[comparison.REFERENCE]
+        (primary,) = rows[rows.primary].itertuples()
         mean, difference = (with_interval(primary, key) for key in ("mean", "difference"))
-        lines.append(
-            f"- **{names[name]}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections "
-            f"up to {100 * most:.0f} %. Its difference from a threshold on the logit margin, which needs no CLIP, is "
-            f"{difference} points (p = {p_value(primary.p)}). Where the shield's own {shield.rejection:.1f} % of clean "
-            f"images are rejected, {shield.robust:.1f} % are robust behind it, and {threshold.robust:.1f} % behind the "
-            "threshold."
-        )
-    return "\n".join(lines)
-
-
-def legend() -> str:
-    """The scenarios of the result table, as HTML."""
-    rows = [(title, name, text) for name, (title, text) in records.SCENARIOS.items()]
-    return records.to_html(pd.DataFrame(rows, columns=["scenario", "name in the records", "meaning"]), words=True)
-
-
-def meaning(findings: pd.DataFrame) -> str:
-    """Whether the sanity rules hold."""
-    violated = int((~findings.holds).sum())
-    warning = f"{violated} of {len(findings)} rules are violated: do not trust that classifier's robust accuracies."
-    return f"**{warning if violated else f'All {len(findings)} rules hold.'}**"
+        text += f"- **{name}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections up to "
+        text += f"{100 * most:.0f} %. A threshold on the logit margin needs no CLIP, and the difference from it is "
+        text += f"{difference} points (p = {p_value(primary.p)}).\n"
+    return text

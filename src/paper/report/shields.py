@@ -27,10 +27,10 @@ def examples(s: Attacking, records: pd.DataFrame) -> tuple[np.ndarray, list[str]
     """
     images, titles, decisions = [], [], [*s.classes, "rejected"]
     for name in s.params.classifiers:
-        worst_case = StoredImages(paths.artifacts("adaptive", name, "worst_case"))
+        knowing = StoredImages(paths.artifacts("adaptive", name, "worst_case"))
         for i in pick_examples(records[records.classifier == name], s.params.report.examples):
             one = slice(i, i + 1)
-            shown = torch.cat([s.data[one].pixels, s.unaware_of(name)[one].images, worst_case[one].images])
+            shown = torch.cat([s.data[one].pixels, s.unaware_of(name)[one].images, knowing[one].images])
             decided = decide(s.shield_of(name), shown).decision.tolist()
             titles += [f"{of}\n{decisions[k][:11]}" for of, k in zip(ATTACKERS, decided, strict=True)]
             images.append(shown.permute(0, 2, 3, 1).numpy())

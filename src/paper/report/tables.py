@@ -18,37 +18,35 @@ BOUNDS = {"right": "certified, right", "held": "certified, not broken", "attacke
 def names_of(params: Params) -> dict[str, str]:
     """Classifier -> its name for readers. One that is called "robust", as a metric is, gets another name."""
     adversarial = getattr(params.training.get("robust"), "method", "") in ("fgsm", "pgd", "trades")
-    other = "adversarially trained" if adversarial else "“robust”"
-    return {name: other if name == "robust" else name for name in params.classifiers}
+    others = {"robust": "adversarially trained" if adversarial else "“robust”"}
+    return {name: others.get(name, name) for name in params.classifiers}
 
 
 def named(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """The frame with the classifiers' names for readers, also in names such as "robust with the shield"."""
     shown = {f"{name}{end}": f"{other}{end}" for name, other in names.items() for end in ("", " with the shield")}
-    return frame.assign(classifier=frame.classifier.replace(shown))
+    return frame.replace({"classifier": shown})
 
 
-def summary(metrics: pd.DataFrame, compared: dict[str, pd.DataFrame], names: dict[str, str]) -> pd.DataFrame:
+def summary(metrics: pd.DataFrame, table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
     """The first table of the report, in per cent: each classifier alone, with the shield, and with a threshold.
 
     The threshold needs no CLIP and rejects as many clean images as the shield. A classifier with no robust image has
-    the shield's row alone. `compared` is of `report.write_comparison`.
+    the shield's row alone. `table` and `margins` are the comparison's table and its records.
     """
-    value, rows = 100 * metrics.set_index(["classifier", "scenario", "metric"]).value, []
-    of_threshold = {key: frame[frame.defence == REFERENCE] for key, frame in compared.items() if "defence" in frame}
-    groups, at_own = of_threshold["records"].groupby("classifier"), of_threshold["comparison"].set_index("classifier")
-    for name, shown in names.items():
-        robust, clean = (value[name].xs(f"{kind}_accuracy", level="metric") for kind in ("robust", "clean"))
-        of, own = groups.get_group(name), at_own.loc[name]
-        threshold = np.sort(of.t_clean)[round(own.rejection * len(of))]
-        unaware = 100 * (of["t, no_shield"] < threshold).mean()
-        alone = (f"{shown}, alone", 0.0, clean.no_shield, robust.no_shield, robust.no_shield)
-        shield = value[name].worst_case.clean_rejection, clean.worst_case, robust.unaware, robust.worst_case
-        other = 100 * own.rejection, 100 * own.clean, unaware, 100 * own.robust
-        others = [alone, (f"{shown} + threshold, no CLIP", *other)] if robust.no_shield > 0 else []
-        rows += [*others[:1], (f"{shown} + shield", *shield), *others[1:]]
+    value, rows = metrics.set_index(["classifier", "metric", "scenario"]).value, []
+    for own in table[table.defence == REFERENCE].itertuples():
+        of_name = value[own.classifier]
+        robust, clean, rejected = of_name.robust_accuracy, of_name.clean_accuracy, of_name.clean_rejection
+        of = margins[(margins.classifier == own.classifier) & (margins.defence == REFERENCE)]
+        unaware = (of["t, no_shield"] < np.sort(of.t_clean)[round(own.rejection * own.n)]).mean()
+        alone = ", alone", 0, clean.no_shield, robust.no_shield, robust.no_shield
+        shield = " + shield", rejected.worst_case, clean.worst_case, robust.unaware, robust.worst_case
+        threshold = " + threshold, no CLIP", own.rejection, own.clean, unaware, own.robust
+        for end, *shares in (alone, shield, threshold) if robust.no_shield else (shield,):
+            rows.append((own.classifier + end, *(f"{100 * share:.1f}" for share in shares)))
     columns = ["clean images rejected", "clean accuracy", "robust, unaware attacker", "robust, knowing attacker"]
-    return pd.DataFrame(rows, columns=["models", *columns]).map(lambda x: x if isinstance(x, str) else f"{x:.1f}")
+    return pd.DataFrame(rows, columns=["models", *columns])
 
 
 def folded(title: str, content: str, opened: bool = False) -> str:
@@ -108,11 +106,9 @@ def p_value(p: float) -> str:
     return "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def findings(frame: pd.DataFrame, names: dict[str, str] | None = None) -> str:
-    """The findings of the sanity rules, as HTML; `names` of the classifiers are for readers."""
-    return to_html(
-        named(frame, names or {}).assign(holds=frame.holds.map({True: "holds", False: "VIOLATED"})), words=True
-    )
+def findings(frame: pd.DataFrame) -> str:
+    """The findings of the sanity rules, as HTML."""
+    return to_html(frame.assign(holds=frame.holds.map({True: "holds", False: "VIOLATED"})), words=True)
 
 
 def linked(frame: pd.DataFrame, stage: str | None = None, names: dict[str, str] | None = None) -> str:
