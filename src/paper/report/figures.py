@@ -69,8 +69,8 @@ def _described(figure: Figure, caption: str, text: str = "") -> Figure:
 
 def _with_legend(figure: Figure, caption: str, text: str = "", ncols: int = 3) -> Figure:
     """The figure with one legend for all panels, in which each label stands once; see `_described`."""
-    entries = [entry for axis in figure.axes for entry in zip(*axis.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in entries}
+    entries = (zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes)
+    handles = {label: handle for of_axis in entries for handle, label in of_axis}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=ncols, frameon=False)
     return _described(figure, caption, text)
 
@@ -111,10 +111,7 @@ def scenarios(records: pd.DataFrame) -> Figure:
 
 
 def _defences(table: pd.DataFrame, x: str, y: str, titles: tuple, caption: str, alone: dict, **look) -> Figure:
-    """A panel per classifier with a curve per defence, named at its end; a dashed line for the classifier `alone`.
-
-    A classifier whose defences all stay below `WEAK` gets a sentence in the caption in place of a panel.
-    """
+    """A panel per classifier, with a curve per defence; where all stay below `WEAK`, a sentence in the caption."""
     groups = dict(list(table.groupby("classifier", sort=False)))
     weak = [name for name, rows in groups.items() if rows[y].max() < WEAK]
     words = [f"No defence leaves {100 * WEAK:.0f} % of the images of the classifier “{name}” robust." for name in weak]
@@ -132,8 +129,7 @@ def _defences(table: pd.DataFrame, x: str, y: str, titles: tuple, caption: str, 
             ends = [*curve[x], table[x].max()], [*curve[y], curve[y].iloc[-1]]
             axis.plot(*ends, label=defence, clip_on=False, **line, **look)
         if name in alone:
-            dashed = {"color": AMBER, "linestyle": (0, (4, 3)), "linewidth": 1.4, "zorder": 4}
-            axis.plot([0, table[x].max()], [alone[name]] * 2, label="classifier alone", **dashed)
+            axis.plot([0, table[x].max()], [alone[name]] * 2, "--", color=AMBER, zorder=4, label="classifier alone")
         axis.margins(x=0)
         axis.xaxis.set_major_formatter(PERCENT)
         _end_labels(axis)

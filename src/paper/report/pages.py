@@ -12,8 +12,8 @@ from multishield.files import write_text
 
 FOLDER = Path(__file__).parent
 OPTIONS = {"template_name": "basic", "exclude_input_prompt": True, "exclude_output_prompt": True}
-CELLS = (FOLDER / "cells.html.j2").read_text(encoding="utf-8")
-EXPORTER = HTMLExporter(raw_template=CELLS, **OPTIONS)  # one, for it compiles its templates once
+# One, because it compiles its templates once.
+EXPORTER = HTMLExporter(raw_template=(FOLDER / "cells.html.j2").read_text(encoding="utf-8"), **OPTIONS)
 
 
 def title_of(notebook: nbformat.NotebookNode) -> str:
@@ -34,8 +34,7 @@ def _link(attribute: re.Match) -> str:
 def write_page(page: dict, pages: list[dict], folder: Path, about: str) -> Path:
     """Write an executed notebook as one HTML file, which runs no script and loads nothing from elsewhere.
 
-    Each page has "name", "title", "notebook", and "file" without its end. The last one of `pages` is the report: it
-    shows no code, its figures are the saved files, and it lists the others. `about` says whose the pages are.
+    A page has "name", "title", "notebook", and "file" without its end. The last one, the report, shows no code.
     """
     of_the_report = page is pages[-1]
     EXPORTER.exclude_input = of_the_report

@@ -25,8 +25,8 @@ def gather(params: Params) -> pd.DataFrame:
 def histories(params: Params) -> dict[str, pd.DataFrame]:
     """Training histories of the classifiers, "CLIP" and its "robust tower"; loaded models have none."""
     files = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
-    clip = {"CLIP": "history.csv", "robust tower": "robust.csv"}
-    files |= {name: paths.artifacts("alignment", file) for name, file in clip.items()}
+    files |= {"CLIP": paths.artifacts("alignment", "history.csv")}
+    files |= {"robust tower": paths.artifacts("alignment", "robust.csv")}
     frames = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
     return {name: frame for name, frame in frames.items() if frame.epoch.min() > 0}
 
@@ -106,8 +106,8 @@ class Picture(Image):
     """A figure of `paper.report.figures` in a notebook; the report's page shows it from figures/<name>.png."""
 
     def __init__(self, figure: Figure, name: str):
-        file, save = f"figures/{name}.png", {"format": "png", "metadata": {"Software": None}}  # the same bytes always
-        path = write_atomically(_file(file), lambda p: figure.savefig(p, **save))
+        about = figure.about | {"file": f"figures/{name}.png", "width": round(96 * figure.get_figwidth())}
+        save = {"format": "png", "metadata": {"Software": None}}  # whose version would change the bytes
+        path = write_atomically(_file(about["file"]), lambda p: figure.savefig(p, **save))
         plt.close(figure)
-        about = figure.about | {"file": file, "width": round(96 * figure.get_figwidth())}
         super().__init__(filename=path, metadata=about)

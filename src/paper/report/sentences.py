@@ -60,19 +60,17 @@ def data(params: Params, count: int) -> str:
 
 
 def answer(table: pd.DataFrame, most: float) -> str:
-    """Whether CLIP is worth it, by the shield's difference from the threshold in `comparison.table` and its p.
+    """Whether CLIP is worth it: the shield's difference from the threshold (`comparison.table`), where p < 0.05.
 
-    Judged are the classifiers that one of both leaves robust on 5 % of the images. The numbers are of the most robust.
+    Classifiers that both leave below `WEAK` are not judged. The numbers are of the most robust one.
     """
     table = table.set_index("classifier")
     shield, threshold = (table[table.defence == name] for name in (comparison.SHIELD, comparison.REFERENCE))
     best = shield["mean"].combine(threshold["mean"], max)
     signs, name = shield.difference.where(shield.p < 0.05, 0)[best >= WEAK], best.idxmax()
-    helped, word = (signs > 0).sum(), "Nothing helps" if signs.empty else "There is no clear difference"
-    if 0 < helped < len(signs):
-        word = f"It depends on the classifier, and CLIP helps {helped} of {len(signs)}"
-    elif helped or (signs < 0).any():
-        word = "Yes" if helped else "No"
+    helped, word = (signs > 0).sum(), "No" if (signs < 0).any() else "There is no clear difference"
+    depends = f"It depends on the classifier, and CLIP helps {helped} of {len(signs)}"
+    word = "Nothing helps" if signs.empty else "Yes" if helped == len(signs) else depends if helped else word
     own, other = (f"{100 * of['mean'][name]:.1f} %" for of in (shield, threshold))
     text = f"**{word}: for the {name} classifier, {own} of images are robust with CLIP and {other} without it.** "
     text += f"Both are means over clean rejections up to {100 * most:.0f} %, and the attacker knows the defence "

@@ -17,14 +17,9 @@ from multishield.shield import MultiShield
 from paper import paths
 from paper.stages.attacking import Attacking
 
-ATTACKERS = ("clean", "unaware", "knowing")  # of the examples
-
 
 def examples(s: Attacking, records: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """Images (N,H,W,3) in [0,1] with the shield's decisions, for each classifier `report.examples` times three.
-
-    The three are an image clean, attacked by an unaware attacker, and attacked by one who knows.
-    """
+    """Images (N,H,W,3) in [0,1] and the shield's decisions: each example clean, and attacked by both attackers."""
     images, titles, decisions = [], [], [*s.classes, "rejected"]
     for name in s.params.classifiers:
         knowing = StoredImages(paths.artifacts("adaptive", name, "worst_case"))
@@ -32,7 +27,9 @@ def examples(s: Attacking, records: pd.DataFrame) -> tuple[np.ndarray, list[str]
             one = slice(i, i + 1)
             shown = torch.cat([s.data[one].pixels, s.unaware_of(name)[one].images, knowing[one].images])
             decided = decide(s.shield_of(name), shown).decision.tolist()
-            titles += [f"{of}\n{decisions[k][:11]}" for of, k in zip(ATTACKERS, decided, strict=True)]
+            titles += [
+                f"{of}\n{decisions[k][:11]}" for of, k in zip(("clean", "unaware", "knowing"), decided, strict=True)
+            ]
             images.append(shown.permute(0, 2, 3, 1).numpy())
     return np.concatenate(images), titles
 

@@ -10,6 +10,7 @@ from paper.naming import run_name
 from paper.params import Params
 from paper.stages.comparison import REFERENCE
 
+FOLDED = "<details><summary>{}</summary>\n{}</details>"  # HTML behind a title that opens it
 WEAK = 0.05  # less than this share of robust images is not compared
 # Bound of a smoothed model (`multishield.certified_curve`) -> its name.
 BOUNDS = {"right": "certified, right", "held": "certified, not broken", "attacked": "not broken by the attack"}
@@ -29,10 +30,9 @@ def named(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
 
 
 def summary(metrics: pd.DataFrame, table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
-    """The first table of the report, in per cent: each classifier alone, with the shield, and with a threshold.
+    """The first table, in per cent: each classifier alone, with the shield, with a threshold that rejects as often.
 
-    The threshold needs no CLIP and rejects as many clean images as the shield. A classifier with no robust image has
-    the shield's row alone. `table` and `margins` are the comparison's table and its records.
+    A classifier with no robust image has the shield's row alone. `table` and `margins` are the comparison's.
     """
     value, rows = metrics.set_index(["classifier", "metric", "scenario"]).value, []
     for own in table[table.defence == REFERENCE].itertuples():
@@ -47,11 +47,6 @@ def summary(metrics: pd.DataFrame, table: pd.DataFrame, margins: pd.DataFrame) -
             rows.append((own.classifier + end, *(f"{100 * share:.1f}" for share in shares)))
     columns = ["clean images rejected", "clean accuracy", "robust, unaware attacker", "robust, knowing attacker"]
     return pd.DataFrame(rows, columns=["models", *columns])
-
-
-def folded(title: str, content: str, opened: bool = False) -> str:
-    """HTML behind a title that opens it."""
-    return f"<details{' open' * opened}><summary>{title}</summary>\n{content}</details>"
 
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
@@ -112,10 +107,10 @@ def findings(frame: pd.DataFrame) -> str:
 
 
 def linked(frame: pd.DataFrame, stage: str | None = None, names: dict[str, str] | None = None) -> str:
-    """A table as HTML. The second cell links to the page of the notebook that made the row, once for each page.
+    """A table as HTML. The second cells link to the pages of the notebooks that made the rows, to each page once.
 
-    The first column is the classifier, or the study, that the stage's notebook is run for; `names` are for readers.
-    Without a stage the table is `records.results`, whose scenarios come from three stages; worst cases are bold.
+    The first column has the item of the stage's notebook, `names` are for readers. Without a stage the table is
+    `records.results`, whose scenarios come from three stages; worst cases are bold.
     """
     stages = {TITLES["no_shield"]: "baseline", TITLES["unaware"]: "multishield"}
     shown, last = frame.replace({frame.columns[0]: names or {}}).astype(str).map(html.escape), None
