@@ -27,9 +27,8 @@ def examples(s: Attacking, records: pd.DataFrame) -> tuple[np.ndarray, list[str]
             one = slice(i, i + 1)
             shown = torch.cat([s.data[one].pixels, s.unaware_of(name)[one].images, knowing[one].images])
             decided = decide(s.shield_of(name), shown).decision.tolist()
-            titles += [
-                f"{of}\n{decisions[k][:11]}" for of, k in zip(("clean", "unaware", "knowing"), decided, strict=True)
-            ]
+            for attacker, k in zip(("clean", "unaware", "knowing"), decided, strict=True):
+                titles.append(f"{attacker}\n{decisions[k][:11]}")
             images.append(shown.permute(0, 2, 3, 1).numpy())
     return np.concatenate(images), titles
 
