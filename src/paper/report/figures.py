@@ -56,7 +56,7 @@ def _legible(figure: Figure) -> Figure:
 
 def _described(figure: Figure, caption: str, text: str = "") -> Figure:
     """The legible figure with a caption and an alternative text: by default bars' heights, and both ends of curves."""
-    for axis in [] if text else [axis for axis in figure.axes if axis.get_visible()]:
+    for axis in [] if text else figure.axes:
         text += f" {axis.get_title()}: "
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             bars, line = isinstance(handle, BarContainer), handle[0] if isinstance(handle, Container) else handle
@@ -81,7 +81,8 @@ def _panels(groups: dict, height: float, ylim: tuple, x: str, y: str, columns: i
     rows = -(-len(groups) // columns)
     size = (WIDTH if columns > 1 else WIDTH / 2, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, **shared)
-    plt.setp(axes.flat[len(groups) :], visible=False)
+    for unused in axes.flat[len(groups) :]:
+        unused.remove()
     plt.setp(axes[:, 0], ylabel=y)
     for axis, title in zip(axes.flat, groups, strict=False):
         axis.set(title=title, xlabel=x, ylim=ylim)
