@@ -10,8 +10,10 @@ from nbconvert import HTMLExporter
 
 from multishield.files import write_text
 
-PROMPTS = {"exclude_input_prompt": True, "exclude_output_prompt": True}
-EXPORTER = HTMLExporter(template_name="basic", embed_images=True, **PROMPTS)  # one, for it compiles its templates once
+FOLDER = Path(__file__).parent
+OPTIONS = {"template_name": "basic", "exclude_input_prompt": True, "exclude_output_prompt": True}
+# One, because it compiles its templates once.
+EXPORTER = HTMLExporter(raw_template=(FOLDER / "cells.html.j2").read_text(encoding="utf-8"), **OPTIONS)
 
 
 def title_of(notebook: nbformat.NotebookNode) -> str:
@@ -29,26 +31,23 @@ def _link(attribute: re.Match) -> str:
     return attribute[0] if sound else f'{attribute[1]}"#"'
 
 
-def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, notebooks: list[dict] | None = None) -> Path:
+def write_page(page: dict, pages: list[dict], folder: Path, about: str) -> Path:
     """Write an executed notebook as one HTML file, which runs no script and loads nothing from elsewhere.
 
-    The index alone has `notebooks`, the list of all: their "name", "title", and "file", the page, which is None for the
-    index itself. It shows no code, and its figures are the saved files.
+    A page has "name", "title", "notebook", and "file" without its end. The last one, the report, shows no code.
     """
-    EXPORTER.exclude_input = notebooks is not None
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if notebooks and (file := output.get("metadata", {}).get("image/png", {}).get("file")):
-            output.metadata["filenames"] = {"image/png": file}  # nbconvert then refers to it; see `report.Picture`
-    body, _ = EXPORTER.from_notebook_node(notebook)
+    of_the_report = page is pages[-1]
+    EXPORTER.exclude_input = of_the_report
+    seen = {key: [] for key in ("begun", "moved", "done", "figures")}  # what the templates have met
+    body, _ = EXPORTER.from_notebook_node(page["notebook"], {"page": page, "of_the_report": of_the_report} | seen)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r"(<[a-z][^<>]*?)\son\w+\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", r"\1", body, flags=re.IGNORECASE)
     body = re.sub(r"(\b(?:href|src|action)\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s>]+)", _link, body, flags=re.IGNORECASE)
     # The keyboard must reach what scrolls sideways.
     scroll = r'<div class="scroll" tabindex="0" role="region" aria-label="Table">\1</div>'
     body = re.sub(r"(<table\b.*?</table>)", scroll, body, flags=re.DOTALL)
-    contents = []
-    if notebooks:
-        body = re.sub(r"(<h1[^>]*>)[^<]*", lambda h1: h1[1] + html.escape(title), body, count=1)
-        contents = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)
-    template = jinja2.Template((Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"), autoescape=True)
-    return write_text(path, template.render(title=title, body=body, notebooks=notebooks, contents=contents) + "\n")
+    contents = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body) if of_the_report else []
+    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
+    template = jinja2.Template((FOLDER / "page.html.j2").read_text(encoding="utf-8"), autoescape=True)
+    text = template.render(page=page, pages=pages, body=body, contents=contents, about=about)
+    return write_text(folder / f"{page['file']}.html", text + "\n")

@@ -15,13 +15,13 @@ COLUMNS = ["classifier", "entry", "figure", "published", "measured", "N", "verdi
 
 def improvements(metrics: pd.DataFrame) -> pd.DataFrame:
     """The quantities of the paper's claims (docs/claims.md), a row per classifier: in points, what the shield adds."""
-    value, rows = 100 * metrics.set_index(["classifier", "scenario", "metric"]).value, []
+    value, rows = 100 * metrics.set_index(["classifier", "metric", "scenario"]).value, []
     for name in metrics.classifier.unique():
-        robust, clean = (value[name].xs(f"{kind}_accuracy", level="metric") for kind in ("robust", "clean"))
-        row = {"classifier": name, "robust accuracy without the shield": f"{robust['no_shield']:.1f} %"}
+        robust, clean = value[name].robust_accuracy, value[name].clean_accuracy
+        row = {"classifier": name, "robust accuracy without the shield": f"{robust.no_shield:.1f} %"}
         for scenario in ("unaware", "paper", "worst_case"):
-            row[f"gain, {TITLES[scenario]}"] = f"{robust[scenario] - robust['no_shield']:+.1f}"
-        rows.append(row | {"clean accuracy": f"{clean['unaware'] - clean['no_shield']:+.1f}"})
+            row[f"gain, {TITLES[scenario]}"] = f"{robust[scenario] - robust.no_shield:+.1f}"
+        rows.append(row | {"clean accuracy": f"{clean.unaware - clean.no_shield:+.1f}"})
     return pd.DataFrame(rows)
 
 
@@ -43,14 +43,12 @@ def differences(entry: Entry, params: Params) -> tuple[list[str], list[str], lis
         f"data set {data.name} instead of {entry.dataset}": not own and data.name != entry.dataset,
         f"images of {data.image_size} pixels instead of {size}": data.image_size != size,
         f"shorter side {side} instead of {resize} before the crop": data.image_size == size
-        and resize not in (None, side),
+        and side != (resize or side),
         f"{data.interpolation} instead of {interpolation} resizing": resize and data.interpolation != interpolation,
     }
-    attack = {
-        f"threat model {ours} instead of {published}": ours != published,
-        f"{', '.join(attacks)} instead of standard AutoAttack": attacks != "standard"
-        and set(attacks) != set(AA_STANDARD),
-    }
+    custom = attacks != "standard" and set(attacks) != set(AA_STANDARD)
+    attack = {f"threat model {ours} instead of {published}": ours != published}
+    attack |= {f"{', '.join(attacks)} instead of standard AutoAttack": custom}
     uneven = not own and data.name in model_zoo.UNBALANCED and data.order == "stratified"
     doubts = {
         f"images of one's own, taken to be test images of {entry.dataset}": own,

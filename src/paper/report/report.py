@@ -1,9 +1,7 @@
 """The files of the report stage in artifacts/report/: records, tables and figures (`publish` copies them)."""
 
-import html
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from IPython.display import Image
 from matplotlib import pyplot as plt
@@ -27,15 +25,10 @@ def gather(params: Params) -> pd.DataFrame:
 def histories(params: Params) -> dict[str, pd.DataFrame]:
     """Training histories of the classifiers, "CLIP" and its "robust tower"; loaded models have none."""
     files = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
-    clip = {"CLIP": "history.csv", "robust tower": "robust.csv"}
-    files |= {name: paths.artifacts("alignment", file) for name, file in clip.items()}
+    files |= {"CLIP": paths.artifacts("alignment", "history.csv")}
+    files |= {"robust tower": paths.artifacts("alignment", "robust.csv")}
     frames = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
     return {name: frame for name, frame in frames.items() if frame.epoch.min() > 0}
-
-
-def prompt_similarity() -> np.ndarray:
-    """Cosines between the classes' text embeddings, (K,K)."""
-    return zero_shot.prompt_similarity(load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]).numpy()
 
 
 def _file(*parts: str) -> Path:
@@ -66,24 +59,25 @@ def write_findings(params: Params, all_records: pd.DataFrame) -> pd.DataFrame:
     """Evaluate the sanity rules; write the findings and the records of their runs."""
     runs = records.load(*(paths.artifacts("adaptive", name, "sanity.csv") for name in params.classifiers))
     records.save(runs, _file("sanity.csv"))
-    findings = sanity.check(all_records, runs, prompt_similarity())
+    text = load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
+    findings = sanity.check(all_records, runs, zero_shot.prompt_similarity(text).numpy())
     write_text(_file("tables", "sanity.md"), records.to_markdown(findings))
     return findings
 
 
-def write_comparison(params: Params) -> dict[str, pd.DataFrame]:
-    """Write the records of the comparison and its tables; returns the tables by name."""
+def write_comparison(params: Params, metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Write the records of the comparison, its tables and the report's first table; returns the tables by name."""
     rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
-    tolerance = params.multishield.tolerance
+    tolerance, names = params.multishield.tolerance, tables.names_of(params)
     _written("comparison", rows, table := comparison.table(rows, params.comparison, tolerance))
-    made = {
-        "rejection": comparison.curves(rows, params.comparison.rejection),
-        "alone": comparison.alone(rows, tolerance),
-    }
-    made |= {"both": comparison.both_attackers(rows), "completeness": comparison.completeness(rows, params.comparison)}
+    made = {"rejection": comparison.curves(rows, params.comparison.rejection)}
+    made |= {"alone": comparison.alone(rows, tolerance), "both": comparison.both_attackers(rows)}
+    made |= {"completeness": comparison.completeness(rows, params.comparison)}
     for name, other in made.items():
         save_table(other, name)
-    return made | {"comparison": table}
+    summary = tables.summary(*(tables.named(frame, names) for frame in (metrics, table, rows)))
+    write_text(_file("tables", "summary.md"), records.to_markdown(summary))
+    return made | {"comparison": table, "summary": summary}
 
 
 def write_study(name: str) -> pd.DataFrame:
@@ -109,11 +103,11 @@ def write_training(histories: dict[str, pd.DataFrame]) -> None:
 
 
 class Picture(Image):
-    """A figure in a notebook that the report's page shows from figures/<name>.png; `text` is its alternative text."""
+    """A figure of `paper.report.figures` in a notebook; the report's page shows it from figures/<name>.png."""
 
-    def __init__(self, figure: Figure, name: str, text: str):
-        self.file = f"figures/{name}.png"
+    def __init__(self, figure: Figure, name: str):
+        about = figure.about | {"file": f"figures/{name}.png", "width": round(96 * figure.get_figwidth())}
         save = {"format": "png", "metadata": {"Software": None}}  # whose version would change the bytes
-        path = write_atomically(_file(self.file), lambda p: figure.savefig(p, **save))
+        path = write_atomically(_file(about["file"]), lambda p: figure.savefig(p, **save))
         plt.close(figure)
-        super().__init__(filename=path, metadata={"alt": html.escape(" ".join(text.split())), "file": self.file})
+        super().__init__(filename=path, metadata=about)

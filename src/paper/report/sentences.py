@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from multishield import records, sanity
+from multishield import records
 from paper.params import Params
-from paper.report.tables import p_value, with_interval
+from paper.report.tables import WEAK, p_value, with_interval
 from paper.stages import comparison
 
 
@@ -39,9 +39,7 @@ def failures(rows: pd.DataFrame) -> str:
     before = (lost.clean_decision != lost.label) & ~records.rejected(lost, "clean")
     one = ~before & (lost.clean_clip == lost.attacked_decision)
     text = f"Of the {len(lost)} images that the shield loses, {before.sum()} were accepted as a wrong class before any "
-    text += (
-        f"attack. On {one.sum()} CLIP preferred the wrong class already, so that only the classifier had to be moved. "
-    )
+    text += f"attack. On {one.sum()} CLIP preferred the wrong class already: only the classifier had to be moved. "
     return text + f"On {len(lost) - before.sum() - one.sum()} both models were moved to it."
 
 
@@ -52,44 +50,40 @@ def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def introduction(params: Params) -> str:
-    """The shield, the threat model, and a note if the run is a demonstration."""
-    threat = params.threat_model
+def data(params: Params, count: int) -> str:
+    """The images and the threat model of this run, and what it is worth as evidence."""
+    threat, shapes = params.threat_model, params.dataset.name == "shapes"
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
-    text = (
-        "A classifier is paired with CLIP. If CLIP prefers another class by more than the tolerance "
-        f"{params.multishield.tolerance:g}, the shield rejects the image. Threat model: {threat.norm}, radius "
-        f"{radius}. Ratios are per cent of all N images, with 95 % Wilson intervals."
-    )
-    note = "This run uses rendered shapes. It demonstrates the method; it is not evidence about real images."
-    return text + (f'\n\n<p class="note">{note}</p>' if params.dataset.name == "shapes" else "")
+    worth = "It demonstrates the method and is no evidence about real images." if shapes else "It has one seed."
+    images = "rendered shapes" if shapes else f"images of {params.dataset.name}"
+    return f"This run attacks {count} {images} at {threat.norm} {radius}. {worth}"
+
+
+def answer(table: pd.DataFrame, most: float) -> str:
+    """Whether CLIP is worth it: the shield's difference from the threshold (`comparison.table`), where p < 0.05.
+
+    Classifiers that both leave below `WEAK` are not judged. The numbers are of the most robust one.
+    """
+    table = table.set_index("classifier")
+    shield, threshold = (table[table.defence == name] for name in (comparison.SHIELD, comparison.REFERENCE))
+    best = shield["mean"].combine(threshold["mean"], max)
+    signs, name = shield.difference.where(shield.p < 0.05, 0)[best >= WEAK], best.idxmax()
+    helped, word = (signs > 0).sum(), "No" if (signs < 0).any() else "There is no clear difference"
+    depends = f"It depends on the classifier, and CLIP helps {helped} of {len(signs)}"
+    word = "Nothing helps" if signs.empty else "Yes" if helped == len(signs) else depends if helped else word
+    own, other = (f"{100 * of['mean'][name]:.1f} %" for of in (shield, threshold))
+    text = f"**{word}: for the {name} classifier, {own} of images are robust with CLIP and {other} without it.** "
+    text += f"Both are means over clean rejections up to {100 * most:.0f} %, and the attacker knows the defence "
+    return f"{text}(p = {p_value(shield.p[name])}). Without CLIP, a threshold on the classifier's confidence rejects."
 
 
 def verdict(table: pd.DataFrame, most: float) -> str:
     """The worth of CLIP for each classifier, from `comparison.table` up to the clean rejection `most`."""
-    lines = []
+    text = ""
     for name, rows in table.groupby("classifier", sort=False):
-        (primary,), at_own = rows[rows.primary].itertuples(), 100 * rows.set_index("defence")[["rejection", "robust"]]
-        shield, threshold = at_own.loc[comparison.SHIELD], at_own.loc[comparison.REFERENCE]
+        (primary,) = rows[rows.primary].itertuples()
         mean, difference = (with_interval(primary, key) for key in ("mean", "difference"))
-        lines.append(
-            f"- **{name}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections up to "
-            f"{most:.0%}. Its difference from a threshold on the logit margin, which needs no CLIP, is {difference} "
-            f"points (p = {p_value(primary.p)}). Where the shield's own {shield.rejection:.1f} % of clean images are "
-            f"rejected, {shield.robust:.1f} % are robust behind it, and {threshold.robust:.1f} % behind the threshold."
-        )
-    return "\n".join(lines)
-
-
-def legend() -> str:
-    """The scenarios of the result table."""
-    scenarios = records.SCENARIOS.items()
-    return "\n".join(f"- **{title}** (`{name}` in the records): {text}" for name, (title, text) in scenarios)
-
-
-def meaning(findings: pd.DataFrame) -> str:
-    """Whether the sanity rules hold, and the rules themselves."""
-    violated = int((~findings.holds).sum())
-    warning = f"{violated} of {len(findings)} rules are violated: do not trust that classifier's robust accuracies."
-    rules = "\n".join(f"- **{rule}**: {text}" for rule, text in sanity.RULES.items())
-    return f"**{warning if violated else f'All {len(findings)} rules hold.'}**\n\n{rules}"
+        text += f"- **{name}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections up to "
+        text += f"{100 * most:.0f} %. A threshold on the logit margin needs no CLIP, and the difference from it is "
+        text += f"{difference} points (p = {p_value(primary.p)}).\n"
+    return text

@@ -1,15 +1,15 @@
-"""The trained shields: example images with their scores, and the cost of a decision."""
+"""The trained shields: example images with their decisions, and the cost of a decision."""
 
 import timeit
 from functools import partial
 from itertools import product
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from multishield.files import load_tensors
 from multishield.forward import device_of
 from multishield.images import StoredImages
 from multishield.records import broken, decide, rejected
@@ -18,26 +18,19 @@ from paper import paths
 from paper.stages.attacking import Attacking
 
 
-def examples(s: Attacking, name: str, records: pd.DataFrame) -> list[tuple[dict, dict, int]]:
-    """Examples of a classifier: the image clean, attacked by an unaware attacker, and attacked by one who knows.
-
-    Returns per image: pixels (H,W,3) in [0,1] by title; the probabilities of "classifier" and "CLIP" (with its own
-    scale), frames of K rows, by title; and the true class.
-    """
-    shield, decisions, examples = s.shield_of(name), [*(f"accepted: {c}" for c in s.classes), "rejected"], []
-    scale = float(load_tensors(paths.artifacts("alignment", "text.safetensors"))["scale"])
-    worst_case = StoredImages(paths.artifacts("adaptive", name, "worst_case"))
-    for i in pick_examples(records[records.classifier == name], s.params.report.examples):
-        images, scores, one = {}, {}, slice(i, i + 1)
-        shown = {"clean": s.data[one].pixels, "AutoAttack": s.unaware_of(name)[one].images}
-        for attack, image in (shown | {"adaptive": worst_case[one].images}).items():
-            decided = decide(shield, image)
-            title = f"{attack}\n{decisions[int(decided.decision)]}"
-            images[title] = image[0].permute(1, 2, 0).numpy()
-            logits = {"classifier": decided.scores[0], "CLIP": scale * decided.scores[1]}
-            scores[title] = pd.DataFrame({model: of[0].softmax(0).numpy() for model, of in logits.items()})
-        examples.append((images, scores, int(s.data.labels[i])))
-    return examples
+def examples(s: Attacking, records: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Images (N,H,W,3) in [0,1] and the shield's decisions: each example clean, and attacked by both attackers."""
+    images, titles, decisions = [], [], [*s.classes, "rejected"]
+    for name in s.params.classifiers:
+        knowing = StoredImages(paths.artifacts("adaptive", name, "worst_case"))
+        for i in pick_examples(records[records.classifier == name], s.params.report.examples):
+            one = slice(i, i + 1)
+            shown = torch.cat([s.data[one].pixels, s.unaware_of(name)[one].images, knowing[one].images])
+            decided = decide(s.shield_of(name), shown).decision.tolist()
+            for attacker, k in zip(("clean", "unaware", "knowing"), decided, strict=True):
+                titles.append(f"{attacker}\n{decisions[k][:11]}")
+            images.append(shown.permute(0, 2, 3, 1).numpy())
+    return np.concatenate(images), titles
 
 
 def pick_examples(records: pd.DataFrame, count: int) -> list[int]:

@@ -2,13 +2,51 @@
 
 import html
 
+import numpy as np
 import pandas as pd
 
 from multishield.records import METRICS, TITLES, Share, cell, to_html
 from paper.naming import run_name
+from paper.params import Params
+from paper.stages.comparison import REFERENCE
 
+FOLDED = "<details><summary>{}</summary>\n{}</details>"  # HTML behind a title that opens it
+WEAK = 0.05  # less than this share of robust images is not compared
 # Bound of a smoothed model (`multishield.certified_curve`) -> its name.
 BOUNDS = {"right": "certified, right", "held": "certified, not broken", "attacked": "not broken by the attack"}
+
+
+def names_of(params: Params) -> dict[str, str]:
+    """Classifier -> its name for readers. One that is called "robust", as a metric is, gets another name."""
+    adversarial = getattr(params.training.get("robust"), "method", "") in ("fgsm", "pgd", "trades")
+    others = {"robust": "adversarially trained" if adversarial else "“robust”"}
+    return {name: others.get(name, name) for name in params.classifiers}
+
+
+def named(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    """The frame with the classifiers' names for readers, also in names such as "robust with the shield"."""
+    shown = {f"{name}{end}": f"{other}{end}" for name, other in names.items() for end in ("", " with the shield")}
+    return frame.replace({"classifier": shown})
+
+
+def summary(metrics: pd.DataFrame, table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
+    """The first table, in per cent: each classifier alone, with the shield, with a threshold that rejects as often.
+
+    A classifier with no robust image has the shield's row alone. `table` and `margins` are the comparison's.
+    """
+    value, rows = metrics.set_index(["classifier", "metric", "scenario"]).value, []
+    for own in table[table.defence == REFERENCE].itertuples():
+        of_name = value[own.classifier]
+        robust, clean, rejected = of_name.robust_accuracy, of_name.clean_accuracy, of_name.clean_rejection
+        of = margins[(margins.classifier == own.classifier) & (margins.defence == REFERENCE)]
+        unaware = (of["t, no_shield"] < np.sort(of.t_clean)[round(own.rejection * own.n)]).mean()
+        alone = ", alone", 0, clean.no_shield, robust.no_shield, robust.no_shield
+        shield = " + shield", rejected.worst_case, clean.worst_case, robust.unaware, robust.worst_case
+        threshold = " + threshold, no CLIP", own.rejection, own.clean, unaware, own.robust
+        for end, *shares in (alone, shield, threshold) if robust.no_shield else (shield,):
+            rows.append((own.classifier + end, *(f"{100 * share:.1f}" for share in shares)))
+    columns = ["clean images rejected", "clean accuracy", "robust, unaware attacker", "robust, knowing attacker"]
+    return pd.DataFrame(rows, columns=["models", *columns])
 
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,18 +106,18 @@ def findings(frame: pd.DataFrame) -> str:
     return to_html(frame.assign(holds=frame.holds.map({True: "holds", False: "VIOLATED"})), words=True)
 
 
-def linked(frame: pd.DataFrame, stage: str | None = None) -> str:
-    """A table as HTML. The second cell of a row links to the page of the notebook that made the row.
+def linked(frame: pd.DataFrame, stage: str | None = None, names: dict[str, str] | None = None) -> str:
+    """A table as HTML. The second cells link to the pages of the notebooks that made the rows, to each page once.
 
-    The first column is the classifier, or the study, that the stage's notebook is run for. Without a stage the table
-    is `records.results`, whose scenarios come from three stages; its worst cases are set in bold.
+    The first column has the item of the stage's notebook, `names` are for readers. Without a stage the table is
+    `records.results`, whose scenarios come from three stages; worst cases are bold.
     """
     stages = {TITLES["no_shield"]: "baseline", TITLES["unaware"]: "multishield"}
-    shown = frame.astype(str).map(html.escape)
-    for i, (item, second) in enumerate(zip(shown.iloc[:, 0], frame.iloc[:, 1], strict=True) if len(frame) else ()):
-        page = run_name(stage or stages.get(second, "adaptive"), item)
-        text = f"<b>{second}</b>" if second == TITLES["worst_case"] else shown.iloc[i, 1]
-        shown.iloc[i, 1] = f'<a href="{page}.html">{text}</a>'
+    shown, last = frame.replace({frame.columns[0]: names or {}}).astype(str).map(html.escape), None
+    for i, (item, second) in enumerate(zip(frame.iloc[:, 0], frame.iloc[:, 1], strict=True)):
+        page, text = run_name(stage or stages.get(second, "adaptive"), item), shown.iloc[i, 1]
+        text = f"<b>{text}</b>" if second == TITLES["worst_case"] else text
+        shown.iloc[i, 1], last = text if page == last else f'<a href="{html.escape(page)}.html">{text}</a>', page
     return shown.to_html(index=False, border=0, escape=False, classes="linked")
 
 

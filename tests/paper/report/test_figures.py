@@ -15,29 +15,16 @@ def _closed():
     plt.close("all")
 
 
-@pytest.mark.parametrize(("count", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3)), (8, (3, 3))])
-def test_panels_stand_at_most_three_in_a_row(count, grid):
+@pytest.mark.parametrize(("count", "grid"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (8, (4, 2))])
+def test_panels_stand_at_most_two_in_a_row(count, grid):
     groups = {f"net {i}": i for i in range(count)}
-    figure, panels = figures._panels(groups, (4, 3), (0, 1), "epoch", "share")
+    figure, panels = figures._panels(groups, 3, (0, 1), "epoch", "share")
     axes = [axis for axis, _ in panels]
     layout = axes[0].get_subplotspec().get_gridspec()
     assert (layout.nrows, layout.ncols) == grid
-    assert [a for a in figure.axes if a.get_visible()] == axes
+    assert figure.axes == axes
     assert {axis.get_title(): group for axis, group in panels} == groups
     assert [a for a in axes if a.get_ylabel()] == [a for a in axes if a.get_subplotspec().is_first_col()]
-
-
-def test_an_example_of_a_thousand_classes_shows_the_true_one_and_the_likeliest():
-    scores = pd.DataFrame({"classifier": np.zeros(1000), "CLIP": np.zeros(1000)})
-    scores.loc[990, "CLIP"] = scores.loc[20, "classifier"] = 0.5
-    names = [f"class {k}" for k in range(1000)]
-    figure = figures.example({"clean": np.zeros((8, 8, 3))}, {"clean": scores}, names, label=500)
-    labels = figure.axes[1].get_yticklabels()
-    shown = [t.get_text() for t in labels]
-    assert len(shown) == 12
-    assert {"class 20", "class 500", "class 990"} <= set(shown)
-    assert shown == sorted(shown, key=names.index)
-    assert [t.get_text() for t in labels if t.get_fontweight() == "bold"] == ["class 500"]
 
 
 def test_letters_come_from_any_installed_font_or_a_sentence_says_which_are_missing(monkeypatch):
@@ -54,17 +41,47 @@ def test_letters_come_from_any_installed_font_or_a_sentence_says_which_are_missi
         assert not mpl.rcParams["text.parse_math"], "a class may be called $x$"
 
 
-def test_a_curve_holds_until_the_next_rejection_that_is_reached():
-    rows = [
-        {"classifier": name, "defence": defence, "rejection": x, "robust": y}
-        for name in ("standard", "robust")
-        for defence, y in (("logit margin", 0.6), ("Multi-Shield", 0.4))
-        for x in (0.06, 0.21)
-    ]
-    figure = figures.rejection_curves(pd.DataFrame(rows))
-    assert [axis.get_title() for axis in figure.axes] == ["standard", "robust"]
-    for axis in figure.axes:
+def curves(of: dict) -> pd.DataFrame:
+    """Curves of two points by classifier: the robust accuracy of each defence."""
+    rows = [(name, defence, x, y) for name, levels in of.items() for defence, y in levels.items() for x in (0.06, 0.2)]
+    return pd.DataFrame(rows, columns=["classifier", "defence", "rejection", "robust"])
+
+
+def test_the_shield_is_thick_the_threshold_second_and_every_curve_is_named_at_its_end():
+    levels = {"logit margin": 0.6, "softmax": 0.6, "Multi-Shield": 0.4, "consistency": 0.41}
+    figure = figures.rejection_curves(curves({"a": levels, "b": levels, "weak": {"logit margin": 0.04}}), {"a": 0.3})
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"], "a sentence stands for the third"
+    assert "No defence leaves 5 % of the images of the classifier “weak” robust." in figure.about["caption"]
+    assert {axis.get_ylim() for axis in figure.axes} == {(0.0, 0.6)}, "the same axes"
+    for axis, alone in zip(figure.axes, (["classifier alone"], []), strict=True):
         lines = {line.get_label(): line for line in axis.lines}
-        assert list(lines) == ["logit margin", "Multi-Shield"]
-        assert lines["Multi-Shield"].get_xydata().tolist() == [[0.06, 0.4], [0.21, 0.4]]
+        assert list(lines) == [*levels, *alone]
+        assert lines["Multi-Shield"].get_xydata().tolist() == [[0.06, 0.4], [0.2, 0.4], [0.2, 0.4]]
         assert lines["Multi-Shield"].get_drawstyle() == "steps-post"
+        assert not lines["Multi-Shield"].get_clip_on(), "a curve on the axis is seen whole"
+        widths = [line.get_linewidth() for line in lines.values()]
+        assert sorted(widths)[-2:] == [lines["logit margin"].get_linewidth(), lines["Multi-Shield"].get_linewidth()]
+        places = {text.get_text(): text.get_position()[1] for text in axis.texts}
+        assert set(places) == set(lines)
+        assert np.diff(sorted(places.values())).min() > 0.02, "no name lies on another"
+    assert "a: logit margin 60 % to 60 %; softmax 60 % to 60 %; Multi-Shield 40 % to 40 %;" in figure.about["alt"]
+
+
+def test_where_no_defence_holds_anything_a_sentence_is_all():
+    figure = figures.rejection_curves(curves({"weak": {"logit margin": 0.0, "Multi-Shield": 0.04}}))
+    assert not figure.axes
+    assert figure.get_suptitle().startswith("No defence leaves 5 %")
+    assert figure.get_suptitle() in figure.about["alt"]
+
+
+def test_equal_curves_of_a_study_lie_side_by_side():
+    rows = [
+        (of, metric, "1/255") for of in ("classifier", "shield") for metric in ("robust_accuracy", "clean_rejection")
+    ]
+    table = pd.DataFrame(rows, columns=["of", "metric", "value"]).assign(study="eps", classifier="net")
+    axis = figures.studies(table.assign(ratio=0.5, low=0.4, high=0.6)).axes[0]
+    places = [tuple(bars[0].get_xydata()[0]) for bars in axis.containers]
+    assert len(set(places)) == len(places) == 3
+    assert len({(bars[0].get_marker(), bars[0].get_linestyle()) for bars in axis.containers}) == 3, (
+        "without colour, too"
+    )

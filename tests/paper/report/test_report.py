@@ -3,14 +3,15 @@
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from ruamel.yaml import YAML
 
 from conftest import ROOT
 from multishield import records
-from paper.report import published, report, sentences, tables
+from paper.params import Params
+from paper.report import figures, published, report, sentences, tables
 
 ATTACKED = {"no_shield": [1, 2, 0, 1], "unaware": [3, 3, 3, 0], "paper": [3, 3, 3, 1], "joint": [1, 3, 3, 1]}
 ATTACKED |= {"worst_case": [1, 2, 3, 1], "denial": [3, 3, 3, 3]}
@@ -36,13 +37,17 @@ def test_results_are_written_for_readers_for_latex_and_for_dvc(project_root, all
     assert headline == {"net": {"clean_accuracy": 0.75, "clean_rejection": 0.25} | robust}
 
 
-def test_every_row_of_a_linked_table_leads_to_its_page():
-    scenarios = ["no shield", "unaware attacker", "worst case"]
-    frame = pd.DataFrame({"classifier": ["<a>", "b", "b"], "scenario": scenarios, "robust": ["1.0", "", "2.0"]})
-    text = " ".join(tables.linked(frame).split())
+def test_every_page_is_linked_once_in_its_table():
+    scenarios = ["no shield", "unaware attacker", "joint", "worst case"]
+    frame = pd.DataFrame(
+        {"classifier": ["<a>", "b", "b", "b"], "scenario": scenarios, "robust": ["1.0", "", "2.0", ""]}
+    )
+    text = " ".join(tables.linked(frame, names={"b": "a <name>"}).split())
     assert '<td>&lt;a&gt;</td> <td><a href="04_baseline_&lt;a&gt;.html">no shield</a></td> <td>1.0</td>' in text
-    assert '<td>b</td> <td><a href="05_multishield_b.html">unaware attacker</a></td> <td></td>' in text
-    assert '<a href="06_adaptive_b.html"><b>worst case</b></a>' in text
+    name = "<td>a &lt;name&gt;</td>"
+    assert f'{name} <td><a href="05_multishield_b.html">unaware attacker</a></td> <td></td>' in text
+    assert f'{name} <td><a href="06_adaptive_b.html">joint</a></td>' in text
+    assert f"{name} <td><b>worst case</b></td>" in text
     assert "07_comparison_b.html" in tables.linked(frame, "comparison")
 
 
@@ -88,10 +93,59 @@ def test_the_comparison_as_a_table_and_in_sentences():
     assert table["clean rejection where 5 % was wanted"][0] == "6.0 [2.0, 16.0]"
     second = sentences.verdict(pd.DataFrame(rows), 0.2).splitlines()[1]
     assert second.startswith("- **robust**: Multi-Shield has a mean robust accuracy of 40.0 [30.0, 90.0] % over clean")
-    assert "is -20.0 [-30.0, -10.0] points (p = 0.021)." in second
-    assert second.endswith(
-        "of clean images are rejected, 40.0 % are robust behind it, and 60.0 % behind the threshold."
-    )
+    assert second.endswith("the difference from it is -20.0 [-30.0, -10.0] points (p = 0.021).")
+
+
+@pytest.mark.parametrize(
+    ("means", "p", "expected"),  # of Multi-Shield and of the threshold, by classifier
+    [
+        (
+            {"a": (0.5, 0.4)},
+            0.01,
+            "Yes: for the a classifier, 50.0 % of images are robust with CLIP and 40.0 % without",
+        ),
+        ({"a": (0.4, 0.5)}, 0.01, "No: for the a classifier, 40.0 % of images are robust with CLIP and 50.0 % without"),
+        ({"a": (0.5, 0.4)}, 0.05, "There is no clear difference: for the a classifier, 50.0 %"),
+        ({"a": (0.5, 0.5)}, 0.01, "There is no clear difference: for the a classifier, 50.0 %"),
+        ({"a": (0.5, 0.4), "b": (0.6, 0.7)}, 0.01, "It depends on the classifier, and CLIP helps 1 of 2: for the b cl"),
+        ({"a": (0.0, 0.04), "b": (0.5, 0.4)}, 0.01, "Yes: for the b classifier"),  # a is not judged
+        ({"a": (0.0, 0.04)}, 0.01, "Nothing helps: for the a classifier, 0.0 % of images are robust with CLIP and 4.0"),
+    ],
+)
+def test_the_answer_changes_with_the_records(means, p, expected):
+    rows = [("Multi-Shield", name, *of, p) for name, of in means.items()]
+    rows += [("logit margin", name, threshold, threshold, p) for name, (_, threshold) in means.items()]
+    table = pd.DataFrame(rows, columns=["defence", "classifier", "mean", "threshold", "p"])
+    answer = sentences.answer(table.assign(difference=table["mean"] - table.threshold), 0.2)
+    assert answer.startswith(f"**{expected}")
+    assert f"over clean rejections up to 20 %, and the attacker knows the defence (p = {p:.3f})" in answer
+
+
+def test_the_first_table_has_each_classifier_alone_with_the_shield_and_with_a_threshold(all_records):
+    held = all_records.assign(attacked_decision=all_records.label, classifier="held")
+    metrics = records.metrics(pd.concat([all_records, held]))
+    at_own = {"rejection": 0.25, "robust": 0.5, "clean": 0.75, "n": 4, "defence": "logit margin"}
+    margins = pd.DataFrame({"t_clean": [0.1, 0.3, 0.2, 0.4], "t, no_shield": [0.1, 0.2, 0.3, 0.0]})
+    margins = margins.assign(
+        defence="logit margin", classifier="held"
+    )  # at the threshold 0.2 one clean image is rejected
+    table = pd.DataFrame([at_own | {"classifier": name} for name in ("net", "held")])
+    assert tables.summary(metrics, table, pd.concat([margins, margins.assign(classifier="net")])).values.tolist() == [
+        ["net + shield", "25.0", "75.0", "100.0", "25.0"],  # alone, no image is robust
+        ["held, alone", "0.0", "75.0", "100.0", "100.0"],
+        ["held + shield", "25.0", "75.0", "100.0", "100.0"],
+        ["held + threshold, no CLIP", "25.0", "75.0", "50.0", "50.0"],
+    ]
+
+
+def test_a_classifier_called_robust_has_another_name_for_readers():
+    params = Params.load(ROOT / "params.yaml")
+    assert tables.names_of(params) == {"standard": "standard", "robust": "adversarially trained"}
+    params.training["robust"] = params.training["standard"]
+    frame = pd.DataFrame({"classifier": ["robust", "robust with the shield", "CLIP"], "of": "robust"})
+    shown = tables.named(frame, tables.names_of(params))
+    assert shown.classifier.tolist() == ["“robust”", "“robust” with the shield", "CLIP"]
+    assert shown.of.tolist() == ["robust"] * 3
 
 
 def test_dvc_finds_the_columns_of_its_curves(project_root):
@@ -109,9 +163,10 @@ def test_dvc_finds_the_columns_of_its_curves(project_root):
 
 
 def test_a_picture_is_a_file_and_an_output_without_addresses(project_root):
-    picture = report.Picture(plt.figure(), "gaps", 'of\n "clean" images')
-    assert picture.file == "figures/gaps.png"
+    figure = figures.image_grid(np.zeros((2, 4, 4, 3)), ["a", 'of\n "clean" images'], 2, "Two images.")
+    picture = report.Picture(figure, "gaps")
     data, metadata = picture._repr_mimebundle_()
-    assert metadata["image/png"] == {"alt": "of &quot;clean&quot; images", "file": "figures/gaps.png"}
+    about = {"caption": "Two images.", "alt": 'Two images. By rows of 2: a; of "clean" images.'}
+    assert metadata["image/png"] == about | {"file": "figures/gaps.png", "width": 845}
     assert (project_root / "artifacts" / "report" / "figures" / "gaps.png").read_bytes()[:4] == b"\x89PNG"
     assert data["image/png"].startswith("iVBOR")
