@@ -86,8 +86,7 @@ def joint(
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
         """Two targets from each start, random tries, long ones, more random ones."""
-        wide = targets_in_turn(defence.margins(scores), y, max(targets, WIDE)).cpu()
-        hopeful = lost[index].all(1, keepdim=True)
+        wide, hopeful = targets_in_turn(defence.margins(scores), y, max(targets, WIDE)).cpu(), lost[index].all(1, True)
         drawn, begin = wide[:, :targets].repeat(1, restarts), [t[index] for t in named]
         # Targets (B,V), the number of the start, and the length in units of `steps`.
         tries = [(t.where(lost[index, k, None], NO_TRY), k, 1) for k, t in enumerate(begin)] + [(drawn[:, :1], -1, 1)]

@@ -22,7 +22,9 @@ WIDTH, LETTERS = 8.8, 9  # of a figure in inches, of which one panel alone takes
 PERCENT, POINTS = "{x:.0%}", {"capsize": 2, "elinewidth": 0.6, "markersize": 4}
 SLANTED = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
 # Defence -> its curve; all others are grey, and differ in their dashes. The widest lies below.
-LEADING = {SHIELD: {"color": "#111827", "linewidth": 3.2}, REFERENCE: {"color": BLUE, "linewidth": 2, "zorder": 3}}
+DARK = "#111827"
+LEADING = {SHIELD: {"color": DARK, "linewidth": 3.2}, REFERENCE: {"color": BLUE, "linewidth": 2, "zorder": 3}}
+LEADING |= {f"{SHIELD}, margins": {"color": DARK, "linewidth": 1.4, "zorder": 3}}
 DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
 OUTCOMES = {"accepted, correct": {"color": BLUE}, "rejected": {"color": ORANGE, "hatch": "//"}}
 OUTCOMES |= {"accepted, wrong": {"color": RED, "hatch": "xx"}}
@@ -202,6 +204,24 @@ def robustness_curves(table: pd.DataFrame) -> Figure:
     titles = "alpha", "images held against both attackers"
     caption = "Images that each defence holds if a rejection within alpha times the radius is an error."
     return _defences(table, "alpha", "value", titles, caption, {}, marker="o", markersize=3)
+
+
+def rejection_scores(rows: pd.DataFrame, tolerance: float) -> Figure:
+    """ROC of the shield's rejection score, signed and unsigned: AutoAttack's images against clean ones.
+
+    `rows` are those of `Stage.compare`. The signed score of an image is minus its largest threshold.
+    """
+    groups = dict(list(rows[rows.defence == SHIELD].groupby("classifier", sort=False)))
+    figure, panels = _panels(groups, 3.2, (0, 1), "clean images rejected", "attacked images rejected", sharex=True)
+    for axis, of in panels:
+        clean, attacked = -of.t_clean, -of["t, no_shield"][of["t, no_shield"] > -np.inf]
+        for name, least, look in (("signed", -np.inf, {"color": BLUE}), ("unsigned", 0, {"color": AMBER, "ls": "--"})):
+            t = [np.inf, *sorted({*clean.clip(least), *attacked.clip(least)}, reverse=True), -np.inf]
+            axis.plot(*([(of.clip(least) > at).mean() for at in t] for of in (clean, attacked)), label=name, **look)
+        axis.plot((clean > tolerance).mean(), (attacked > tolerance).mean(), "o", color=DARK, label="the shield's rule")
+        axis.set_xlim(0, 1)
+        axis.xaxis.set_major_formatter(PERCENT)
+    return _with_legend(figure, "ROC of the rejection score: clean images, and AutoAttack's that fool the classifier.")
 
 
 def gaps(records: pd.DataFrame, tolerance: float) -> Figure:

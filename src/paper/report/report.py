@@ -77,7 +77,7 @@ def write_comparison(params: Params, metrics: pd.DataFrame) -> dict[str, pd.Data
         save_table(other, name)
     summary = tables.summary(*(tables.named(frame, names) for frame in (metrics, table, rows)))
     write_text(_file("tables", "summary.md"), records.to_markdown(summary))
-    return made | {"comparison": table, "summary": summary}
+    return made | {"comparison": table, "summary": summary, "rows": rows}
 
 
 def write_study(name: str) -> pd.DataFrame:

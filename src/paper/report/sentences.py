@@ -65,7 +65,7 @@ def answer(table: pd.DataFrame, most: float) -> str:
     Classifiers that both leave below `WEAK` are not judged. The numbers are of the most robust one.
     """
     table = table.set_index("classifier")
-    shield, threshold = (table[table.defence == name] for name in (comparison.SHIELD, comparison.REFERENCE))
+    shield, threshold = table[table.primary], table[table.defence == comparison.REFERENCE]
     best = shield["mean"].combine(threshold["mean"], max)
     signs, name = shield.difference.where(shield.p < 0.05, 0)[best >= WEAK], best.idxmax()
     helped, word = (signs > 0).sum(), "No" if (signs < 0).any() else "There is no clear difference"
@@ -74,7 +74,8 @@ def answer(table: pd.DataFrame, most: float) -> str:
     own, other = (f"{100 * of['mean'][name]:.1f} %" for of in (shield, threshold))
     text = f"**{word}: for the {name} classifier, {own} of images are robust with CLIP and {other} without it.** "
     text += f"Both are means over clean rejections up to {100 * most:.0f} %, and the attacker knows the defence "
-    return f"{text}(p = {p_value(shield.p[name])}). Without CLIP, a threshold on the classifier's confidence rejects."
+    text += f"(p = {p_value(shield.p[name])}). With CLIP the defence is “{shield.defence[name]}”; without CLIP "
+    return f"{text}a threshold on the classifier's confidence rejects."
 
 
 def verdict(table: pd.DataFrame, most: float) -> str:

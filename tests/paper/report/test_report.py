@@ -97,14 +97,10 @@ def test_the_comparison_as_a_table_and_in_sentences():
 
 
 @pytest.mark.parametrize(
-    ("means", "p", "expected"),  # of Multi-Shield and of the threshold, by classifier
+    ("means", "p", "expected"),  # of the shield with margins and of the threshold, by classifier
     [
-        (
-            {"a": (0.5, 0.4)},
-            0.01,
-            "Yes: for the a classifier, 50.0 % of images are robust with CLIP and 40.0 % without",
-        ),
-        ({"a": (0.4, 0.5)}, 0.01, "No: for the a classifier, 40.0 % of images are robust with CLIP and 50.0 % without"),
+        ({"a": (0.5, 0.4)}, 0.01, "Yes: for the a classifier, 50.0 % of images are robust with CLIP and 40.0 %"),
+        ({"a": (0.4, 0.5)}, 0.01, "No: for the a classifier, 40.0 % of images are robust with CLIP and 50.0 %"),
         ({"a": (0.5, 0.4)}, 0.05, "There is no clear difference: for the a classifier, 50.0 %"),
         ({"a": (0.5, 0.5)}, 0.01, "There is no clear difference: for the a classifier, 50.0 %"),
         ({"a": (0.5, 0.4), "b": (0.6, 0.7)}, 0.01, "It depends on the classifier, and CLIP helps 1 of 2: for the b cl"),
@@ -113,10 +109,11 @@ def test_the_comparison_as_a_table_and_in_sentences():
     ],
 )
 def test_the_answer_changes_with_the_records(means, p, expected):
-    rows = [("Multi-Shield", name, *of, p) for name, of in means.items()]
+    rows = [("Multi-Shield, margins", name, *of, p) for name, of in means.items()]
     rows += [("logit margin", name, threshold, threshold, p) for name, (_, threshold) in means.items()]
     table = pd.DataFrame(rows, columns=["defence", "classifier", "mean", "threshold", "p"])
-    answer = sentences.answer(table.assign(difference=table["mean"] - table.threshold), 0.2)
+    table = table.assign(difference=table["mean"] - table.threshold, primary=table.defence.str.endswith("margins"))
+    answer = sentences.answer(table, 0.2)
     assert answer.startswith(f"**{expected}")
     assert f"over clean rejections up to 20 %, and the attacker knows the defence (p = {p:.3f})" in answer
 
