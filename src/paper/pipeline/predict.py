@@ -1,5 +1,8 @@
 """Use of the shield outside an evaluation: images in, a class or "rejected" out, with both models' scores."""
 
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from json import dumps
 from pathlib import Path
 
@@ -8,26 +11,32 @@ from torch import Tensor, nn
 
 from multishield.errors import UserError
 from multishield.records import decide
+from multishield.shield import MultiShield
 from paper import paths
 from paper.data import prepare, source
+from paper.data.datasets import SUFFIXES, natural
 from paper.params import Params
 from paper.params.values import stored
 from paper.stages.attacking import Attacking
+
+KINDS = ("classifier_probability", "clip_cosine")  # what the scores of each model are
 
 
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
     """The decision of a `MultiShield` of K named classes on each image (B,3,H,W) in [0,1], and its reasons.
 
-    Returns per image: "decision" (a class name, or "rejected"), "gap" (g, in units of cosine), "tolerance" (tau), and
-    "classifier" and "clip": the scores by class name, the best first. Raises ValueError for another number of names.
+    Returns per image: "decision" (a class name, or "rejected"), "rejected" (a bool), "gap" (g, in units of cosine),
+    "tolerance" (tau), "classifier_probability" (softmax of the logits) and "clip_cosine" (similarity of image and
+    prompt): these by class name, the best first. Raises ValueError for another number of names.
     """
     decided, names = decide(shield, pixels, batch_size=32), [*classes, "rejected"]
-    if len(classes) != decided.scores[0].shape[1]:
-        raise ValueError(f"there are {len(classes)} class names for {decided.scores[0].shape[1]} scores")
+    if len(classes) != decided.classes:
+        raise ValueError(f"there are {len(classes)} class names for {decided.classes} scores")
     (logits, cosines), explained = decided.scores, []
     for k, gap, z, c in zip(decided.decision.tolist(), decided.gap.tolist(), logits, cosines, strict=True):
-        by_model = {"classifier": _ranked(z.softmax(0), classes), "clip": _ranked(c, classes)}
-        explained.append({"decision": names[k], "gap": gap, "tolerance": shield.tolerance} | by_model)
+        why = {"rejected": k == decided.classes, "gap": gap, "tolerance": shield.tolerance}
+        scores = dict(zip(KINDS, (_ranked(z.softmax(0), classes), _ranked(c, classes)), strict=True))
+        explained.append({"decision": names[k]} | why | scores)
     return explained
 
 
@@ -35,11 +44,26 @@ def _ranked(scores: Tensor, classes: list[str]) -> dict[str, float]:
     return {classes[k]: float(scores[k]) for k in scores.argsort(descending=True, stable=True).tolist()}
 
 
-def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
-    """Decide on image files with the shield of this project's pipeline; its first classifier is the default.
+def files_of(images: Iterable[str]) -> Iterator[str]:
+    """The files: a folder stands for its images in natural order, and "-" for the lines of standard input."""
+    for name in images:
+        if name == "-":
+            sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8 text
+            yield from (line.rstrip("\n") for line in sys.stdin)
+        elif Path(name).is_dir():
+            found = [path for path in Path(name).iterdir() if path.suffix.lower() in SUFFIXES]
+            if not found:
+                raise UserError(f"the folder {name} holds no image; accepted are {', '.join(SUFFIXES)}")
+            yield from map(str, sorted(found, key=lambda path: natural(path.name)))
+        else:
+            yield name
 
-    Returns per image the dictionary of `explained`, and "image", the path as given. Raises UserError for a file that is
-    no image, for an unknown classifier, and before the pipeline has run.
+
+def predict(images: Iterable[str], classifier: str | None = None, tolerance: float | None = None) -> Iterator[dict]:
+    """Decide on `files_of` images with the shield of this project's pipeline; its first classifier is the default.
+
+    Yields per image "image", its path as given, and the dictionary of `explained`, or "error" for a file that is no
+    image. Raises UserError for an unknown classifier or tolerance, and before the pipeline has run.
     """
     known = Params.load().classifiers
     name = classifier or known[0]
@@ -50,23 +74,48 @@ def predict(images: list[Path], classifier: str | None = None) -> list[dict]:
             raise UserError(f"there is no {folder.relative_to(paths.root())} yet; run `make reproduce` first")
     # Images are prepared as the models saw theirs, whatever params.yaml says by now.
     sizes = vars(stored(paths.artifacts("dataset", "images.json"), size=int, resize=int | None, interpolation=str))
-    pixels = torch.stack([prepare.resize_and_crop(source.read_image(path), **sizes) for path in images]).float() / 255
-    s = Attacking("multishield", name)
+    s, files = Attacking("multishield", name), files_of(images)
     try:
-        decisions = explained(s.shield, pixels, s.classes)
+        tolerance = s.shield.tolerance if tolerance is None else tolerance
+        shield = MultiShield(s.shield.classifier, s.shield.alignment, tolerance)
     except ValueError as error:
-        given = f"dataset, training/{name} and alignment in artifacts/ do not belong together ({error})"
-        raise UserError(f"{given}; remove them and run `make reproduce`") from None
-    return [{"image": str(path), **decision} for path, decision in zip(images, decisions, strict=True)]
+        raise UserError(str(error)) from None
+    together = 1 if "-" in images else 16  # a pass costs a CPU as much for one image; who pipes names in waits for each
+    for first in files:
+        read = [(path, _read(path, sizes)) for path in chain([first], islice(files, together - 1))]
+        pixels = [image for _, image in read if isinstance(image, Tensor)]
+        try:
+            decisions = iter(explained(shield, torch.stack(pixels), s.classes) if pixels else ())
+        except ValueError as error:
+            given = f"dataset, training/{name} and alignment in artifacts/ do not belong together ({error})"
+            raise UserError(f"{given}; remove them and run `make reproduce`") from None
+        for path, image in read:
+            yield {"image": path} | (next(decisions) if isinstance(image, Tensor) else {"error": image})
 
 
-def show(images: list[Path], classifier: str | None, json: bool) -> None:
-    """Print the predictions as JSON, or in a line each: the decision, each model's best class and score, the gap."""
-    predictions = predict(images, classifier)
-    if json:
-        print(dumps(predictions, indent=1, ensure_ascii=False))
-        return
-    for p in predictions:
-        (label, probability), (other, cosine) = (next(iter(p[model].items())) for model in ("classifier", "clip"))
-        scores = f"classifier {label} {probability:.3f}, CLIP {other} {cosine:.3f}, gap {p['gap']:.4f}"
-        print(f"{p['image']}: {p['decision']}  ({scores})")
+def _read(path: str, sizes: dict) -> Tensor | str:
+    """The pixels of an image file, or the sentence that says why there are none."""
+    try:
+        return prepare.resize_and_crop(source.read_image(path), **sizes).float() / 255
+    except UserError as error:
+        return str(error)
+
+
+def show(images: list[str], classifier: str | None, tolerance: float | None, json: bool, exit_code: bool) -> int:
+    """Print each prediction at once, in a line: the decision, each model's best class with its score, and the gap.
+
+    With `json` it is one object. Returns the exit code: 1 where a file could not be read; 3 where an image was
+    rejected, if `exit_code` asks for that.
+    """
+    code = 0
+    for p in predict(images, classifier, tolerance):
+        code = 1 if "error" in p else code or 3 * (exit_code and p["rejected"])
+        if json:
+            print(dumps(p, ensure_ascii=False), flush=True)
+        elif "error" in p:
+            print(f"error: {p['error']}", file=sys.stderr, flush=True)
+        else:
+            (label, probability), (other, cosine) = (next(iter(p[kind].items())) for kind in KINDS)
+            scores = f"classifier: {label}, probability {probability:.3f}; CLIP: {other}, cosine {cosine:.3f}"
+            print(f"{p['image']}: {p['decision']}  ({scores}; gap {p['gap']:.4f})", flush=True)
+    return code
