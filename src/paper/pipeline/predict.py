@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from json import dumps
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from multishield.errors import UserError
 from multishield.records import decide
-from multishield.shield import MultiShield
 from paper import paths
 from paper.data import prepare, source
 from paper.data.datasets import SUFFIXES, natural
@@ -25,23 +24,23 @@ KINDS = ("classifier_probability", "clip_cosine")  # what the scores of each mod
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
     """The decision of a `MultiShield` of K named classes on each image (B,3,H,W) in [0,1], and its reasons.
 
-    Returns per image: "decision" (a class name, or "rejected"), "rejected" (a bool), "gap" (g, in units of cosine),
-    "tolerance" (tau), "classifier_probability" (softmax of the logits) and "clip_cosine" (similarity of image and
-    prompt): these by class name, the best first. Raises ValueError for another number of names.
+    Returns per image: "decision" (a class name, or "rejected"), "rejected", "gap" (g, in units of cosine), "tolerance"
+    (tau), "classifier_probability" (softmax of the logits) and "clip_cosine" (similarity of image and prompt): these by
+    class name, the best first. Raises UserError for another number of names.
     """
-    decided, names = decide(shield, pixels, batch_size=32), [*classes, "rejected"]
+    decided, explained = decide(shield, pixels), []
     if len(classes) != decided.classes:
-        raise ValueError(f"there are {len(classes)} class names for {decided.classes} scores")
-    (logits, cosines), explained = decided.scores, []
-    for k, gap, z, c in zip(decided.decision.tolist(), decided.gap.tolist(), logits, cosines, strict=True):
-        why = {"rejected": k == decided.classes, "gap": gap, "tolerance": shield.tolerance}
-        scores = dict(zip(KINDS, (_ranked(z.softmax(0), classes), _ranked(c, classes)), strict=True))
-        explained.append({"decision": names[k]} | why | scores)
+        given = (
+            f"artifacts/ holds {len(classes)} class names and models of {decided.classes} classes, which do not belong"
+        )
+        raise UserError(f"{given} together; remove its folders and run `make reproduce`")
+    for k, gap, *scores in zip(decided.decision.tolist(), decided.gap.tolist(), *decided.scores, strict=True):
+        why = {"rejected": k == len(classes), "gap": gap, "tolerance": shield.tolerance}
+        for kind, values in zip(KINDS, (scores[0].softmax(0), scores[1]), strict=True):
+            order = values.argsort(descending=True, stable=True).tolist()
+            why[kind] = {classes[j]: float(values[j]) for j in order}
+        explained.append({"decision": [*classes, "rejected"][k]} | why)
     return explained
-
-
-def _ranked(scores: Tensor, classes: list[str]) -> dict[str, float]:
-    return {classes[k]: float(scores[k]) for k in scores.argsort(descending=True, stable=True).tolist()}
 
 
 def files_of(images: Iterable[str]) -> Iterator[str]:
@@ -69,27 +68,21 @@ def predict(images: Iterable[str], classifier: str | None = None, tolerance: flo
     name = classifier or known[0]
     if name not in known:
         raise UserError(f"the classifier is {name!r}; params.yaml has {', '.join(known)}")
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise UserError(f"the tolerance is {tolerance}; a finite number of at least 0 is accepted")
     for folder in (paths.artifacts("training", name), paths.artifacts("alignment")):
         if not folder.is_dir():
             raise UserError(f"there is no {folder.relative_to(paths.root())} yet; run `make reproduce` first")
     # Images are prepared as the models saw theirs, whatever params.yaml says by now.
     sizes = vars(stored(paths.artifacts("dataset", "images.json"), size=int, resize=int | None, interpolation=str))
     s, files = Attacking("multishield", name), files_of(images)
-    try:
-        tolerance = s.shield.tolerance if tolerance is None else tolerance
-        shield = MultiShield(s.shield.classifier, s.shield.alignment, tolerance)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    together = 1 if "-" in images else 16  # a pass costs a CPU as much for one image; who pipes names in waits for each
-    for first in files:
-        read = [(path, _read(path, sizes)) for path in chain([first], islice(files, together - 1))]
-        pixels = [image for _, image in read if isinstance(image, Tensor)]
-        try:
-            decisions = iter(explained(shield, torch.stack(pixels), s.classes) if pixels else ())
-        except ValueError as error:
-            given = f"dataset, training/{name} and alignment in artifacts/ do not belong together ({error})"
-            raise UserError(f"{given}; remove them and run `make reproduce`") from None
-        for path, image in read:
+    s.shield.tolerance = s.shield.tolerance if tolerance is None else tolerance
+    # A CPU takes as long for one image as for 16. But who pipes names in waits for each.
+    while batch := list(islice(files, 1 if "-" in images else 16)):
+        read = [_read(path, sizes) for path in batch]
+        pixels = [image for image in read if isinstance(image, Tensor)]
+        decisions = iter(explained(s.shield, torch.stack(pixels), s.classes) if pixels else ())
+        for path, image in zip(batch, read, strict=True):
             yield {"image": path} | (next(decisions) if isinstance(image, Tensor) else {"error": image})
 
 
@@ -102,11 +95,8 @@ def _read(path: str, sizes: dict) -> Tensor | str:
 
 
 def show(images: list[str], classifier: str | None, tolerance: float | None, json: bool, exit_code: bool) -> int:
-    """Print each prediction at once, in a line: the decision, each model's best class with its score, and the gap.
-
-    With `json` it is one object. Returns the exit code: 1 where a file could not be read; 3 where an image was
-    rejected, if `exit_code` asks for that.
-    """
+    """Print each prediction at once, as JSON or in words. Returns the exit code: 1 where a file could not be read; 3
+    where an image was rejected, if `exit_code` asks for that."""
     code = 0
     for p in predict(images, classifier, tolerance):
         code = 1 if "error" in p else code or 3 * (exit_code and p["rejected"])

@@ -33,18 +33,6 @@ def adaptive(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     return f"Against attackers who know the shield {robust} under all attacks together.{''.join(words)}"
 
 
-def failures(rows: pd.DataFrame) -> str:
-    """How the shield lost images, from the records of scenario 3: who had to be moved to the wrong class."""
-    lost = rows[(rows.scenario == "worst_case") & records.broken(rows)]
-    before = (lost.clean_decision != lost.label) & ~records.rejected(lost, "clean")
-    one = ~before & (lost.clean_clip == lost.attacked_decision)
-    text = f"Of the {len(lost)} images that the shield loses, {before.sum()} were accepted as a wrong class before any "
-    text += (
-        f"attack. On {one.sum()} CLIP preferred the wrong class already, so that only the classifier had to be moved. "
-    )
-    return text + f"On {len(lost) - before.sum() - one.sum()} both models were moved to it."
-
-
 def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     """The results of the three scenarios for each classifier, from the metrics and the records."""
     groups, by_name = metrics.groupby("classifier", sort=False), dict(list(rows.groupby("classifier")))
