@@ -11,7 +11,7 @@ from paper.naming import runs
 from paper.params import Params
 from paper.params.values import AA_STANDARD, check_attacks
 from paper.pipeline.notebooks import read_notebook, source_path
-from paper.pipeline.stale import fingerprint_of
+from paper.pipeline.stale import fingerprint_of, fingerprint_of_pages
 
 
 def make_data() -> None:
@@ -53,3 +53,4 @@ def check() -> None:
         name = f"{stage}_{item}" if item else stage
         fingerprint = fingerprint_of(stage, item, read_notebook(source_path(stage)), params)
         write_json(paths.artifacts("check", f"{name}.json"), fingerprint)
+    write_json(paths.artifacts("check", "publish.json"), fingerprint_of_pages())

@@ -31,7 +31,7 @@ def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dic
     decided, explained = decide(shield, pixels), []
     if len(classes) != decided.classes:
         given = (
-            f"artifacts/ holds {len(classes)} class names and models of {decided.classes} classes, which do not belong"
+            f"the class names in artifacts/ ({len(classes)}) and its models ({decided.classes} classes) do not belong"
         )
         raise UserError(f"{given} together; remove its folders and run `make reproduce`")
     for k, gap, *scores in zip(decided.decision.tolist(), decided.gap.tolist(), *decided.scores, strict=True):
@@ -79,19 +79,16 @@ def predict(images: Iterable[str], classifier: str | None = None, tolerance: flo
     s.shield.tolerance = s.shield.tolerance if tolerance is None else tolerance
     # A CPU takes as long for one image as for 16. But who pipes names in waits for each.
     while batch := list(islice(files, 1 if "-" in images else 16)):
-        read = [_read(path, sizes) for path in batch]
+        read: list[Tensor | str] = []
+        for path in batch:
+            try:
+                read.append(prepare.resize_and_crop(source.read_image(path), **sizes).float() / 255)
+            except UserError as error:
+                read.append(str(error))
         pixels = [image for image in read if isinstance(image, Tensor)]
         decisions = iter(explained(s.shield, torch.stack(pixels), s.classes) if pixels else ())
         for path, image in zip(batch, read, strict=True):
             yield {"image": path} | (next(decisions) if isinstance(image, Tensor) else {"error": image})
-
-
-def _read(path: str, sizes: dict) -> Tensor | str:
-    """The pixels of an image file, or the sentence that says why there are none."""
-    try:
-        return prepare.resize_and_crop(source.read_image(path), **sizes).float() / 255
-    except UserError as error:
-        return str(error)
 
 
 def show(images: list[str], classifier: str | None, tolerance: float | None, json: bool, exit_code: bool) -> int:

@@ -99,6 +99,7 @@ class TestTheWholePipeline:
         named = status(project, "params.yaml")
         (project / "params.yaml").write_text(good)
         assert {s if s in expected else s.split("@")[0] for s in named} == expected
+        assert change.keys() != {"multishield.tolerance"} or "studies@tolerance" not in named
 
     @pytest.mark.parametrize(
         ("old", "new", "stale"),
