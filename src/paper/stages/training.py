@@ -22,4 +22,4 @@ class Stage(Base):
         check_stored(classifier, load_classifier(self.item), self.data[:16].pixels, f"training.{self.item}")
         history.to_csv(self.folder / "history.csv", index=False)
         share = 100 * accuracy(classifier, self.data)
-        return f"**{share:.1f} %** of the {len(self.data)} evaluation images are classified correctly."
+        return f"{share:.1f} % of the {len(self.data)} evaluation images are classified correctly."

@@ -48,8 +48,8 @@ def test_the_notebook_of_extensions_runs(tmp_path):
     papermill.execute_notebook(notebooks / "extending.ipynb", executed, cwd=str(notebooks), progress_bar=False)
     outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
     values = [o["data"]["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]
-    assert values[0] == "1.0", "the shield of the example is right on clean images"
-    assert any("images resist at 8/255" in v for v in values)
+    assert values[0] == "'The shield is right on 100% of 16 clean images.'"
+    assert "<td>worst case</td>" in str(outputs), "the result of `evaluate`"
     source = (ROOT / "examples" / "own.py").read_text()
     shown = [o["data"]["text/plain"] for o in outputs if "def " in o.get("data", {}).get("text/plain", "")]
     assert len(shown) == 3
@@ -77,9 +77,9 @@ def test_extensions_run_in_the_pipeline_and_predict(tmp_path):
 
     (folder := own / "folder").mkdir()
     Image.linear_gradient("L").resize((64, 48)).save(folder / "2.png")
-    # Columns differ from their neighbours, which the classifier compares, and not from the next but one, as CLIP does.
+    # Fine upright stripes on a slow change downwards. CLIP's resizing blurs the stripes.
     rows, columns = np.mgrid[:16, :16]
-    Image.fromarray((8 * rows + 100 * (columns % 2)).astype(np.uint8)).save(folder / "10.png")
+    Image.fromarray((8 * rows + 10 * (columns % 2)).astype(np.uint8)).save(folder / "10.png")
     (folder / "3.png").write_text("no image")
     (folder / "notes.txt").write_text("not read")
     done = predicted("folder", "--json", "--exit-code")
