@@ -24,9 +24,8 @@ KINDS = ("classifier_probability", "clip_cosine")  # what the scores of each mod
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:
     """The decision of a `MultiShield` of K named classes on each image (B,3,H,W) in [0,1], and its reasons.
 
-    Returns per image: "decision" (a class name, or "rejected"), "rejected", "gap" (g, in units of cosine), "tolerance"
-    (tau), "classifier_probability" (softmax of the logits) and "clip_cosine" (similarity of image and prompt): these by
-    class name, the best first. Raises UserError for another number of names.
+    Returns per image "decision", "rejected", "gap", "tolerance" (both in units of cosine), and by class name, the best
+    first, "classifier_probability" (softmax of the logits) and "clip_cosine". Raises UserError for another K.
     """
     decided, explained = decide(shield, pixels), []
     if len(classes) != decided.classes:

@@ -20,7 +20,7 @@ from multishield.errors import UserError
 from paper import paths
 from paper.naming import run_name
 from paper.params import Params
-from paper.pipeline.notebooks import cleared, code_cells
+from paper.pipeline.notebooks import code_cells
 
 SOURCE = Path(__file__).parents[2]
 OWN_MODULE = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')
@@ -52,14 +52,6 @@ def fingerprint_of(stage: str, item: str | None, notebook: NotebookNode, params:
         "own": {module: code_hash(text) for module, text in own.items()},
         "packages": {package: version(package) for package in sorted(packages)},
     }
-
-
-def fingerprint_of_pages() -> dict:
-    """What `publish` depends on beside results, with a hash each: modules, notebooks without outputs, the template."""
-    hashes = {module: code_hash(_text(SOURCE, module)) for module in _closure({"paper.pipeline.publish"}, drawing=True)}
-    for file in (*sorted((paths.root() / "notebooks").glob("*.ipynb")), SOURCE / "paper" / "report" / "page.html.j2"):
-        hashes[file.name] = hashlib.sha256(cleared(file.read_text(encoding="utf-8")).encode()).hexdigest()[:12]
-    return hashes
 
 
 def code_of(notebook: NotebookNode, name: str, item: str | None = None) -> str:

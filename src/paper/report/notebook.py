@@ -1,6 +1,4 @@
-"""What the stages' notebooks import: one name for each thing that they show. Figures are in one style from here on."""
-
-import html
+"""What the stages' notebooks import to show their results. From here on all figures are in one style."""
 
 import pandas as pd
 import torch
@@ -25,7 +23,7 @@ def show(*results: str | pd.DataFrame) -> None:
 
 
 def figure(drawn: Figure, caption: str) -> None:
-    """Show a figure. Its caption is its alternative text, too."""
-    display(drawn, metadata={"image/png": {"alt": html.escape(caption)}})
+    """Show a figure; the notebook's page prints the caption below it."""
+    about = {"alt": caption} | getattr(drawn, "about", {}) | {"caption": caption}
+    display(drawn, metadata={"image/png": about})
     plt.close(drawn)
-    show(f"*{caption}*")

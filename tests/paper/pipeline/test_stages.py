@@ -85,21 +85,6 @@ def test_outputs_and_metadata_of_a_run_by_hand_are_cleared_and_other_text_is_lef
     assert notebooks.cleared("<<<<<<< HEAD\n{}") == "<<<<<<< HEAD\n{}"
 
 
-@pytest.mark.usefixtures("package")
-def test_pages_are_stale_after_other_words_and_not_after_a_run_by_hand(project_root):
-    shutil.copytree(ROOT / "notebooks", project_root / "notebooks")
-    file = project_root / "notebooks" / "04_baseline.ipynb"
-    before, text = stale.fingerprint_of_pages(), file.read_text()
-    file.write_text(
-        text.replace('"outputs": []', '"outputs": [{"output_type": "stream", "name": "stdout", "text": "a"}]')
-    )
-    assert file.read_text() != text
-    assert stale.fingerprint_of_pages() == before
-    file.write_text(text.replace("Scenario 1", "Scenario one"))
-    assert {name for name, code in stale.fingerprint_of_pages().items() if code != before[name]} == {file.name}
-    assert {"page.html.j2", "paper.report.pages"} <= before.keys()
-
-
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A copy of the code, to be changed; fingerprints are of this copy."""
