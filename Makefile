@@ -26,6 +26,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --requirement requirements.lock
 	$(PIP) --no-deps --editable .
+	git config filter.notebooks.clean "'$$(cd $(VENV)/bin && pwd)/python' -m paper.pipeline.notebooks" || true
 	touch $@
 
 $(VENV)/.robustbench: $(VENV)/.installed requirements-robustbench.lock

@@ -1,12 +1,15 @@
 """The decision rule against brute force."""
 
+import runpy
+
 import pytest
 import torch
 from torch import nn
 
+from conftest import ROOT
 from multishield import MultiShield
 from multishield.shield import alignment_gap, shield_output
-from small import Linear
+from small import Linear, linear_shield
 
 
 def brute_force(z, c, tolerance):
@@ -59,3 +62,14 @@ def test_bad_tolerances_and_models_of_other_classes_are_refused():
             MultiShield(Linear(), Linear(), tolerance)
     with pytest.raises(ValueError, match=r"\(20, 2\), CLIP's \(20, 5\)"):
         MultiShield(Linear(2), Linear(5))(torch.rand(20, 3, 4, 4))
+
+
+def test_an_exported_shield_decides_as_the_shield(capsys, monkeypatch):
+    shield, x = linear_shield(tolerance=0.02), torch.rand(200, 3, 4, 4)
+    graph = torch.export.export(shield, (x[:2],), dynamic_shapes=[{0: torch.export.Dim("images")}])
+    decisions = shield(x).argmax(1)
+    assert set(decisions.tolist()) == {0, 1, 2, 3, 4}, "each class, and rejection"
+    assert torch.equal(graph.module()(x).argmax(1), decisions)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    runpy.run_path(str(ROOT / "examples" / "export.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith("100 of 100 decisions are equal; ")

@@ -14,13 +14,13 @@ WHOLE = ("imagenet", 1000, "Linf", 4 / 255, (224, 224, "bicubic"))
 
 @dataclass(frozen=True)
 class Entry:
-    """A published classifier with its setting; accuracies in per cent (None: not published)."""
+    """A published classifier with its setting; accuracies in per cent."""
 
     name: str
     source: str
     reference: str
     clean: float
-    autoattack: float | None
+    autoattack: float
     dataset: str
     classes: int
     norm: str
@@ -49,14 +49,6 @@ ROWS = (
     ("AutoAttack-ResNet18", PACKAGED, "github.com/fra31/auto-attack", 94.00, 0.00, CIFAR),
 )
 ENTRIES = {name: Entry(name, source, *figures, *setting) for name, source, *figures, setting in ROWS}
-# The paper reports clean accuracy alone of the classifiers that it fine-tunes, by model and data set.
-PAPER, FINE = "arxiv.org/abs/2412.10353", ("Linf", 8 / 255, (224, None, None))
-FINETUNED = {
-    ("resnet18", data): Entry(f"resnet18 on {data}", "finetune", PAPER, clean, None, data, classes, *FINE)
-    for data, classes, clean in (("caltech101", 101, 91.88), ("stl10", 10, 95.25), ("pets", 37, 87.74))
-}
-# Data sets whose classes differ in size: drawing equally many of each is another mean than that of the whole test set.
-UNBALANCED = {"caltech101", "pathmnist"}
 
 
 def check_name(key: str, name: str, known, owner: str, listing: str) -> None:

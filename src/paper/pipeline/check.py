@@ -10,7 +10,7 @@ from paper.models import model_zoo, pretrained
 from paper.naming import runs
 from paper.params import Params
 from paper.params.values import AA_STANDARD, check_attacks
-from paper.pipeline.notebooks import read_notebook, source_path
+from paper.pipeline.notebooks import cleared, read_notebook, source_path
 from paper.pipeline.stale import fingerprint_of
 
 
@@ -53,3 +53,6 @@ def check() -> None:
         name = f"{stage}_{item}" if item else stage
         fingerprint = fingerprint_of(stage, item, read_notebook(source_path(stage)), params)
         write_json(paths.artifacts("check", f"{name}.json"), fingerprint)
+    files = sorted((paths.root() / "notebooks").glob("*.ipynb"))  # the pages have their text
+    texts = {file.name: cleared(file.read_text(encoding="utf-8")) for file in files}
+    write_json(paths.artifacts("check", "publish.json"), texts)

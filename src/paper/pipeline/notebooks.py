@@ -1,5 +1,6 @@
 """Notebooks: reading, writing, and the text of a source beside the outputs of its run."""
 
+import sys
 from pathlib import Path
 
 import nbformat
@@ -29,13 +30,29 @@ def read_notebook(path: Path) -> NotebookNode:
 
 
 def write_notebook(notebook: NotebookNode, path: Path) -> Path:
-    """Write a notebook so that equal runs give equal bytes: with numbered ids, and no metadata but the cells' tags."""
+    """Write a notebook; see `text_of`."""
+    return write_text(path, text_of(notebook))
+
+
+def text_of(notebook: NotebookNode) -> str:
+    """A notebook as text: equal runs give equal bytes. Its ids are numbered, and the only metadata are cells' tags."""
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    return write_text(path, nbformat.writes(notebook) + "\n")
+    return nbformat.writes(notebook) + "\n"
+
+
+def cleared(text: str) -> str:
+    """The text of a notebook without the outputs of a run by hand. Text that is no notebook is returned as it is."""
+    try:
+        notebook = nbformat.reads(text, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError):
+        return text
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    return text_of(notebook)
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -58,3 +75,7 @@ def with_source_text(executed: NotebookNode, source: NotebookNode) -> NotebookNo
             cells += [c for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])]
     source.cells = cells
     return source
+
+
+if __name__ == "__main__":  # git's filter, which the Makefile installs
+    sys.stdout.write(cleared(sys.stdin.read()))

@@ -48,10 +48,7 @@ def _committed(name: str) -> str | None:
 
 
 def compare(ours: pd.DataFrame, committed: pd.DataFrame) -> str:
-    """The difference between the metrics of two runs of the same parameters, in one sentence.
-
-    Both frames are of `records.metrics`. A row of one side alone differs, too.
-    """
+    """The difference between `records.metrics` of two runs, in one sentence; a row of one side alone differs, too."""
     both = committed.merge(ours, on=KEYS, how="outer", suffixes=("_committed", ""))
     different = both[both.value != both.value_committed]
     if not len(different):

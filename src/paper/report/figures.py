@@ -56,7 +56,7 @@ def _legible(figure: Figure) -> Figure:
     return figure
 
 
-def _described(figure: Figure, caption: str, text: str = "") -> Figure:
+def described(figure: Figure, caption: str, text: str = "") -> Figure:
     """The legible figure with a caption and an alternative text: by default bars' heights, and both ends of curves."""
     for axis in [] if text else figure.axes:
         text += f" {axis.get_title()}: "
@@ -66,15 +66,16 @@ def _described(figure: Figure, caption: str, text: str = "") -> Figure:
             text += f"{label} {(', ' if bars else ' to ').join(f'{100 * y:.0f} %' for y in values)}; "
     figure.about = {"caption": caption, "alt": f"{caption.partition('. ')[0].rstrip('.')}. {text.strip(' ;')}"}
     figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": figure.about})  # notebooks keep it
+    plt.close(figure)  # or a notebook would show it twice
     return _legible(figure)
 
 
 def _with_legend(figure: Figure, caption: str, text: str = "", ncols: int = 3) -> Figure:
-    """The figure with one legend for all panels, in which each label stands once; see `_described`."""
+    """The figure with one legend for all panels, in which each label stands once; see `described`."""
     entries = (zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes)
     handles = {label: handle for of_axis in entries for handle, label in of_axis}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=ncols, frameon=False)
-    return _described(figure, caption, text)
+    return described(figure, caption, text)
 
 
 def _panels(groups: dict, height: float, ylim: tuple, x: str, y: str, columns: int = 2, **shared) -> tuple:
@@ -122,7 +123,7 @@ def _defences(table: pd.DataFrame, x: str, y: str, titles: tuple, caption: str, 
     if not groups:
         figure = plt.figure(figsize=(WIDTH, 0.3 * len(words)))
         figure.suptitle("\n".join(words))
-        return _described(figure, caption, " ".join(words))
+        return described(figure, caption, " ".join(words))
     top = np.ceil(10 * max(*table[y], *alone.values())) / 10
     figure, panels = _panels(groups, 3.4, (0, top), *titles, sharex=True)
     for (axis, rows), name in zip(panels, groups, strict=True):
@@ -136,7 +137,7 @@ def _defences(table: pd.DataFrame, x: str, y: str, titles: tuple, caption: str, 
         axis.margins(x=0)
         axis.xaxis.set_major_formatter(PERCENT)
         _end_labels(axis)
-    return _described(figure, " ".join([caption, "The threshold without CLIP is “logit margin”.", *words]))
+    return described(figure, " ".join([caption, "The threshold without CLIP is “logit margin”.", *words]))
 
 
 def _end_labels(axis) -> None:
@@ -207,10 +208,7 @@ def robustness_curves(table: pd.DataFrame) -> Figure:
 
 
 def rejection_scores(rows: pd.DataFrame, tolerance: float) -> Figure:
-    """ROC of the shield's rejection score, signed and unsigned: AutoAttack's images against clean ones.
-
-    `rows` are those of `Stage.compare`. The signed score of an image is minus its largest threshold.
-    """
+    """ROC of the shield's rejection score, unsigned and signed: minus the largest threshold in `Stage.compare`."""
     groups = dict(list(rows[rows.defence == SHIELD].groupby("classifier", sort=False)))
     figure, panels = _panels(groups, 3.2, (0, 1), "clean images rejected", "attacked images rejected", sharex=True)
     for axis, of in panels:
@@ -255,7 +253,7 @@ def prompt_similarity(similarity: np.ndarray, classes: list[str]) -> Figure:
     axis.set_title("Similarity of the class prompts")
     closest = (similarity - 2 * np.eye(len(similarity))).max()
     text = f"The {len(classes)} classes are rows and columns. The two closest have a cosine of {closest:.2f}."
-    return _described(figure, "Cosine similarity of the class prompts' embeddings.", text)
+    return described(figure, "Cosine similarity of the class prompts' embeddings.", text)
 
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
@@ -282,4 +280,4 @@ def image_grid(images: np.ndarray, titles: list[str], columns: int = 10, caption
         axis.imshow(image, interpolation="nearest")
         axis.set_title(title, weight="normal")
     text = f"By rows of {columns}: {'; '.join(' '.join(title.split()) for title in titles)}."
-    return _described(figure, caption or "Images as the models get them.", text)
+    return described(figure, caption or "Images as the models get them.", text)

@@ -25,36 +25,24 @@ def improvements(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _entry(name: str, params: Params) -> Entry | None:
-    """The entry of the model zoo, or the paper's of a network that it fine-tunes; None if there is none."""
+def _entry(name: str) -> Entry | None:
+    """A classifier's entry of the model zoo; None if it has none."""
     made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
-    if made_by["source"] == "model_zoo":
-        return model_zoo.find(f"training.{name}.name", made_by["name"])
-    return model_zoo.FINETUNED.get((made_by["model"], params.dataset.name)) if made_by["source"] == "finetune" else None
+    zoo = made_by["source"] == "model_zoo"
+    return model_zoo.find(f"training.{name}.name", made_by["name"]) if zoo else None
 
 
-def differences(entry: Entry, params: Params) -> tuple[list[str], list[str], list[str]]:
-    """The differences from the entry's setting: of the images, of the attack, and those whose effect nobody knows."""
-    data, attacks, own = params.dataset, params.baseline.attacks, params.dataset.own
-    size, resize, interpolation = entry.preprocessing
-    side = data.resize or data.image_size
-    ours, published = (f"{model.norm} {model.eps * 255:g}/255" for model in (params.threat_model, entry))
-    images = {
-        f"data set {data.name} instead of {entry.dataset}": not own and data.name != entry.dataset,
-        f"images of {data.image_size} pixels instead of {size}": data.image_size != size,
-        f"shorter side {side} instead of {resize} before the crop": data.image_size == size
-        and side != (resize or side),
-        f"{data.interpolation} instead of {interpolation} resizing": resize and data.interpolation != interpolation,
-    }
-    custom = attacks != "standard" and set(attacks) != set(AA_STANDARD)
-    attack = {f"threat model {ours} instead of {published}": ours != published}
-    attack |= {f"{', '.join(attacks)} instead of standard AutoAttack": custom}
-    uneven = not own and data.name in model_zoo.UNBALANCED and data.order == "stratified"
-    doubts = {
-        f"images of one's own, taken to be test images of {entry.dataset}": own,
-        "equally many images of each class, though the classes differ in size": uneven,
-    }
-    return tuple([note for note, holds in notes.items() if holds] for notes in (images, attack, doubts))
+def differences(entry: Entry, params: Params) -> tuple[list[str], list[str]]:
+    """The differences of a run from the entry's setting: of the images, and of the attack."""
+    data, attacks, (size, resize, interpolation) = params.dataset, params.baseline.attacks, entry.preprocessing
+    side, ours = data.resize or data.image_size, "standard" if set(attacks) == set(AA_STANDARD) else attacks
+    images = {"data set": (entry.dataset if data.own else data.name, entry.dataset)}
+    images |= {"image size": (data.image_size, size), "shorter side before the crop": (side, resize or side)}
+    images |= {"interpolation": (data.interpolation, interpolation if resize else data.interpolation)}
+    radii = (f"{model.norm} {model.eps * 255:g}/255" for model in (params.threat_model, entry))
+    attack = {"threat model": tuple(radii), "AutoAttack": (ours if ours == "standard" else ", ".join(ours), "standard")}
+    notes = (images.items(), attack.items())
+    return tuple([f"{key} {own} instead of {other}" for key, (own, other) in of if own != other] for of in notes)
 
 
 def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -64,15 +52,14 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
     where the notes name a difference of setting. Metrics: see `records.metrics`.
     """
     alone, rows = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"]), []
-    entries = {name: entry for name in params.classifiers if (entry := _entry(name, params))}
-    for name, entry in entries.items():
-        images, attack, doubts = differences(entry, params)
+    for name, entry in {name: entry for name in params.classifiers if (entry := _entry(name))}.items():
+        images, attack = differences(entry, params)
+        doubts = [f"images of one's own, taken to be test images of {entry.dataset}"] * params.dataset.own
         clean = ("clean accuracy", entry.clean, alone.loc[name, "clean_accuracy"], images)
         robust = ("AutoAttack accuracy", entry.autoattack, alone.loc[name, "robust_accuracy"], images + attack)
         for figure, published, measured, notes in (clean, robust):
-            if published is not None:
-                inside = 100 * measured.low <= published <= 100 * measured.high
-                verdict = "no comparison" if notes else "agrees" if inside else "differs"
-                cells = (f"{published:.2f}", cell(measured), int(measured.n), verdict, "; ".join(notes + doubts))
-                rows.append((name, entry.name, figure, *cells))
+            agrees = 100 * measured.low <= published <= 100 * measured.high
+            verdict = "no comparison" if notes else "agrees" if agrees else "differs"
+            cells = (f"{published:.2f}", cell(measured), int(measured.n), verdict, "; ".join(notes + doubts))
+            rows.append((name, entry.name, figure, *cells))
     return pd.DataFrame(rows, columns=COLUMNS)

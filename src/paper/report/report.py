@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import Image
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from multishield import records, sanity, zero_shot
@@ -109,5 +108,4 @@ class Picture(Image):
         about = figure.about | {"file": f"figures/{name}.png", "width": round(96 * figure.get_figwidth())}
         save = {"format": "png", "metadata": {"Software": None}}  # whose version would change the bytes
         path = write_atomically(_file(about["file"]), lambda p: figure.savefig(p, **save))
-        plt.close(figure)
         super().__init__(filename=path, metadata=about)

@@ -40,8 +40,7 @@ def pick_examples(records: pd.DataFrame, count: int) -> list[int]:
     """
     unaware, worst = (records[records.scenario == s].reset_index(drop=True) for s in ("unaware", "worst_case"))
     met = (unaware.clean_decision == unaware.label).astype(int) + rejected(unaware, "attacked") + broken(worst)
-    turn = unaware.assign(met=met).groupby(["label", "met"]).cumcount()
-    ranked = pd.DataFrame({"met": -met, "turn": turn}).sort_values(["met", "turn"], kind="stable")
+    ranked = unaware.assign(met=-met, turn=met.groupby([unaware.label, met]).cumcount()).sort_values(["met", "turn"])
     return ranked.index[:count].tolist()
 
 

@@ -21,19 +21,8 @@ class Stage(Attacking):
     def evaluate(self) -> Evaluation:
         """One call of `multishield.evaluate`; results and attacked images are in the stage's folder."""
         shutil.rmtree(self.folder, ignore_errors=True)  # it may be of a killed run with other parameters
-        return evaluate(
-            self.shield,
-            self.data.images,
-            self.data.labels,
-            self.ball.eps,
-            norm=self.ball.norm,
-            seed=self.params.seed,
-            budget=self.params.adaptive,
-            name=self.item,
-            ids=self.data.ids,
-            known=[self.unaware],  # images that broke the classifier alone
-            candidates=read(paths.candidates(self.item).glob("*.safetensors")),
-            save_to=self.folder,
-            resume=self.resume,
-            each=self.each,
-        )
+        options = {"norm": self.ball.norm, "seed": self.params.seed, "budget": self.params.adaptive, "name": self.item}
+        # Images that broke the classifier alone; those from elsewhere; the stage's folder, and who computes.
+        options |= {"known": [self.unaware], "candidates": read(paths.candidates(self.item).glob("*.safetensors"))}
+        options |= {"save_to": self.folder, "resume": self.resume, "each": self.each, "ids": self.data.ids}
+        return evaluate(self.shield, self.data.images, self.data.labels, self.ball.eps, **options)

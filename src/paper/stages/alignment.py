@@ -39,4 +39,4 @@ class Stage(Base):
         if len(robust):
             robust.to_csv(self.folder / "robust.csv", index=False)
         score = zero_shot(clip, self.data, text)
-        return f"Zero-shot accuracy on the {len(self.data)} evaluation images: {score:.1%}"
+        return f"CLIP's zero-shot accuracy on the {len(self.data)} evaluation images is **{100 * score:.1f} %**."

@@ -56,18 +56,6 @@ class Stage(Base):
         records.save(rows, self.folder / "records.csv")
         return rows
 
-    def examples(self, rows: pd.DataFrame, count: int = 8) -> tuple[list, list[str]]:
-        """Broken images of different classes: clean, attacked, and their stretched difference; and their titles.
-
-        In the difference grey is no change; black and white are the whole radius.
-        """
-        shown = rows[~rows.attack.isin(["", "clean"])].groupby("label").head(1).index[:count].tolist()
-        clean = self.data[shown].pixels
-        after = [self.unaware[i : i + 1].images[0] for i in shown]
-        change = [(0.5 + (a - c) / (2 * self.ball.eps)).clamp(0, 1) for a, c in zip(after, clean, strict=True)]
-        names = [self.classes[k] for k in [*rows.clean_decision[shown], *rows.attacked_decision[shown]]]
-        return [p.permute(1, 2, 0).numpy() for p in [*clean, *after, *change]], names + [""] * len(shown)
-
 
 def _attack_batch(classifier: nn.Module, options: dict, batch: tuple[str, Images]) -> tuple[str, dict[str, Tensor]]:
     """One batch, here or in another process: its name, and its attacked images as tensors."""

@@ -21,4 +21,5 @@ class Stage(Base):
         save_classifier(classifier, self.params.training[self.item], len(self.classes), self.folder)
         check_stored(classifier, load_classifier(self.item), self.data[:16].pixels, f"training.{self.item}")
         history.to_csv(self.folder / "history.csv", index=False)
-        return f"Clean accuracy on the {len(self.data)} evaluation images: {accuracy(classifier, self.data):.1%}"
+        share = 100 * accuracy(classifier, self.data)
+        return f"{share:.1f} % of the {len(self.data)} evaluation images are classified correctly."

@@ -5,6 +5,7 @@ import json
 import sys
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import torch
@@ -34,10 +35,11 @@ def test_a_decision_and_its_reasons(cosines, tolerance, decision, gap):
     first, second = predict.explained(shield, torch.rand(2, 3, 8, 8), ["cat", "dog", "ox"])
     assert first == second
     assert (first["decision"], first["tolerance"]) == (decision, tolerance)
+    assert first["rejected"] == (decision == "rejected")
     assert first["gap"] == pytest.approx(gap)
-    assert list(first["classifier"]) == ["cat", "dog", "ox"]
-    assert sum(first["classifier"].values()) == pytest.approx(1)
-    assert list(first["clip"].values()) == pytest.approx(sorted(cosines, reverse=True))
+    assert list(first["classifier_probability"]) == ["cat", "dog", "ox"]
+    assert sum(first["classifier_probability"].values()) == pytest.approx(1)
+    assert list(first["clip_cosine"].values()) == pytest.approx(sorted(cosines, reverse=True))
 
 
 def test_the_notebook_of_extensions_runs(tmp_path):
@@ -46,8 +48,8 @@ def test_the_notebook_of_extensions_runs(tmp_path):
     papermill.execute_notebook(notebooks / "extending.ipynb", executed, cwd=str(notebooks), progress_bar=False)
     outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
     values = [o["data"]["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]
-    assert values[0] == "1.0", "the shield of the example is right on clean images"
-    assert any("images resist at 8/255" in v for v in values)
+    assert values[0] == "'The shield is right on 100% of 16 clean images.'"
+    assert "<td>worst case</td>" in str(outputs), "the result of `evaluate`"
     source = (ROOT / "examples" / "own.py").read_text()
     shown = [o["data"]["text/plain"] for o in outputs if "def " in o.get("data", {}).get("text/plain", "")]
     assert len(shown) == 3
@@ -73,25 +75,45 @@ def test_extensions_run_in_the_pipeline_and_predict(tmp_path):
     def predicted(*arguments: str):
         return run(own, sys.executable, "-m", "paper", "predict", *arguments)
 
-    Image.linear_gradient("L").resize((64, 48)).save(own / "level.png")
-    done = predicted("level.png", "--json")
-    assert done.returncode == 0, done.stderr
-    (prediction,) = json.loads(done.stdout)
-    assert prediction["image"] == "level.png"
-    assert prediction["decision"] == "level stripes"
-    assert set(prediction["clip"]) == {"upright stripes", "level stripes"}
-    lines = predicted("level.png", "level.png").stdout.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("level.png: level stripes  (classifier level stripes ")
+    (folder := own / "folder").mkdir()
+    Image.linear_gradient("L").resize((64, 48)).save(folder / "2.png")
+    # Fine upright stripes on a slow change downwards. CLIP's resizing blurs the stripes.
+    rows, columns = np.mgrid[:16, :16]
+    Image.fromarray((8 * rows + 10 * (columns % 2)).astype(np.uint8)).save(folder / "10.png")
+    (folder / "3.png").write_text("no image")
+    (folder / "notes.txt").write_text("not read")
+    done = predicted("folder", "--json", "--exit-code")
+    first, broken, last = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [p["image"] for p in (first, broken, last)] == [f"folder/{name}" for name in ("2.png", "3.png", "10.png")], (
+        "in natural order, and it goes on after a broken one"
+    )
+    assert (first["decision"], last["decision"]) == ("level stripes", "rejected")
+    assert set(first["clip_cosine"]) == {"upright stripes", "level stripes"}
+    assert list(broken) == ["image", "error"]
+    assert "cannot be read as an image" in broken["error"]
+    done = predicted("folder/2.png", "folder/2.png", "--exit-code")
+    assert (done.returncode, len(lines := done.stdout.splitlines())) == (0, 2)
+    assert lines[0].startswith("folder/2.png: level stripes  (classifier: level stripes, probability ")
+    assert [predicted("folder/10.png", *more).returncode for more in ([], ["--exit-code"])] == [0, 3]
+    assert predicted("folder/10.png", "--tolerance", "2", "--exit-code").returncode == 0
+    command = f"ls folder/*.png | {sys.executable} -m paper predict - --json"
+    names = [json.loads(line)["image"] for line in run(own, "sh", "-c", command).stdout.splitlines()]
+    assert names == ["folder/10.png", "folder/2.png", "folder/3.png"]
     damaged = {"training/neighbours/classifier.json": "{}", "dataset/images.json": "[]", "alignment/clip.json": "{}"}
     for name, content in (damaged | {"dataset/classes.json": '["a", "b", "c"]'}).items():
         good = (own / "artifacts" / name).read_text()
         (own / "artifacts" / name).write_text(content)
-        with contextlib.chdir(own), pytest.raises(UserError, match=r"(json is damaged|belong together) .*reproduce"):
-            predict.predict([own / "level.png"])
+        with contextlib.chdir(own), pytest.raises(UserError, match=r"(json is damaged|belong together).*reproduce"):
+            list(predict.predict(["folder/2.png"]))
         (own / "artifacts" / name).write_text(good)
-    for name, words in (("nothing.png", "nothing.png"), ("params.yaml", "cannot be read as an image")):
+    words = {"nothing.png": "nothing.png", "artifacts": "the folder artifacts holds no image; accepted are .png"}
+    for name, text in (words | {"params.yaml": "cannot be read as an image"}).items():
         done = predicted(name)
         assert (done.returncode, done.stdout) == (1, "")
-        assert words in done.stderr
+        assert text in done.stderr
         assert "Traceback" not in done.stderr
+    assert (
+        "the tolerance is -1.0; a finite number of at least 0 is accepted"
+        in predicted("folder", "--tolerance", "-1").stderr
+    )

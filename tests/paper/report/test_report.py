@@ -65,9 +65,7 @@ def test_the_sentences_of_the_notebooks_make_the_finding(all_records):
 
 def test_who_had_to_be_moved_for_the_shield_to_fail(all_records):
     words = sentences.failures(all_records.assign(clean_clip=[1, 0, 0, 0] * 6))
-    assert words.startswith(
-        "Of the 3 images that the shield loses, 0 were accepted as a wrong class before any attack."
-    )
+    assert words.startswith("Of the 3 images that the shield loses, 0 were accepted as a wrong class before any")
     assert "On 1 CLIP preferred the wrong class already" in words
     assert words.endswith("On 2 both models were moved to it.")
 
