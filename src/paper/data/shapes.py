@@ -104,10 +104,7 @@ def render(label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
 
 
 def render_split(split: str, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Draw `count` images of a split, the classes in turn. Image i depends on (split, i) alone.
-
-    Returns images, uint8 (count,SIZE,SIZE,3); labels, int64 (count,); captions.
-    """
+    """Images uint8 (count,SIZE,SIZE,3), labels int64 (count,) in turn, and captions; i depends on (split, i) alone."""
     rows, number = progress(range(count), f"rendering shapes, {split}", "image"), list(SPLITS).index(split)
     drawn = [render(i % len(CLASSES), np.random.default_rng([number, i])) for i in rows]
     images, captions = zip(*drawn, strict=True)

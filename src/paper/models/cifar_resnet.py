@@ -48,10 +48,7 @@ class CifarResNet(nn.Module):
 
 
 def build_network(architecture: str, classes: int) -> nn.Module:
-    """A network with random weights, by a name of `paper.params.values.ARCHITECTURES`.
-
-    "resnet18" is torchvision's, with a 3x3 stem and no max-pooling.
-    """
+    """A random network, by a name of `ARCHITECTURES`; "resnet18" is torchvision's, with a 3x3 stem, no max-pooling."""
     if architecture != "resnet18":
         return CifarResNet(int(architecture.removeprefix("resnet")), classes)
     import torchvision  # slow to import: only this network needs it

@@ -50,10 +50,7 @@ def small_clip(tower: str, image_size: int) -> Clip:
 
 
 def check(params: Clips) -> None:
-    """Raises UserError if open_clip does not know the model or the tag, or a file or a function does not exist.
-
-    Nothing is loaded or downloaded.
-    """
+    """Raises UserError if open_clip knows no such model or tag, or a file or a function is missing; loads nothing."""
     if params.source == "open_clip":
         check_pretrained(params.model, _local(params.pretrained))
         if params.image_tower and not params.image_tower.startswith(HUB):

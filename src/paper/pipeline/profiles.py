@@ -21,10 +21,7 @@ _YAML.representer.add_representer(type(None), lambda to, _: to.represent_scalar(
 
 
 def use_profile(name: str) -> None:
-    """Make `profiles/<name>.yaml` the active `params.yaml`; raises as `profile_text` does.
-
-    A params.yaml that no profile made is saved as `params.backup.yaml`, with a number if that name is taken.
-    """
+    """Make a profile the active `params.yaml`. One that no profile made is saved as `params.backup.yaml` first."""
     text, target, last = profile_text(name), paths.root() / "params.yaml", paths.state("profile.yaml")
     old = paths.text_of(target, "save it as UTF-8")
     # A copy of the text that a profile wrote last tells the user's edits from it.

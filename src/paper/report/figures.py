@@ -232,7 +232,7 @@ def gaps(records: pd.DataFrame, tolerance: float) -> Figure:
     # Linear up to the tolerance, where agreement (g = 0) and near misses lie; logarithmic beyond.
     axis.set_xscale("symlog", linthresh=tolerance or 0.001, linscale=0.5)
     axis.set_xlim(left=0)
-    axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))  # powers are mathematics
+    axis.xaxis.set_major_formatter("{x:g}")  # powers are mathematics
     clean, attacked = ((gap <= tolerance).mean() for gap in (rows.gap_clean, rows.gap_attacked))
     caption = "Cumulative distribution of the alignment gap. The shield accepts what lies to the left of the line."
     return _with_legend(figure, caption, f"Accepted: {clean:.0%} of clean images and {attacked:.0%} of attacked ones.")

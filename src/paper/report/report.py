@@ -83,7 +83,10 @@ def write_study(name: str) -> pd.DataFrame:
     """Write the records of "studies", or of "bounds" (the study of sigma), and their table. Returns the table."""
     items = ["sigma"] if name == "bounds" else [study for study in STUDIES if study != "sigma"]
     rows = records.load(*(paths.artifacts("studies", item, "records.csv") for item in items))
-    return _written(name, rows, studies.bounds(rows) if name == "bounds" else studies.table(rows))
+    table = studies.bounds(rows) if name == "bounds" else studies.table(rows)
+    if name == "studies":
+        write_json(_file("studies.json"), tables.extremes(table))
+    return _written(name, rows, table)
 
 
 def _written(name: str, rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -133,7 +133,14 @@ def headline(metrics: pd.DataFrame) -> dict:
 def nested(metrics: pd.DataFrame) -> dict:
     """The metrics as fractions: classifier -> scenario -> metric, and N as "n"."""
     tree: dict = {}
-    for row in metrics.itertuples():
-        scenarios = tree.setdefault(row.classifier, {})
-        scenarios.setdefault(row.scenario, {"n": int(row.n)})[row.metric] = round(row.value, 6)
+    for (name, scenario), of in metrics.round({"value": 6}).groupby(["classifier", "scenario"], sort=False):
+        values = dict(zip(of.metric, of.value.tolist(), strict=True))
+        tree.setdefault(name, {})[scenario] = {"n": int(of.n.iloc[0])} | values
     return tree
+
+
+def extremes(table: pd.DataFrame) -> dict:
+    """For `dvc metrics show`, per study and classifier: the shield's lowest and highest robust accuracy; fractions."""
+    robust = table[(table.of == "shield") & (table.metric == "robust_accuracy")].round({"ratio": 6})
+    ends = robust.groupby(["study", "classifier"], sort=False).ratio.agg(lowest="min", highest="max")
+    return {study: of.droplevel(0).to_dict("index") for study, of in ends.groupby(level=0, sort=False)}
