@@ -3,12 +3,13 @@
     python benchmarks/seeds.py                # five seeds; that of params.yaml is taken from DVC's cache
     python benchmarks/seeds.py --seeds 3 4    # some of them; rows of the others stay in the table
 
-The seed decides every random choice: the images for training and attack, initial weights, batches, and attacks. The
-script writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and spread). The clones are in
-.multishield/seeds/, so a killed run continues there.
+The seed decides every random choice: the images for training and attack, initial weights, batches, and attacks. No
+study and no report runs. The script writes reports/seeds.csv (a row per seed and figure) and reports/seeds.md (mean and
+spread). The clones are in .multishield/seeds/, so a killed run continues there.
 """
 
 import argparse
+import contextlib
 import hashlib
 import shutil
 import subprocess
@@ -17,9 +18,14 @@ from pathlib import Path
 import pandas as pd
 from ruamel.yaml import YAML
 
+from multishield import records
 from multishield.files import write_text
 from multishield.records import METRICS, TITLES, to_markdown
 from paper import paths
+from paper.naming import PER_CLASSIFIER
+from paper.params import Params
+from paper.report import report
+from paper.stages import comparison
 
 # The figures of the table: scenario and metric, of the comparison defence and number.
 HEADLINES = [
@@ -51,10 +57,14 @@ def clone(seed: int) -> Path:
 def measured(seed: int) -> pd.DataFrame:
     """The figures of one seed, and the fingerprint of the code; `dvc repro` skips the stages that have run."""
     folder = clone(seed)
-    subprocess.run(["dvc", "repro"], cwd=folder, check=True)
-    metrics, compared = (pd.read_csv(folder / f"reports/tables/{name}.csv") for name in ("metrics", "comparison"))
+    subprocess.run(["dvc", "repro", "comparison", "multishield"], cwd=folder, check=True)
+    with contextlib.chdir(folder):
+        params = Params.load()
+        rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
+        compared = comparison.table(rows, params.comparison, params.multishield.tolerance)
+        metrics, names = records.metrics(report.gather(params)), [f"{stage}_*.json" for stage in PER_CLASSIFIER]
+        checks = sorted(file for name in names for file in paths.artifacts("check").glob(name))
     numbers = compared.rename(columns={"defence": "metric", "mean": "value"}).assign(scenario="comparison")
-    checks = sorted((folder / "artifacts" / "check").glob("*.json"))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in checks)).hexdigest()[:12]
     return pd.concat([metrics, numbers], ignore_index=True).assign(seed=seed, code=code)
 
@@ -66,18 +76,10 @@ def spread(rows: pd.DataFrame) -> pd.DataFrame:
         for scenario, metric in HEADLINES:
             chosen = (rows.classifier == classifier) & (rows.scenario == scenario) & (rows.metric == metric)
             values = 100 * rows[chosen].value
-            table.append(
-                {
-                    "classifier": classifier,
-                    "scenario": TITLES.get(scenario, "mean robust accuracy"),
-                    "figure": METRICS.get(metric, (metric,))[0],
-                    "mean": f"{values.mean():.1f}",
-                    "sd": f"{values.std():.1f}",
-                    "lowest": f"{values.min():.1f}",
-                    "highest": f"{values.max():.1f}",
-                    "seeds": len(values),
-                }
-            )
+            shown = {"mean": values.mean(), "sd": values.std(), "lowest": values.min(), "highest": values.max()}
+            shown = {name: f"{value:.1f}" for name, value in shown.items()} | {"seeds": len(values)}
+            names = TITLES.get(scenario, "mean robust accuracy"), METRICS.get(metric, (metric,))[0]
+            table.append({"classifier": classifier, "scenario": names[0], "figure": names[1]} | shown)
     return pd.DataFrame(table)
 
 
