@@ -85,9 +85,8 @@ def test_extensions_run_in_the_pipeline_and_predict(tmp_path):
     done = predicted("folder", "--json", "--exit-code")
     first, broken, last = map(json.loads, done.stdout.splitlines())
     assert (done.returncode, done.stderr) == (1, "")
-    assert [p["image"] for p in (first, broken, last)] == [f"folder/{name}" for name in ("2.png", "3.png", "10.png")], (
-        "in natural order, and it goes on after a broken one"
-    )
+    names = [p["image"] for p in (first, broken, last)]
+    assert names == [f"folder/{name}.png" for name in (2, 3, 10)], "in natural order, and on after a broken one"
     assert (first["decision"], last["decision"]) == ("level stripes", "rejected")
     assert set(first["clip_cosine"]) == {"upright stripes", "level stripes"}
     assert list(broken) == ["image", "error"]

@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 from ruamel.yaml import YAML
+from traitlets.config import PyFileConfigLoader
 
 from conftest import ROOT, edit_params
 from multishield.errors import UserError
@@ -78,10 +79,12 @@ def test_outputs_and_metadata_of_a_run_by_hand_are_cleared_and_other_text_is_lef
     for number, cell in enumerate(code_cells(ran)):
         cell.execution_count, cell.metadata["execution"] = number, {"iopub.execute_input": "now"}
         cell.outputs = [nbformat.v4.new_output("stream", text="seen")]
-    done = subprocess.run(
-        [sys.executable, "-m", "paper.pipeline.notebooks"], input=nbformat.writes(ran), capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "paper.pipeline.notebooks"]
+    done = subprocess.run(command, input=nbformat.writes(ran), capture_output=True, text=True)
     assert done.stdout == source, "as git adds it: see .gitattributes and the Makefile"
+    config = PyFileConfigLoader(str(ROOT / "notebooks" / "jupyter_lab_config.py")).load_config()
+    config.FileContentsManager.pre_save_hook(saved := {"type": "notebook", "content": ran})
+    assert nbformat.writes(nbformat.from_dict(saved["content"])) + "\n" == source, "as `make lab` saves it"
     assert notebooks.cleared("<<<<<<< HEAD\n{}") == "<<<<<<< HEAD\n{}"
 
 

@@ -82,6 +82,4 @@ def test_equal_curves_of_a_study_lie_side_by_side():
     axis = figures.studies(table.assign(ratio=0.5, low=0.4, high=0.6)).axes[0]
     places = [tuple(bars[0].get_xydata()[0]) for bars in axis.containers]
     assert len(set(places)) == len(places) == 3
-    assert len({(bars[0].get_marker(), bars[0].get_linestyle()) for bars in axis.containers}) == 3, (
-        "without colour, too"
-    )
+    assert len({(bars[0].get_marker(), bars[0].get_linestyle()) for bars in axis.containers}) == 3, "without colour"
