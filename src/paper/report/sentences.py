@@ -74,8 +74,8 @@ def answer(table: pd.DataFrame, most: float) -> str:
     own, other = (f"{100 * of['mean'][name]:.1f} %" for of in (shield, threshold))
     text = f"**{word}: for the {name} classifier, {own} of images are robust with CLIP and {other} without it.** "
     text += f"Both are means over clean rejections up to {100 * most:.0f} %, and the attacker knows the defence "
-    text += f"(p = {p_value(shield.p[name])}). With CLIP the defence is “{shield.defence[name]}”; without CLIP "
-    return f"{text}a threshold on the classifier's confidence rejects."
+    text += f"(p = {p_value(shield.p[name])}). The first defence is “{shield.defence[name]}”, the second is a threshold "
+    return f"{text}on the classifier's confidence."
 
 
 def verdict(table: pd.DataFrame, most: float) -> str:
