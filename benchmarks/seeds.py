@@ -10,7 +10,6 @@ spread). The clones are in .multishield/seeds/, so a killed run continues there.
 
 import argparse
 import contextlib
-import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,8 +21,8 @@ from multishield import records
 from multishield.files import write_text
 from multishield.records import METRICS, TITLES, to_markdown
 from paper import paths
-from paper.naming import PER_CLASSIFIER
 from paper.params import Params
+from paper.pipeline.publish import code_of_stages
 from paper.report import report
 from paper.stages import comparison
 
@@ -62,10 +61,8 @@ def measured(seed: int) -> pd.DataFrame:
         params = Params.load()
         rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
         compared = comparison.table(rows, params.comparison, params.multishield.tolerance)
-        metrics, names = records.metrics(report.gather(params)), [f"{stage}_*.json" for stage in PER_CLASSIFIER]
-        checks = sorted(file for name in names for file in paths.artifacts("check").glob(name))
+        metrics, code = records.metrics(report.gather(params)), code_of_stages()
     numbers = compared.rename(columns={"defence": "metric", "mean": "value"}).assign(scenario="comparison")
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in checks)).hexdigest()[:12]
     return pd.concat([metrics, numbers], ignore_index=True).assign(seed=seed, code=code)
 
 

@@ -1,8 +1,6 @@
-"""The last stage: reports/, in git and readable without running, from the results that the stages left in artifacts/.
+"""The last stage: reports/, in git and readable without running, from artifacts/. DVC caches its outputs in no run."""
 
-It is cheap, and the only stage with outputs that DVC does not cache: for the others DVC remembers earlier runs.
-"""
-
+import hashlib
 import shutil
 from functools import partial
 
@@ -10,7 +8,7 @@ import vl_convert
 
 from multishield.files import write_atomically, write_text
 from paper import paths
-from paper.naming import run_name, runs
+from paper.naming import PER_CLASSIFIER, run_name, runs
 from paper.params import Params, read_yaml
 from paper.pipeline.notebooks import read_notebook, source_path, with_source_text, write_notebook
 from paper.report.pages import title_of, write_page
@@ -19,11 +17,15 @@ from paper.report.tables import names_of
 KEPT = ("seeds.csv", "seeds.md")  # of benchmarks/seeds.py
 
 
-def publish() -> None:
-    """Write reports/: executed notebooks with the text of their sources, a page of each, figures, tables, records.
+def code_of_stages() -> str:
+    """A name for the code, packages and arithmetic of all stages with a classifier: a hash of what `check` wrote."""
+    folder = paths.artifacts("check")
+    files = sorted(file for stage in PER_CLASSIFIER for file in folder.glob(f"{stage}_*.json"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
-    Files of another experiment are removed, but for the table over seeds.
-    """
+
+def publish() -> None:
+    """Write reports/: notebooks and pages, figures, tables, records. Other files but the seeds' are removed there."""
     params, citation = Params.load(), read_yaml(paths.root() / "CITATION.cff")
     authors = ", ".join(" ".join(author.values()) for author in citation["authors"])
     written, names, pages = set(), names_of(params), []
@@ -34,7 +36,8 @@ def publish() -> None:
         title = title_of(notebook) + (f": {names.get(item, item)}" if item else "")
         pages.append({"name": name, "title": title, "file": name, "notebook": notebook})
     pages[-1] |= {"title": params.report.title, "file": "index"}
-    about = f"{citation['title']}, version {citation['version']}, by {authors}"
+    about = f"{citation['title']}, version {citation['version']} of {citation['date-released']} by {authors}, "
+    about += f"code {code_of_stages()}"
     for page in pages:
         written.add(write_notebook(page["notebook"], paths.reports(f"{page['name']}.ipynb")))
         written.add(write_page(page, pages, paths.reports(), about))

@@ -60,10 +60,8 @@ def data(params: Params, count: int) -> str:
 
 
 def answer(table: pd.DataFrame, most: float) -> str:
-    """Whether CLIP is worth it: the shield's difference from the threshold (`comparison.table`), where p < 0.05.
-
-    Classifiers that both leave below `WEAK` are not judged. The numbers are of the most robust one.
-    """
+    """Whether CLIP is worth it: the primary hypothesis of `comparison.table`, where p < 0.05. Classifiers that both
+    defences leave below `WEAK` are not judged. The numbers are of the most robust one."""
     table = table.set_index("classifier")
     shield, threshold = table[table.primary], table[table.defence == comparison.REFERENCE]
     best = shield["mean"].combine(threshold["mean"], max)
@@ -74,8 +72,8 @@ def answer(table: pd.DataFrame, most: float) -> str:
     own, other = (f"{100 * of['mean'][name]:.1f} %" for of in (shield, threshold))
     text = f"**{word}: for the {name} classifier, {own} of images are robust with CLIP and {other} without it.** "
     text += f"Both are means over clean rejections up to {100 * most:.0f} %, and the attacker knows the defence "
-    text += f"(p = {p_value(shield.p[name])}). The first defence is “{shield.defence[name]}”, the second is a threshold "
-    return f"{text}on the classifier's confidence."
+    text += f"(p = {p_value(shield.p[name])}). The first is of “{shield.defence[name]}”, "
+    return f"{text}the second of a threshold on the classifier's confidence."
 
 
 def verdict(table: pd.DataFrame, most: float) -> str:
