@@ -38,6 +38,8 @@ def test_the_readme_is_short_and_its_numbers_are_the_committed_ones():
     assert 1 <= len(quoted) <= 4
     assert set(quoted) <= set(re.findall(r"[\d.]+", TABLE))
     assert committed("reports/tables/summary.md").strip() == TABLE
+    seeds = re.findall(r"\d+\.\d", README.split("Over five seeds")[1].split("without it")[0])
+    assert set(seeds) <= set(re.findall(r"\d+\.\d", committed("reports/seeds.md")))
     assert Params.load(ROOT / "params.yaml").report.title in committed("reports/index.html")
 
 
@@ -65,10 +67,8 @@ def test_a_command_exists(command):
         case ["pip", "install", project]:
             assert f"\n{project.strip('.[]')} = [" in (ROOT / "pyproject.toml").read_text()
         case _:
-            assert command[:3] in (["dvc", "exp", verb] for verb in ("run", "diff", "show")) or command[0] in (
-                ".",
-                "python",
-            )
+            verbs = [["dvc", "exp", verb] for verb in ("run", "diff", "show")]
+            assert command[:3] in verbs or command[0] in (".", "python")
 
 
 def test_ablations_change_keys_that_exist_and_are_shown_in_few_columns():
