@@ -39,7 +39,7 @@ class TestTheWholePipeline:
         records = pd.read_csv(project / "reports" / "records.csv")
         assert len(records) == 6 * 20
         metrics = json.loads((project / "reports" / "metrics.json").read_text())
-        assert (project / "reports" / "figures" / "gaps.png").is_file()
+        assert (project / "reports" / "figures" / "score.png").is_file()
         for scenarios in metrics.values():
             robust = {scenario: metrics["robust_accuracy"] for scenario, metrics in scenarios.items()}
             assert robust["worst_case"] <= min(robust["joint"], robust["paper"])
