@@ -2,7 +2,7 @@
 
     python examples/export.py
 
-Both models must be exportable. The tolerance is part of the graph. The loaded file needs torch alone, and checks no pixels.
+Both models must be exportable. The tolerance is part of the graph. The file needs torch alone, and checks no pixels.
 """
 
 import tempfile

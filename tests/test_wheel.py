@@ -16,7 +16,7 @@ from conftest import ROOT, copy_project
 ANOTHER_TORCH = "2.13.0"  # than that of requirements.lock
 OF_THE_REPRODUCTION = ("dvc", "IPython", "jupyterlab", "open_clip", "papermill", "pydantic", "timm", "torchvision")
 EXAMPLES = ROOT / "examples"
-ALONE = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in ("own.py", "threshold.py"))
+ALONE = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in ("own.py", "threshold.py", "export.py"))
 # An example as it is, but on its first images alone.
 SMALL = """
 import runpy, sys
