@@ -70,7 +70,7 @@ lint: $(VENV)/.installed
 	$(RUN) ruff format --check src tests
 
 lab: $(VENV)/.installed
-	$(RUN) jupyter lab --config=notebooks/jupyter_lab_config.py notebooks
+	$(RUN) jupyter lab --config=.jupyter/jupyter_lab_config.py notebooks
 
 clean:
 	rm -rf .multishield artifacts

@@ -85,7 +85,7 @@ def joint(
     lost = torch.stack([start.success for start in starts], 1) if starts else torch.ones(len(images), 1).bool()
 
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
-        """Two targets from each start, random tries, long ones, more random ones."""
+        """Two targets from each start, random tries, long ones, rounds of diverse ones at `WIDE` targets or more."""
         wide, hopeful = targets_in_turn(defence.margins(scores), y, max(targets, WIDE)).cpu(), lost[index].all(1, True)
         drawn, begin = wide[:, :targets].repeat(1, restarts), [t[index] for t in named]
         # Targets (B,V), the number of the start, and the length in units of `steps`.

@@ -18,7 +18,7 @@ from paper.params import Params
 from paper.params.values import stored
 from paper.stages.attacking import Attacking
 
-KINDS = ("classifier_probability", "clip_cosine")  # what the scores of each model are
+KINDS = ("classifier_probability", "clip_cosine")  # the kinds of scores, in the order of the models
 
 
 def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dict]:

@@ -38,7 +38,7 @@ def write_page(page: dict, pages: list[dict], folder: Path, about: str) -> Path:
     """
     of_the_report = page is pages[-1]
     EXPORTER.exclude_input = of_the_report
-    seen = {key: [] for key in ("begun", "moved", "done", "figures")}  # what the templates have met
+    seen = {key: [] for key in ("begun", "moved", "done", "figures")}  # the templates count in these
     body, _ = EXPORTER.from_notebook_node(page["notebook"], {"page": page, "of_the_report": of_the_report} | seen)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r"(<[a-z][^<>]*?)\son\w+\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", r"\1", body, flags=re.IGNORECASE)

@@ -51,7 +51,7 @@ def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 
 def data(params: Params, count: int) -> str:
-    """The images and the threat model of this run, and what it is worth as evidence."""
+    """The images and the threat model of this run, and the worth of the run as evidence."""
     threat, shapes = params.threat_model, params.dataset.name == "shapes"
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
     worth = "It demonstrates the method and is no evidence about real images." if shapes else "It has one seed."

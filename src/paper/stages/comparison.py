@@ -242,7 +242,7 @@ def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
     """How much the attacks may have missed: a row per classifier and family, at its strictest threshold.
 
     The shares are those that one restart (their mean), all restarts and all attacks leave, and those that no attack
-    breaks on one of the family's models alone ("its models": what is above it is the worth of their agreement). The
+    breaks on one of the family's models alone ("its models": the share above it is the worth of their agreement). The
     numbers are of images that the family's own attacks break, that of these Square alone does, that only images of
     other attacks break, and that random noise breaks; and Chao's (1987) lower bound of those that more restarts would
     break, with its 97.5 % quantile over resamples. "violated" names the sanity rules that a family's attacks violate.

@@ -82,7 +82,7 @@ def test_outputs_and_metadata_of_a_run_by_hand_are_cleared_and_other_text_is_lef
     command = [sys.executable, "-m", "paper.pipeline.notebooks"]
     done = subprocess.run(command, input=nbformat.writes(ran), capture_output=True, text=True)
     assert done.stdout == source, "as git adds it: see .gitattributes and the Makefile"
-    config = PyFileConfigLoader(str(ROOT / "notebooks" / "jupyter_lab_config.py")).load_config()
+    config = PyFileConfigLoader(str(ROOT / ".jupyter" / "jupyter_lab_config.py")).load_config()
     config.FileContentsManager.pre_save_hook(saved := {"type": "notebook", "content": ran})
     assert nbformat.writes(nbformat.from_dict(saved["content"])) + "\n" == source, "as `make lab` saves it"
     assert notebooks.cleared("<<<<<<< HEAD\n{}") == "<<<<<<< HEAD\n{}"
