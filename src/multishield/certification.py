@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import beta, norm
+from scipy.special import betaincinv, ndtri
 from torch import Tensor, nn
 
 from multishield.attacks.components import one_margin
@@ -78,9 +78,9 @@ def certify(
         votes, y, level = torch.stack(votes), data.labels[:, None], alpha / (classes - 1)  # Bonferroni
         right, wrong = votes.gather(1, y)[:, 0].numpy(), votes[:, :-1].scatter(1, y, 0).amax(1).numpy()
         hits, levels = np.stack([right, draws - wrong, wrong]), np.array([[alpha], [level], [level]])
-        least = np.nan_to_num(beta.ppf(levels, hits, draws - hits + 1))  # Clopper & Pearson; without hits it is 0
+        least = np.nan_to_num(betaincinv(hits, draws - hits + 1, levels))  # Clopper & Pearson; without hits it is 0
         rows = {"image": data.ids, "label": data.labels, "classes": classes, "votes_right": right, "votes_wrong": wrong}
-        rows["radius_right"], rows["radius_held"] = sigma * norm.ppf(least[:2]).clip(0)  # theorem 1 of Cohen et al.
+        rows["radius_right"], rows["radius_held"] = sigma * ndtri(least[:2]).clip(0)  # theorem 1 of Cohen et al.
         rows = pd.DataFrame(rows | {"broken_at": np.where(least[2] > 0.5, 0.0, np.inf)})
         for ball in (Ball(r, "L2") for r in sorted(radii) if smooth):
             left = np.flatnonzero(np.isinf(rows.broken_at) & (rows.radius_held < ball.eps))

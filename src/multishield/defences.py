@@ -51,7 +51,8 @@ class Unanimity(Defence):
             raise ValueError(f"{len(self.models)} models, {len(self.required)} required margins; give one per model")
 
     def scores(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(model(x.clone()) for model in self.models)  # one model must not change the pixels of another
+        answers = {model: model(x.clone()) for model in self.models}  # one must not change the pixels of another
+        return tuple(answers[model] for model in self.models)  # one that stands twice is asked once
 
     def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([margin_over_others(s) - r for s, r in zip(scores, self.required, strict=True)], 1)

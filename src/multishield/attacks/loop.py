@@ -67,14 +67,14 @@ def ascend(model: Callable[[Tensor], Outputs], images: Tensor, labels: Tensor, *
     return Attack(model, images, labels, **settings).run()
 
 
-def with_gradients(x: Tensor, out: Outputs, objective: Callable) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Losses of the outputs, and the gradient of each at the pixels x (B,...).
+def with_gradients(x: Tensor, objective: Objective, out: Outputs, *others: Tensor) -> tuple[tuple, tuple]:
+    """Losses of the outputs (the objective takes others, too), and the gradient of each at the pixels x (B,...).
 
     A loss of one model is not sent back through the others: margins of two models cost one backward pass through each.
     """
     outputs, gradients = out if isinstance(out, tuple) else (out,), []
     leaves = tuple(o.detach().requires_grad_() for o in outputs)
-    losses = objective(leaves if isinstance(out, tuple) else leaves[0])
+    losses = objective(leaves if isinstance(out, tuple) else leaves[0], *others)
     for loss in losses:
         slopes = torch.autograd.grad(loss.sum(), leaves, retain_graph=True, allow_unused=True)
         used = [i for i, slope in enumerate(slopes) if slope is not None and slope.any()]
@@ -218,20 +218,18 @@ class Attack:
         broken, *others = zip(*passes, strict=True)
         return torch.cat(broken), *(tuple(torch.cat(t) for t in zip(*column, strict=True)) for column in others)
 
-    def _pass(self, s: State, needs_gradient: bool):
+    def _pass(self, s: State, needed: bool):
         """One forward pass over some slots, and their gradients. Points nearest to evasion are kept as results."""
-        x = s["x"].detach().requires_grad_(needs_gradient)
-        with torch.set_grad_enabled(needs_gradient):
+        x = s["x"].detach().requires_grad_(needed)
+        with torch.set_grad_enabled(needed):
             out = forward(self.model, x)
-
-        def losses(out):
-            return self.objective(out, s["label"], s["target"], s["variant"])
-
-        values, gradients = with_gradients(x, out, losses) if needs_gradient else (losses(out), ())
+        asked = (out, s["label"], s["target"], s["variant"])
+        values, gradients = with_gradients(x, self.objective, *asked) if needed else (self.objective(*asked), ())
         if self.nearest:
-            for slot, margin in enumerate(evasion_margin(out, s["label"], self.model.__self__).tolist()):
-                if margin > self.margin[image := int(s["image"][slot])]:
-                    self.margin[image], self.result[image] = margin, s["x"][slot].detach().cpu()
+            margins, images = evasion_margin(out, s["label"], self.model.__self__).cpu(), s["image"].cpu()
+            for slot in (margins > self.margin[images]).nonzero()[:, 0].tolist():
+                if margins[slot] > self.margin[image := images[slot]]:  # an image may be in several slots
+                    self.margin[image], self.result[image] = margins[slot], s["x"][slot].detach().cpu()
         return self.success(out, s["label"]), tuple(value.detach() for value in values), gradients
 
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:

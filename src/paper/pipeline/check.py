@@ -5,6 +5,7 @@ from pathlib import Path
 from multishield.errors import UserError
 from multishield.files import write_json
 from paper import paths, workers
+from paper.data import shapes
 from paper.data.datasets import check_root, class_folders
 from paper.models import model_zoo, pretrained
 from paper.naming import runs
@@ -16,11 +17,12 @@ from paper.pipeline.stale import fingerprint_of
 
 def make_data() -> None:
     """Render the demo's images into data/, which data.dvc pins, and download the images that params.yaml names."""
-    from paper.data import downloads, shapes  # torchvision is slow to import
-
     params, root = Params.load(), _place()
     shapes.materialise(root / "data" / "shapes")
-    downloads.materialise(params.dataset)
+    if params.dataset.name != "shapes":
+        from paper.data import downloads  # torchvision is slow to import
+
+        downloads.materialise(params.dataset)
 
 
 def _place() -> Path:

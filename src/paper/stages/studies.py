@@ -11,7 +11,7 @@ from functools import cached_property
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multishield import records
 from multishield.attacks.pgd import fgsm
@@ -120,9 +120,7 @@ class Stage(Attacking):
         _continue(attacker, shield, self.some, attacked, known=COMPONENTS[0])
         return self._rows(name, value, WHO[0], shield, worst_case(shield, self.some, attacked), attacker.ball)
 
-    def _rows(
-        self, name: str, value: str, of: str, model: nn.Module, shown: AttackedImages, ball: Ball
-    ) -> pd.DataFrame:
+    def _rows(self, name: str, value: str, of: str, model, shown: AttackedImages, ball: Ball) -> pd.DataFrame:
         rows = records.records_of(name, "worst_case", model, self.some, shown, ball)
         return rows.assign(value=value, of=of, similarity=float("nan"))
 

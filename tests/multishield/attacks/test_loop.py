@@ -105,11 +105,11 @@ def test_a_loss_is_sent_back_only_through_the_models_that_decide_it():
     out = watched("first", Linear(seed=1)), watched("second", Linear(seed=2))
     expected = [(v, torch.autograd.grad(v.sum(), x, retain_graph=True)[0]) for v in losses_of(out)]
     called.clear()
-    losses, gradients = with_gradients(x, out, losses_of)
+    losses, gradients = with_gradients(x, losses_of, out)
     assert called[:2] == ["first", "second"], "one each for the first two losses"
     assert sorted(called[2:]) == ["first", "second"], "both for the third"
     for loss, gradient, (value, slope) in zip(losses, gradients, expected, strict=True):
         assert torch.equal(loss, value)
         assert torch.equal(gradient, slope)
-    (nothing,) = with_gradients(x, (out[0],), lambda out: (0 * out[0].sum(1),))[1]
+    (nothing,) = with_gradients(x, lambda out: (0 * out[0].sum(1),), (out[0],))[1]
     assert torch.equal(nothing, torch.zeros_like(x))
