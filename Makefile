@@ -2,6 +2,7 @@
 #   make reproduce                  the whole pipeline, then the result table and the path of the report
 #   make reproduce PROFILE=NAME     the same with a preset of profiles/; with a list (paper) its presets in turn
 #   make test                       lint and the tests, in minutes; make test-all: those that take long, too
+#   make audit                      every table again, from the committed records, in seconds
 # And: make lab (JupyterLab), make clean (removes the results of runs, but not reports/, results/ and datasets/).
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -17,7 +18,7 @@ RUN := PATH="$$(cd $(VENV)/bin && pwd):$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 LIST := $(if $(PROFILE),$(wildcard profiles/$(PROFILE).list))
 
-.PHONY: reproduce test test-all lint lab clean
+.PHONY: reproduce audit test test-all lint lab clean
 
 # It is made anew when the lock changes. The project is editable: it needs no installation after an edit.
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -52,7 +53,8 @@ endif
 
 results/%/index.html: profiles/%.yaml
 	$(MAKE) reproduce PROFILE=$*
-	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. params.yaml results/$*.part/
+	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. results/$*.part/
+	env | sed -n 's/^\(MULTISHIELD_[A-Z0-9_]*\)=\(\/.*\)$$/s|\2|$${\1}|/p' | sed -f - params.yaml >results/$*.part/params.yaml
 	rm -rf results/$* && mv results/$*.part results/$* && touch $@
 
 # Two processes, each with one thread: in small networks more threads only wait for each other. Files come in their order:
@@ -68,6 +70,10 @@ test-all: test
 lint: $(VENV)/.installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check src tests
+
+# Tables and sentences of reports/ and results/ once more, from the records beside them; it fails where they differ.
+audit: $(VENV)/.installed
+	$(RUN) python -m paper audit
 
 lab: $(VENV)/.installed
 	$(RUN) jupyter lab --config=.jupyter/jupyter_lab_config.py notebooks

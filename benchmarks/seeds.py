@@ -61,7 +61,8 @@ def measured(seed: int) -> pd.DataFrame:
         params = Params.load()
         rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
         compared = comparison.table(rows, params.comparison, params.multishield.tolerance)
-        metrics, code = records.metrics(report.gather(params)), code_of_stages()
+        scenarios = report.load(params.classifiers, "baseline", "multishield", "adaptive")
+        metrics, code = records.metrics(scenarios), code_of_stages()
     numbers = compared.rename(columns={"defence": "metric", "mean": "value"}).assign(scenario="comparison")
     return pd.concat([metrics, numbers], ignore_index=True).assign(seed=seed, code=code)
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "cost": ("run", "show_cost", "print wall time and peak memory of each stage here, and the shields' latency"),
     "predict": ("predict", "show", 'print a class or "rejected" for each image, with the scores of both models'),
     "verify": ("verify", "verify", "take attacked images from elsewhere into the report; they lower its numbers"),
+    "audit": ("audit", "audit", "make every table of reports/ and results/ again from the records beside it"),
     "run": ("run", "run_stage", "run one stage, as dvc.yaml does"),
 }
 
@@ -47,7 +48,7 @@ def main() -> int:
     options = vars(parser().parse_args())
     module, function, _ = COMMANDS[command := options.pop("command")]
     try:
-        if command in ("cost", "predict", "verify"):  # they import torch
+        if command in ("audit", "cost", "predict", "verify"):  # they import torch
             arithmetic.choose(Params.load().arithmetic)
         code = getattr(import_module(f"paper.pipeline.{module}"), function)(**options)
         sys.stdout.flush()

@@ -11,7 +11,7 @@ _PAIRS = (
     "windsor_chair: Windsor chair; yin_yang: yin and yang symbol; AnnualCrop: annual crop; Forest: forest; "
     "HerbaceousVegetation: herbaceous vegetation; Highway: highway; Industrial: industrial buildings; "
     "Pasture: pasture; PermanentCrop: permanent crop; Residential: residential buildings; River: river; "
-    "SeaLake: sea or lake"
+    "SeaLake: sea or lake; ig: immature granulocyte"
 )
 IN_WORDS = dict(pair.split(": ") for pair in _PAIRS.split("; "))
 # open_clip's curated names give two pairs of classes one name. These names are WordNet's own words.
@@ -21,9 +21,9 @@ IMAGENET = {
 }
 
 
-def in_words(names: Iterable[str], known: dict[str, str] = IN_WORDS) -> list[str]:
-    """Names as words of a prompt: those that are `known` are replaced, and the others lose their underscores."""
-    return [" ".join(known.get(name, name).replace("_", " ").split()) for name in names]
+def in_words(names: Iterable[str]) -> list[str]:
+    """Names as words of a prompt: those of `IN_WORDS` are replaced, and the others lose their underscores."""
+    return [" ".join(IN_WORDS.get(name, name).replace("_", " ").split()) for name in names]
 
 
 def imagenet() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The files of the report stage in artifacts/report/: records, tables and figures (`publish` copies them)."""
+"""The report's files: records, and the tables of them for readers, LaTeX and DVC; figures (`publish` copies them)."""
 
 from pathlib import Path
 
@@ -15,93 +15,62 @@ from paper.report import tables
 from paper.stages import comparison, studies
 
 
-def gather(params: Params) -> pd.DataFrame:
-    """The records of all scenarios of all classifiers."""
-    stages = ("baseline", "multishield", "adaptive")
-    return records.load(*(paths.artifacts(s, name, "records.csv") for name in params.classifiers for s in stages))
+def frames(params: Params) -> dict[str, pd.DataFrame]:
+    """All records of this run, and the cosines of the classes' text embeddings: no table of the report needs more."""
+    names, text = params.classifiers, load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
+    varied = [study for study in STUDIES if study != "sigma"]
+    made = {"records": load(names, "baseline", "multishield", "adaptive")}
+    made |= {"sanity": load(names, "adaptive", file="sanity.csv"), "bounds": load(["sigma"], "studies")}
+    made |= {"comparison": load(names, "comparison"), "studies": load(varied, "studies")}
+    return made | {"cosines": pd.DataFrame(zero_shot.prompt_similarity(text).numpy()).round(6)}  # as the file has them
 
 
-def histories(params: Params) -> dict[str, pd.DataFrame]:
-    """Training histories of the classifiers, "CLIP" and its "robust tower"; loaded models have none."""
-    files = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
-    files |= {"CLIP": paths.artifacts("alignment", "history.csv")}
-    files |= {"robust tower": paths.artifacts("alignment", "robust.csv")}
-    frames = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
-    return {name: frame for name, frame in frames.items() if frame.epoch.min() > 0}
+def load(items: list[str], *stages: str, file: str = "records.csv") -> pd.DataFrame:
+    """The records of these stages for each classifier or study."""
+    return records.load(*(paths.artifacts(stage, item, file) for item in items for stage in stages))
 
 
-def _file(*parts: str) -> Path:
-    return paths.artifacts("report", *parts)
+def write(given: dict[str, pd.DataFrame], params: Params, folder: Path) -> dict[str, pd.DataFrame]:
+    """Write `frames` and all tables that are made of them to a folder. Returns the tables by name, and some records."""
+    all_records, rows, tolerance = given["records"], given["comparison"], params.multishield.tolerance
+    made = {"metrics": records.metrics(all_records), "comparison": comparison.table(rows, params.comparison, tolerance)}
+    made |= {"rejection": comparison.curves(rows, params.comparison.rejection)}
+    made |= {"alone": comparison.alone(rows, tolerance), "both": comparison.both_attackers(rows)}
+    made |= {"completeness": comparison.completeness(rows, params.comparison)}
+    made |= {"studies": studies.table(given["studies"]), "bounds": studies.bounds(given["bounds"])}
+    for place, some in ((folder, given), (folder / "tables", made)):
+        for name, frame in some.items():
+            records.save(frame, place / f"{name}.csv")
+    findings = sanity.check(all_records, given["sanity"], given["cosines"].to_numpy())
+    named = (tables.named(frame, tables.names_of(params)) for frame in (made["metrics"], made["comparison"], rows))
+    shown = {"results": records.results(made["metrics"]), "sanity": findings, "summary": tables.summary(*named)}
+    shown |= {name: getattr(tables, name)(made[name]) for name in ("comparison", "studies", "bounds")}
+    for name, table in shown.items():
+        write_text(folder / "tables" / f"{name}.md", records.to_markdown(table))
+    columns = "ll" + "r" * (len(shown["results"].columns) - 2)
+    latex = shown["results"].to_latex(index=False, escape=True, column_format=columns)
+    write_text(folder / "tables" / "results.tex", latex)
+    of_dvc = {"metrics": tables.nested(made["metrics"]), "headline": tables.headline(made["metrics"])}
+    for name, values in (of_dvc | {"studies": tables.extremes(made["studies"])}).items():
+        write_json(folder / f"{name}.json", values)
+    return made | {"sanity": findings, "summary": shown["summary"], "rows": rows, "records": all_records}
 
 
 def save_table(table: pd.DataFrame, name: str) -> None:
     """Write tables/<name>.csv, unless the table is empty."""
     if len(table):
-        records.save(table, _file("tables", f"{name}.csv"))
+        records.save(table, paths.artifacts("report", "tables", f"{name}.csv"))
 
 
-def write_results(all_records: pd.DataFrame) -> pd.DataFrame:
-    """Write the records, the metrics and the result table; returns the metrics."""
-    metrics = records.metrics(all_records)
-    records.save(all_records, _file("records.csv"))
-    save_table(metrics, "metrics")
-    write_json(_file("metrics.json"), tables.nested(metrics))
-    write_json(_file("headline.json"), tables.headline(metrics))
-    table = records.results(metrics)
-    columns = "ll" + "r" * (len(table.columns) - 2)
-    write_text(_file("tables", "results.md"), records.to_markdown(table))
-    write_text(_file("tables", "results.tex"), table.to_latex(index=False, escape=True, column_format=columns))
-    return metrics
-
-
-def write_findings(params: Params, all_records: pd.DataFrame) -> pd.DataFrame:
-    """Evaluate the sanity rules; write the findings and the records of their runs."""
-    runs = records.load(*(paths.artifacts("adaptive", name, "sanity.csv") for name in params.classifiers))
-    records.save(runs, _file("sanity.csv"))
-    text = load_tensors(paths.artifacts("alignment", "text.safetensors"))["text"]
-    findings = sanity.check(all_records, runs, zero_shot.prompt_similarity(text).numpy())
-    write_text(_file("tables", "sanity.md"), records.to_markdown(findings))
-    return findings
-
-
-def write_comparison(params: Params, metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Write the records of the comparison, its tables and the report's first table; returns the tables by name."""
-    rows = records.load(*(paths.artifacts("comparison", name, "records.csv") for name in params.classifiers))
-    tolerance, names = params.multishield.tolerance, tables.names_of(params)
-    _written("comparison", rows, table := comparison.table(rows, params.comparison, tolerance))
-    made = {"rejection": comparison.curves(rows, params.comparison.rejection)}
-    made |= {"alone": comparison.alone(rows, tolerance), "both": comparison.both_attackers(rows)}
-    made |= {"completeness": comparison.completeness(rows, params.comparison)}
-    for name, other in made.items():
-        save_table(other, name)
-    summary = tables.summary(*(tables.named(frame, names) for frame in (metrics, table, rows)))
-    write_text(_file("tables", "summary.md"), records.to_markdown(summary))
-    return made | {"comparison": table, "summary": summary, "rows": rows}
-
-
-def write_study(name: str) -> pd.DataFrame:
-    """Write the records of "studies", or of "bounds" (the study of sigma), and their table. Returns the table."""
-    items = ["sigma"] if name == "bounds" else [study for study in STUDIES if study != "sigma"]
-    rows = records.load(*(paths.artifacts("studies", item, "records.csv") for item in items))
-    table = studies.bounds(rows) if name == "bounds" else studies.table(rows)
-    if name == "studies":
-        write_json(_file("studies.json"), tables.extremes(table))
-    return _written(name, rows, table)
-
-
-def _written(name: str, rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    records.save(rows, _file(f"{name}.csv"))
-    save_table(table, name)
-    write_text(_file("tables", f"{name}.md"), records.to_markdown(getattr(tables, name)(table)))
-    return table
-
-
-def write_training(histories: dict[str, pd.DataFrame]) -> None:
+def write_training(params: Params) -> None:
     """Write the accuracies of the training histories for `dvc plots show`: a row per model, epoch and accuracy."""
-    if histories:
-        table = pd.concat(histories, names=["model"]).reset_index("model")
-        accuracies = [column for column in table if column.endswith("accuracy")]
-        save_table(table.melt(["model", "epoch"], accuracies, "curve", "accuracy").dropna(), "training")
+    files = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
+    files |= {"CLIP": paths.artifacts("alignment", "history.csv")}
+    files |= {"robust tower": paths.artifacts("alignment", "robust.csv")}
+    histories = [pd.read_csv(file).assign(model=name) for name, file in files.items() if file.is_file()]
+    table = pd.concat(histories, ignore_index=True).query("epoch > 0")  # loaded models have no epochs
+    accuracies = [column for column in table if column.endswith("accuracy")]
+    save_table(table.melt(["model", "epoch"], accuracies, "curve", "accuracy").dropna(), "training")
 
 
 class Picture(Image):
@@ -110,5 +79,5 @@ class Picture(Image):
     def __init__(self, figure: Figure, name: str):
         about = figure.about | {"file": f"figures/{name}.png", "width": round(96 * figure.get_figwidth())}
         save = {"format": "png", "metadata": {"Software": None}}  # whose version would change the bytes
-        path = write_atomically(_file(about["file"]), lambda p: figure.savefig(p, **save))
+        path = write_atomically(paths.artifacts("report", about["file"]), lambda p: figure.savefig(p, **save))
         super().__init__(filename=path, metadata=about)
