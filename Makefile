@@ -54,6 +54,7 @@ endif
 results/%/index.html: profiles/%.yaml
 	$(MAKE) reproduce PROFILE=$*
 	rm -rf results/$*.part && mkdir -p results/$*.part && cp -R reports/. results/$*.part/
+	rm -f results/$*.part/seeds.*  # they are the demo's
 	env | sed -n 's/^\(MULTISHIELD_[A-Z0-9_]*\)=\(\/.*\)$$/s|\2|$${\1}|/p' | sed -f - params.yaml >results/$*.part/params.yaml
 	rm -rf results/$* && mv results/$*.part results/$* && touch $@
 
