@@ -11,7 +11,7 @@ from multishield.files import load_tensors, write_atomically, write_json, write_
 from paper import paths
 from paper.naming import STUDIES
 from paper.params import Params
-from paper.report import tables
+from paper.report import sentences, tables
 from paper.stages import comparison, studies
 
 
@@ -41,19 +41,21 @@ def write(given: dict[str, pd.DataFrame], params: Params, folder: Path) -> dict[
     for place, some in ((folder, given), (folder / "tables", made)):
         for name, frame in some.items():
             records.save(frame, place / f"{name}.csv")
-    findings = sanity.check(all_records, given["sanity"], given["cosines"].to_numpy())
-    named = (tables.named(frame, tables.names_of(params)) for frame in (made["metrics"], made["comparison"], rows))
-    shown = {"results": records.results(made["metrics"]), "sanity": findings, "summary": tables.summary(*named)}
+    frames_of = (made["metrics"], made["comparison"], rows, all_records)
+    metrics, table, margins, scenarios = (tables.named(frame, tables.names_of(params)) for frame in frames_of)
+    said = f"{sentences.answer(table, params.comparison.rejection)}\n\n{sentences.finding(metrics, scenarios)}\n"
+    write_text(folder / "sentences.md", said)
+    shown = {"results": records.results(made["metrics"]), "summary": tables.summary(metrics, table, margins)}
+    shown |= {"sanity": sanity.check(all_records, given["sanity"], given["cosines"].to_numpy())}
     shown |= {name: getattr(tables, name)(made[name]) for name in ("comparison", "studies", "bounds")}
     for name, table in shown.items():
         write_text(folder / "tables" / f"{name}.md", records.to_markdown(table))
-    columns = "ll" + "r" * (len(shown["results"].columns) - 2)
-    latex = shown["results"].to_latex(index=False, escape=True, column_format=columns)
-    write_text(folder / "tables" / "results.tex", latex)
+    latex = {"index": False, "escape": True, "column_format": "ll" + "r" * (len(shown["results"].columns) - 2)}
+    write_text(folder / "tables" / "results.tex", shown["results"].to_latex(**latex))
     of_dvc = {"metrics": tables.nested(made["metrics"]), "headline": tables.headline(made["metrics"])}
     for name, values in (of_dvc | {"studies": tables.extremes(made["studies"])}).items():
         write_json(folder / f"{name}.json", values)
-    return made | {"sanity": findings, "summary": shown["summary"], "rows": rows, "records": all_records}
+    return made | {name: shown[name] for name in ("sanity", "summary")} | {"rows": rows, "records": all_records}
 
 
 def save_table(table: pd.DataFrame, name: str) -> None:

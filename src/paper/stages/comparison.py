@@ -34,11 +34,12 @@ RESAMPLES, DEPLOYED = 10_000, 0.05  # fewer show no small p once it is corrected
 
 
 class Family(Defence):
-    """Margins of `defence`, less `threshold` times their slopes; `bound`: no class but the classifier's is accepted."""
+    """Margins of `defence`, less `threshold` times their slopes; `bound`: no class but the classifier's is accepted;
+    `of`: which of the shield's scores it has, none where it asks its models itself."""
 
-    def __init__(self, defence: Defence, slopes: tuple = (1.0,), bound: bool = True):
+    def __init__(self, defence: Defence, slopes: tuple = (1.0,), bound: bool = True, of: tuple = ()):
         super().__init__()
-        self.defence, self.bound, self.threshold = defence, bound, 0.0
+        self.defence, self.bound, self.threshold, self.of = defence, bound, 0.0, of
         self.register_buffer("slopes", torch.tensor(slopes)[:, None])
 
     def scores(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -47,16 +48,17 @@ class Family(Defence):
     def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
         return self.defence.margins(scores) - self.threshold * self.slopes.to(scores[0])
 
-    def levels(self, pixels: Tensor) -> Tensor:
-        """The largest threshold at which images (N,...) are accepted as each class, (N,K); -inf where at none."""
-        margins, moves = self.defence.margins(scores_of(self, pixels)), self.slopes[:, 0] > 0
+    def levels(self, pixels: Tensor, seen: tuple[Tensor, ...] = ()) -> Tensor:
+        """The largest threshold at which each class is accepted, (N,K) or -inf; `seen`: the shield's scores or none."""
+        own = tuple(seen[i] for i in self.of) if seen and self.of else scores_of(self, pixels)
+        margins, moves = self.defence.margins(own), self.slopes[:, 0] > 0
         levels = (margins[:, moves] / self.slopes[moves]).amin(1)
         levels = levels.masked_fill((margins[:, ~moves] < 0).any(1), -torch.inf)
         return levels.where(levels == levels.amax(1, keepdim=True), -torch.inf)  # one class alone is accepted
 
-    def wrong_level(self, pixels: Tensor, labels: Tensor) -> Tensor:
+    def wrong_level(self, pixels: Tensor, labels: Tensor, seen: tuple[Tensor, ...] = ()) -> Tensor:
         """The largest threshold at which images are accepted as a wrong class, (N,); -inf where at none."""
-        return self.levels(pixels).scatter(1, labels[:, None], -torch.inf).amax(1)
+        return self.levels(pixels, seen).scatter(1, labels[:, None], -torch.inf).amax(1)
 
 
 class Stage(Attacking):
@@ -96,8 +98,9 @@ class Stage(Attacking):
             for name, family in named.items():
                 shown[name], captured[name] = self._attacked(name, family, data, before)
                 StoredImages(folder_of(self.folder, name)).add(chunk.start, shown[name])
+            seen = {source: scores_of(self.shield, of.images) for source, of in shown.items()}
             for name, family in named.items():
-                of_family = self._rows(name, family, data, shown).assign(captured=captured[name].numpy())
+                of_family = self._rows(name, family, data, shown, seen).assign(captured=captured[name].numpy())
                 of_family["refused"] = of_family.t_clean < deployed[name]
                 rows.append(of_family.assign(held=self._held(name, family, alike[name], data, of_family.t_broken)))
         table = pd.concat(rows, ignore_index=True).round(6)  # as the file has it
@@ -131,11 +134,11 @@ class Stage(Attacking):
         passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
         return AttackedImages(images, names, *passes), broken[1:].sum(0)
 
-    def _rows(self, name: str, family: Family, data: Images, attacked: dict[str, AttackedImages]) -> pd.DataFrame:
+    def _rows(self, name: str, family: Family, data: Images, attacked: dict, seen: dict) -> pd.DataFrame:
         images = {"clean": data.pixels} | {source: of.images for source, of in attacked.items()}
         self.ball.checked_distance(images[name], data.pixels, "the comparison")
         clean, sources = family.levels(data.pixels), np.array(list(images))
-        t = {source: family.wrong_level(pixels, data.labels) for source, pixels in images.items()}
+        t = {source: family.wrong_level(x, data.labels, seen.get(source, ())) for source, x in images.items()}
         t_broken, source = torch.stack(list(t.values())).max(0)
         columns = {"classifier": self.item, "defence": name, "image": data.ids, "label": data.labels}
         columns |= {"right": clean.argmax(1) == data.labels, "t_clean": clean.amax(1), "t_broken": t_broken}
@@ -157,24 +160,20 @@ class Stage(Attacking):
 
 
 def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
-    """Every family by its name.
-
-    Logits and cosines have no unit in common: where both models' margins are compared, it is in their standard
-    deviations on images (N,C,H,W), labels apart.
-    """
+    """Every family by its name. Two models' margins are compared in standard deviations on these images (N,C,H,W)."""
     classifier, clip, scores = shield.classifier, shield.alignment, scores_of(shield, pixels)
     k = scores[0].argmax(1, keepdim=True)
     margins = [margin_over_others(of).gather(1, k)[:, 0].double() for of in scores]
     means, (s, t) = [float(of.mean()) for of in margins], [float(of.std().clamp_min(1e-6)) for of in margins]
     made = (
-        Family(defences.ConfidenceThreshold(classifier, 0.0)),
-        Family(defences.ConfidenceThreshold(classifier, 0.0, of="probability"), (0.0, 1.0)),
+        Family(defences.ConfidenceThreshold(classifier, 0.0), of=(0,)),
+        Family(defences.ConfidenceThreshold(classifier, 0.0, of="probability"), (0.0, 1.0), of=(0,)),
         Family(defences.FeatureSqueezing(classifier), (0.0, 1.0)),
         Family(defences.ConsistentPrediction(classifier), (0.0, 1.0)),
-        Family(defences.Unanimity((classifier, clip)), (0.0, 1.0)),  # its tolerance is minus the threshold
-        Family(defences.Unanimity((classifier, classifier, clip), (0.0, *means)), (0.0, s, t)),
-        Family(defences.ConfidenceThreshold(clip, 0.0), bound=False),
-        Family(defences.SummedLogProbabilities(classifier, clip, s / t, 0.0), bound=False),
+        Family(defences.Unanimity((classifier, clip)), (0.0, 1.0), of=(0, 1)),  # its tolerance is minus the threshold
+        Family(defences.Unanimity((classifier, classifier, clip), (0.0, *means)), (0.0, s, t), of=(0, 0, 1)),
+        Family(defences.ConfidenceThreshold(clip, 0.0), bound=False, of=(1,)),
+        Family(defences.SummedLogProbabilities(classifier, clip, s / t, 0.0), bound=False, of=(0, 1)),
     )
     return dict(zip(FAMILIES, made, strict=True))
 

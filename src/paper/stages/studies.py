@@ -54,8 +54,7 @@ class Stage(Attacking):
         Beside the columns of `records.COLUMNS` there are "study", "value", "of" (of `WHO`), and "similarity".
         Those of "sigma" have the columns of `certify` instead.
         """
-        vary = {"prompts": self.over_prompts, "tolerance": self.over_tolerances, "eps": self.over_radii}
-        vary = (vary | {"sigma": self.over_sigmas})[self.item]
+        vary = getattr(self, f"over_{self.item}")
         rows = pd.concat([row for name in self.params.classifiers for row in vary(name)], ignore_index=True)
         records.save(rows.assign(study=self.item), self.folder / "records.csv")
         return rows.assign(study=self.item)
@@ -72,14 +71,14 @@ class Stage(Attacking):
             other = MultiShield(shield.classifier, alignment, shield.tolerance)
             yield self._worst_case(name, value, other, self._known(name)).assign(similarity=similarity)
 
-    def over_tolerances(self, name: str) -> Iterator[pd.DataFrame]:
+    def over_tolerance(self, name: str) -> Iterator[pd.DataFrame]:
         """For each tolerance, the smallest first."""
         shield, attacked = self.shield_of(name), self._known(name)
         for tolerance in sorted(self.params.studies.tolerance):
             other = MultiShield(shield.classifier, shield.alignment, tolerance)
             yield self._worst_case(name, f"{tolerance:g}", other, attacked)
 
-    def over_radii(self, name: str) -> Iterator[pd.DataFrame]:
+    def over_eps(self, name: str) -> Iterator[pd.DataFrame]:
         """For each radius, the smallest first: the shield's worst case, the classifier's, the shield under FGSM.
 
         FGSM is made on the classifier, or on the shield's own outputs: the weakest attack, which flatters any defence.
@@ -96,7 +95,7 @@ class Stage(Attacking):
             for of, model, shown in zip(WHO, (shield, shield.classifier, shield, shield), images, strict=True):
                 yield self._rows(name, value, of, model, shown, ball)
 
-    def over_sigmas(self, name: str) -> Iterator[pd.DataFrame]:
+    def over_sigma(self, name: str) -> Iterator[pd.DataFrame]:
         """By sigma smoothed classifier, shield and (once) CLIP: certified and attacked, on a tenth of the images."""
         shield, attacker, data = self.shield_of(name), self.attacker_of(name), self.some[: -(-len(self.some) // 10)]
         models = {name: Undefended(shield.classifier), f"{name} with the shield": shield}
