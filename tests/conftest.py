@@ -79,12 +79,12 @@ SMALL |= {"alignment.epochs": 1, "baseline.batch_size": 10}
 
 
 def copy_project(target: Path) -> Path:
-    """Copy the files that git would commit, but for reports/, into a new git repository with the demo's parameters."""
+    """Copy what git would commit, but for reports and results, into a new repository with the demo's parameters."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
     )
     for name in listed.stdout.decode().splitlines():
-        if (ROOT / name).is_file() and not name.startswith("reports/"):
+        if (ROOT / name).is_file() and not name.startswith(("reports/", "results/")):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
     shutil.copy(DEFAULTS, target / "params.yaml")

@@ -123,20 +123,13 @@ def test_imagenet_without_training_images(imagenet, tmp_path):
         prepare.prepare(options("imagenet", imagenet), 0, out)
     assert not out.exists()
     splits = prepare.prepare(options("imagenet", imagenet, train=0, image_size=24, resize=28, evaluate=6), 0, out)
-    assert [(k, len(s)) for k, s in splits.items()] == [
-        ("train", 0),
-        ("validation", 0),
-        ("calibration", 0),
-        ("evaluation", 6),
-    ]
+    assert {k: len(s) for k, s in splits.items() if len(s)} == {"evaluation": 6}
     assert {s.images.shape[1:] for s in splits.values()} == {(3, 24, 24)}
     assert splits["evaluation"].labels.unique().tolist() == [0, 489, 999]
     assert len(Images.load(out / "train.safetensors")) == 0
 
 
-@pytest.mark.parametrize(
-    ("folder", "words"), [("val/tench", "holds the folder tench; .* WordNet ids"), ("val", "holds 1 class folders")]
-)
+@pytest.mark.parametrize(("folder", "words"), [("val/tench", "folder tench; .* WordNet"), ("val", "1 class folders")])
 def test_imagenet_that_lies_wrong(tmp_path, folder, words):
     raw.save(tmp_path / folder / "a.JPEG", 0)
     raw.save(tmp_path / "val" / "n01440764" / "a.JPEG", 0)
@@ -225,10 +218,7 @@ def test_labels_of_ones_own_may_be_a_column_an_array_or_a_list(labels):
             Source(wrong, ["rose", "lily"], None)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("nothing", "returned int; it must return a Source"), ("missing", "garden has no function missing")],
-)
+@pytest.mark.parametrize(("name", "words"), [("nothing", "must return a Source"), ("missing", "no function missing")])
 def test_a_data_set_of_ones_own_that_makes_no_sense(extension, name, words):
     with pytest.raises(UserError, match=words):
         datasets.open_source(options(f"garden:{name}", extension), "test")

@@ -1,5 +1,6 @@
 """The numbers of the committed report are what its records give."""
 
+import re
 import shutil
 
 import pytest
@@ -9,14 +10,15 @@ from multishield.errors import UserError
 from paper.pipeline.audit import audit
 
 
-def test_a_changed_record_a_changed_table_and_a_changed_sentence_are_found(project_root, capsys):
+def test_a_changed_sentence_and_changed_records_are_found(project_root, capsys):
     shutil.copytree(ROOT / "reports", project_root / "reports")
     shutil.copy(ROOT / "params.yaml", project_root)
     audit()
-    assert capsys.readouterr().out == "reports: 24 files and the page's sentences are what the records give\n"
-    for name, old, new in (("records.csv", "joint", "paper"), ("index.html", "images correctly", "images wrongly")):
-        file = project_root / "reports" / name
-        file.write_text((text := file.read_text("utf-8")).replace(old, new, 1), encoding="utf-8")
-        with pytest.raises(UserError, match=r"the records in reports give something else than .*; restore reports"):
-            audit()
+    assert capsys.readouterr().out == "reports: 25 files and the page's sentences are what the records give\n"
+    changes = {"index.html": ("images correctly", "images wrongly", "standard classifies")}
+    changes |= {"records.csv": (r"(,joint,\d+,(\d+),\d+,\d+),\d+", r"\1,\2", "json")}  # joint breaks nothing
+    for name, (old, new, named) in changes.items():
+        text = re.sub(old, new, (file := project_root / "reports" / name).read_text(encoding="utf-8"))
         file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=f"the records in reports give something else than .*{named}"):
+            audit()

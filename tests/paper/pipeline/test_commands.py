@@ -64,7 +64,7 @@ def test_the_first_stage_reads_the_settings_of_the_machine(edited, monkeypatch, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("profile", "nothing"), "the profile is 'nothing'; accepted are caltech101, cifar10"),
+        (("profile", "nothing"), "the profile is 'nothing'; accepted are bloodcells-cpu, caltech101"),
         (("results",), "there is no result table yet; run `make reproduce`"),
         (("cost",), "no stage has run here yet; run `make reproduce`"),
         (("predict", "x.png"), "there is no artifacts/training/robust yet; run `make reproduce` first"),

@@ -26,9 +26,8 @@ def all_records() -> pd.DataFrame:
 
 def test_every_page_is_linked_once_in_its_table():
     scenarios = ["no shield", "unaware attacker", "joint", "worst case"]
-    frame = pd.DataFrame(
-        {"classifier": ["<a>", "b", "b", "b"], "scenario": scenarios, "robust": ["1.0", "", "2.0", ""]}
-    )
+    robust = ["1.0", "", "2.0", ""]
+    frame = pd.DataFrame({"classifier": ["<a>", "b", "b", "b"], "scenario": scenarios, "robust": robust})
     text = " ".join(tables.linked(frame, names={"b": "a <name>"}).split())
     assert '<td>&lt;a&gt;</td> <td><a href="04_baseline_&lt;a&gt;.html">no shield</a></td> <td>1.0</td>' in text
     name = "<td>a &lt;name&gt;</td>"
@@ -108,9 +107,7 @@ def test_the_first_table_has_each_classifier_alone_with_the_shield_and_with_a_th
     metrics = records.metrics(pd.concat([all_records, held]))
     at_own = {"rejection": 0.25, "robust": 0.5, "clean": 0.75, "n": 4, "defence": "logit margin"}
     margins = pd.DataFrame({"t_clean": [0.1, 0.3, 0.2, 0.4], "t, no_shield": [0.1, 0.2, 0.3, 0.0]})
-    margins = margins.assign(
-        defence="logit margin", classifier="held"
-    )  # at the threshold 0.2 one clean image is rejected
+    margins = margins.assign(defence="logit margin", classifier="held")  # the threshold 0.2 rejects one clean image
     table = pd.DataFrame([at_own | {"classifier": name} for name in ("net", "held")])
     assert tables.summary(metrics, table, pd.concat([margins, margins.assign(classifier="net")])).values.tolist() == [
         ["net + shield", "25.0", "75.0", "100.0", "25.0"],  # alone, no image is robust
@@ -133,8 +130,8 @@ def test_a_classifier_called_robust_has_another_name_for_readers():
 def test_dvc_finds_the_columns_of_its_curves(project_root):
     history = pd.DataFrame({"epoch": [1, 2], "loss": 1.0, "clean_accuracy": [0.5, 0.75]})
     zero_shot = history.assign(clean_accuracy=None, zero_shot_accuracy=0.25)
-    loaded = history[:1].assign(epoch=0)
-    for name, frame in {"training/standard": loaded, "training/robust": history, "alignment": zero_shot}.items():
+    frames = {"training/standard": history.assign(epoch=0), "training/robust": history, "alignment": zero_shot}
+    for name, frame in frames.items():
         records.save(frame, project_root / "artifacts" / name / "history.csv")
     report.write_training(Params.load(ROOT / "params.yaml"))
     written = pd.read_csv(project_root / "artifacts" / "report" / "tables" / "training.csv")
