@@ -57,6 +57,7 @@ results/%/index.html: profiles/%.yaml
 	rm -f results/$*.part/seeds.*  # they are the demo's
 	env | sed -n 's/^\(MULTISHIELD_[A-Z0-9_]*\)=\(\/.*\)$$/s|\2|$${\1}|/p' | sed -f - params.yaml >results/$*.part/params.yaml
 	rm -rf results/$* && mv results/$*.part results/$* && touch $@
+	$(MAKE) results/README.md
 
 # Two processes, each with one thread: in small networks more threads only wait for each other. Files come in their order:
 # sorted by their number of tests the slow ones would come last, and one process would wait.
@@ -75,6 +76,12 @@ lint: $(VENV)/.installed
 # Tables and sentences of reports/ and results/ once more, from the records beside them; it fails where they differ.
 audit: $(VENV)/.installed
 	$(RUN) python -m paper audit
+	$(MAKE) --always-make results/README.md && git diff --exit-code results/README.md
+
+# The results side by side: what each page says first.
+results/README.md: $(wildcard results/*/sentences.md results/*/tables/summary.md)
+	{ echo '# Results on real images'; for d in results/*/; do n=$$(basename $$d); \
+		printf '\n## [%s](%s/index.html)\n\n' $$n $$n; head -n 1 $$d/sentences.md; echo; cat $$d/tables/summary.md; done; } >$@
 
 lab: $(VENV)/.installed
 	$(RUN) jupyter lab --config=.jupyter/jupyter_lab_config.py notebooks

@@ -1,6 +1,6 @@
 """The real path: CIFAR-10 images, a real checkpoint and a real CLIP, through the library and through the pipeline.
 
-MULTISHIELD_CIFAR10 and MULTISHIELD_WEIGHTS say where they are (see profiles/cifar10-cpu.yaml).
+MULTISHIELD_CIFAR10 and MULTISHIELD_WEIGHTS say where they are (see profiles/cifar10-checkpoint.yaml).
 """
 
 import json
@@ -32,9 +32,9 @@ SMALL |= {"adaptive.sanity.images": 16}
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Path:
-    """A copy of the project with the profile cifar10-cpu."""
+    """A copy of the project with the profile cifar10-checkpoint."""
     folder = copy_project(tmp_path_factory.mktemp("cifar10"))
-    done = run(folder, sys.executable, "-m", "paper", "profile", "cifar10-cpu")
+    done = run(folder, sys.executable, "-m", "paper", "profile", "cifar10-checkpoint")
     assert done.returncode == 0, done.stderr
     return folder
 

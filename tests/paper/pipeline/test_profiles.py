@@ -97,7 +97,7 @@ def demo(project_root) -> str:
 def test_a_path_is_what_yaml_reads_back(project_root, demo, monkeypatch, path):
     monkeypatch.setenv("MULTISHIELD_CIFAR10", path)
     monkeypatch.setenv("MULTISHIELD_WEIGHTS", path)
-    use_profile("cifar10-cpu")
+    use_profile("cifar10-checkpoint")
     params = Params.load()
     assert (params.dataset.root, params.dataset.train) == (path, None)
     assert params.training["resnet20"].path == f"{path}/cifar10_resnet20.safetensors"
