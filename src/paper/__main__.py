@@ -66,6 +66,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # at once: taking thousands of modules apart costs a second
+    if not (code := main()):
+        os._exit(0)  # at once: taking thousands of modules apart costs a second
+    sys.exit(code)
