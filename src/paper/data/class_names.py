@@ -14,6 +14,7 @@ _PAIRS = (
     "SeaLake: sea or lake; ig: immature granulocyte"
 )
 IN_WORDS = dict(pair.split(": ") for pair in _PAIRS.split("; "))
+OF_FOLDERS = dict([*IN_WORDS.items()][16:])  # from AnnualCrop on: the "Faces" of a user's own folder stay faces
 # open_clip's curated names give two pairs of classes one name. These names are WordNet's own words.
 IMAGENET = {
     "n04008634": "projectile",  # a weapon that is thrown and not self-propelled; n03773504 is the missile
@@ -21,9 +22,9 @@ IMAGENET = {
 }
 
 
-def in_words(names: Iterable[str]) -> list[str]:
-    """Names as words of a prompt: those of `IN_WORDS` are replaced, and the others lose their underscores."""
-    return [" ".join(IN_WORDS.get(name, name).replace("_", " ").split()) for name in names]
+def in_words(names: Iterable[str], known: dict[str, str] = IN_WORDS) -> list[str]:
+    """Names as words of a prompt: those that are `known` are replaced, and the others lose their underscores."""
+    return [" ".join(known.get(name, name).replace("_", " ").split()) for name in names]
 
 
 def imagenet() -> dict[str, str]:

@@ -71,7 +71,7 @@ def open_folder(root: Path, split: str, test: str = "test") -> Source | None:
     if others := sorted({p.suffix or p.name for p in set(entries) - set(files)}):
         print(f"{folder}: {len(entries) - len(files)} entries are no image files ({', '.join(others[:5])})")
     labels = torch.tensor([names.index(p.parent.name) for p in files])
-    return Source(labels, class_names.in_words(names), lambda i: read_image(files[i]))
+    return Source(labels, class_names.in_words(names, class_names.OF_FOLDERS), lambda i: read_image(files[i]))
 
 
 def open_imagenet(root: Path, split: str) -> Source | None:

@@ -55,6 +55,5 @@ def check() -> None:
         name = f"{stage}_{item}" if item else stage
         fingerprint = fingerprint_of(stage, item, read_notebook(source_path(stage)), params)
         write_json(paths.artifacts("check", f"{name}.json"), fingerprint)
-    files = sorted(source_path("report").parent.glob("*.ipynb"))  # the pages have their text
-    texts = {file.name: cleared(file.read_text(encoding="utf-8")) for file in files}
-    write_json(paths.artifacts("check", "publish.json"), texts)
+    texts = {f.name: cleared(f.read_text("utf-8")) for f in sorted(source_path("report").parent.glob("*.ipynb"))}
+    write_json(paths.artifacts("check", "publish.json"), texts)  # the pages have these texts

@@ -29,8 +29,8 @@ PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") i
 
 @pytest.fixture(autouse=True)
 def _folders(monkeypatch):
-    for variable in ("MULTISHIELD_CIFAR10", "MULTISHIELD_EUROSAT", "MULTISHIELD_WEIGHTS"):
-        monkeypatch.setenv(variable, "/data")
+    for folder in ("BLOODCELLS", "CIFAR10", "EUROSAT", "WEIGHTS"):
+        monkeypatch.setenv(f"MULTISHIELD_{folder}", "/data")
     monkeypatch.delenv("MULTISHIELD_DATA", raising=False)
 
 
