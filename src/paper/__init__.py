@@ -17,8 +17,11 @@ def stage(name: str, item: str | None = None):
     """
     if PROGRESS not in os.environ:  # only the kernel of a stage has it
         _by_hand(name)
-    gc.set_threshold(100_000)  # thousands of modules are loaded: they are not looked through each time
-    return import_module(f"paper.stages.{name}").Stage(name, item)
+    gc.disable()  # thousands of modules are loaded: what they hold is not looked through each time
+    made = import_module(f"paper.stages.{name}").Stage(name, item)
+    gc.freeze()
+    gc.enable()
+    return made
 
 
 def _by_hand(name: str) -> None:

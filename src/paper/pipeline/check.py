@@ -1,5 +1,6 @@
 """The check before the first stage: params.yaml is valid, and the files that it names exist. It loads no model."""
 
+from importlib import import_module
 from pathlib import Path
 
 from multishield.errors import UserError
@@ -20,9 +21,7 @@ def make_data() -> None:
     params, root = Params.load(), _place()
     shapes.materialise(root / "data" / "shapes")
     if params.dataset.name != "shapes":
-        from paper.data import downloads  # torchvision is slow to import
-
-        downloads.materialise(params.dataset)
+        import_module("paper.data.downloads").materialise(params.dataset)  # torchvision is slow to import
 
 
 def _place() -> Path:
@@ -46,9 +45,7 @@ def check() -> None:
         attacks = AA_STANDARD if params.baseline.attacks == "standard" else params.baseline.attacks
         check_attacks(attacks, len(class_folders(paths.resolve(params.dataset.root) / "test")))
     if params.alignment.source != "train":
-        from paper.models import clip  # open_clip is slow to import
-
-        clip.check(params.alignment)
+        import_module("paper.models.clip").check(params.alignment)  # open_clip is slow to import
     for name in params.classifiers:
         pretrained.check(params.training[name], f"training.{name}")
     for stage, item in runs(params.classifiers):
