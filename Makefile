@@ -2,7 +2,7 @@
 #   make reproduce                  the whole pipeline, then the result table and the path of the report
 #   make reproduce PROFILE=NAME     the same with a preset of profiles/; with a list (paper) its presets in turn
 #   make test                       lint and the tests, in minutes; make test-all: those that take long, too
-#   make audit                      every table again, from the committed records, in seconds
+#   make audit                      the tables again, from the committed records, in seconds
 # And: make lab (JupyterLab), make clean (removes the results of runs, but not reports/, results/ and datasets/).
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))

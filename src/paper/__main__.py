@@ -19,7 +19,7 @@ COMMANDS = {
     "cost": ("run", "show_cost", "print wall time and peak memory of each stage here, and the shields' latency"),
     "predict": ("predict", "show", 'print a class or "rejected" for each image, with the scores of both models'),
     "verify": ("verify", "verify", "take attacked images from elsewhere into the report; they lower its numbers"),
-    "audit": ("audit", "audit", "make every table of reports/ and results/ again from the records beside it"),
+    "audit": ("audit", "audit", "make the tables of reports/ and results/ again from the records beside them"),
     "run": ("run", "run_stage", "run one stage, as dvc.yaml does"),
 }
 

@@ -14,7 +14,7 @@ _PAIRS = (
     "SeaLake: sea or lake; ig: immature granulocyte"
 )
 IN_WORDS = dict(pair.split(": ") for pair in _PAIRS.split("; "))
-OF_FOLDERS = dict([*IN_WORDS.items()][16:])  # from AnnualCrop on: the "Faces" of a user's own folder stay faces
+OF_FOLDERS = dict([*IN_WORDS.items()][[*IN_WORDS].index("AnnualCrop") :])  # the "Faces" of a user's own stay faces
 # open_clip's curated names give two pairs of classes one name. These names are WordNet's own words.
 IMAGENET = {
     "n04008634": "projectile",  # a weapon that is thrown and not self-propelled; n03773504 is the missile

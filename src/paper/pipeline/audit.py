@@ -1,4 +1,4 @@
-"""Every printed number once more, from the committed records alone: no model, no image and no run is needed."""
+"""The report's tables and sentences once more, from the committed records alone: no model, no image is needed."""
 
 import html
 import re

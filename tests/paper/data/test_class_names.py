@@ -52,8 +52,8 @@ def test_tricky_names_of_caltech101_and_eurosat():
     assert set(class_names.IN_WORDS) <= set(raw.CALTECH101) | set(raw.EUROSAT) | {"ig"}  # a blood cell
     names = class_names.in_words(["Faces", "Faces_easy", "Leopards", "car_side", "water_lilly", "grand_piano"])
     assert names == ["off-center face", "centered face", "leopard", "side of a car", "water lily", "grand piano"]
-    own = class_names.in_words(["Faces", "yin_yang", "AnnualCrop", "ig"], class_names.OF_FOLDERS)
-    assert own == ["Faces", "yin yang", "annual crop", "immature granulocyte"], "a user's own names stay"
+    own = class_names.in_words(["Faces", "AnnualCrop", "ig"], class_names.OF_FOLDERS)  # a user's "Faces" stay
+    assert own == ["Faces", "annual crop", "immature granulocyte"]
 
 
 FEW = (["cat"], r"labels from 0 to 1; with 1 classes they must lie in 0\.\.0")
