@@ -50,16 +50,12 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
     """Check the arguments of `open_clip_model`. Nothing is loaded or downloaded; errors are the same."""
     if model.startswith(("hf-hub:", "local-dir:")):
         if pretrained is not None:
-            raise UserError(
-                f"pretrained (alignment.pretrained) is {pretrained!r}, but {model} brings its own weights; give None "
-                "(in params.yaml write `pretrained: null`)"
-            )
+            given = f"pretrained (alignment.pretrained) is {pretrained!r}, but {model} brings its own weights"
+            raise UserError(f"{given}; give None (in params.yaml write `pretrained: null`)")
         return
     if model not in open_clip.list_models():
-        raise UserError(
-            f"model (alignment.model) is {model!r}, which open_clip does not know; run "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` for the names"
-        )
+        command = "python -c 'import open_clip; print(open_clip.list_models())'"
+        raise UserError(f"model (alignment.model) is {model!r}, which open_clip does not know; its names: `{command}`")
     tags = open_clip.list_pretrained_tags_by_model(model)
     known = {tag: open_clip.get_pretrained_cfg(model, tag) for tag in tags}
     files = {Path(published.get("url") or tag).name: published for tag, published in known.items()}
@@ -67,15 +63,11 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
     quick = published.get("quick_gelu") or "quickgelu" in str(pretrained).lower()
     # open_clip only warns. The converse is no error: the tags of roberta-ViT-B-32 do not state its QuickGELU.
     if quick and not open_clip.get_model_config(model).get("quick_gelu"):
-        raise UserError(
-            f"model (alignment.model) is {model!r}, but the weights {pretrained!r} were trained with QuickGELU; write "
-            f"{model + '-quickgelu'!r}"
-        )
+        given = f"model (alignment.model) is {model!r}, but the weights {pretrained!r} were trained with QuickGELU"
+        raise UserError(f"{given}; write {model + '-quickgelu'!r}")
     if pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
-        raise UserError(
-            f"pretrained (alignment.pretrained) is {pretrained!r}, but for {model} it must be the path of a weights "
-            f"file or one of: {', '.join(tags) or 'no tag exists'}"
-        )
+        given = f"pretrained (alignment.pretrained) is {pretrained!r}, but for {model} it must be the path of a weights"
+        raise UserError(f"{given} file or one of: {', '.join(tags) or 'no tag exists'}")
 
 
 def _tokenizer(model: str) -> Callable:

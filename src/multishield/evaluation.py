@@ -155,8 +155,7 @@ def evaluate(
         save_to: an empty folder for the results and the attacked images. A killed call with the same arguments
             continues there. Memory then holds one chunk of images.
         name: of the model, in records and progress lines. ids: names of the images (N,), by default 0..N-1.
-        known: the same images after attacks on each component of the defence alone, in the order of its margins. A
-            component without them (None, or missing) is attacked here.
+        known: the same images after attacks on each component alone, in the order of the margins; None where missing.
         resume: a folder for unfinished work that the caller removes; by default one in `save_to`, removed at the end.
         each: how pieces of an attack are computed, see `multishield.resume.Each`.
 

@@ -69,14 +69,12 @@ def forward(model: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
     columns = out if isinstance(out, tuple) else (out,)
     for number, scores in enumerate(columns):
         if not scores.isfinite().all():
-            names = getattr(owner, "components", ("the classifier",))
-            name = names[number] if number < len(names) else f"component {number + 1}"
+            names = dict(enumerate(getattr(owner, "components", ("the classifier",))))
             bad = int((~scores.isfinite()).reshape(len(scores), -1).any(1).nonzero()[0, 0])
             some = ", ".join(f"{score:.3g}" for score in scores[bad].flatten()[:3].tolist())
-            raise UserError(
-                f"{name} gives image {bad} of a batch of {len(x)} the scores [{some}, ...], which are not finite; look "
-                "for damaged weights, a division by zero or an overflow in it"
-            )
+            given = f"{names.get(number, f'component {number + 1}')} gives image {bad} of a batch of {len(x)}"
+            mend = "look for damaged weights, a division by zero or an overflow in it"
+            raise UserError(f"{given} the scores [{some}, ...], which are not finite; {mend}")
     return tuple(t[: len(x)] for t in columns) if isinstance(out, tuple) else out[: len(x)]
 
 
@@ -115,8 +113,6 @@ def check_repeatable(model: nn.Module, pixels: Tensor, name: str, batch_size: in
         change = (first - second.flip(0)).abs().reshape(len(first), -1).amax(1) / first.abs().max().clamp_min(1e-12)
         image = int(change.argmax())
         if change[image] > REPEATABLE:
-            raise UserError(
-                f"{name} answers differently when asked again: the scores of image {image} change by "
-                f"{100 * float(change[image]):.2g} % of the largest; remove dropout, noise, and looks at other images; "
-                "`evaluate` takes a model that is random by design with `draws=20`"
-            )
+            given = f"{name} answers differently when asked again: the scores of image {image} change by"
+            mend = "remove dropout, noise, and looks at other images; `evaluate` takes a random model with `draws=20`"
+            raise UserError(f"{given} {100 * float(change[image]):.2g} % of the largest; {mend}")

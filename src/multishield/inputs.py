@@ -40,9 +40,7 @@ def candidates_of(candidates: Mapping[str, Tensor], data: Images, ball: Ball) ->
             raise UserError(f"candidates are named {name!r}; give each source a name, in one line of text")
         images = in_unit_range(_pixels_of(given, source := f"the candidates {name!r}", ball.bounds))
         if images.shape != data.images.shape:
-            raise UserError(
-                f"{source} are {tuple(images.shape)}; give one for each clean image {tuple(data.images.shape)}"
-            )
+            raise UserError(f"{source} are {tuple(images.shape)}; give one per clean image {tuple(data.images.shape)}")
         try:
             ball.checked_distance(images, data.pixels, source)
         except RuntimeError as error:
@@ -137,17 +135,13 @@ def _checked_margins(defence: nn.Module, scores, labels: Tensor) -> Tensor:
     """The margins (B,M,K) of some images, once they fit to the outputs and the labels."""
     margins, outputs = defence.margins(scores), defence.outputs(scores)
     if margins.ndim != 3 or outputs.ndim != 2 or margins.shape[2] != outputs.shape[1] - 1:
-        raise UserError(
-            f"the defence gives margins {tuple(margins.shape)} and outputs {tuple(outputs.shape)}; (B,M,K) and (B,K+1) "
-            "are accepted, with the same number of classes K"
-        )
+        given = f"the defence gives margins {tuple(margins.shape)} and outputs {tuple(outputs.shape)}"
+        raise UserError(f"{given}; (B,M,K) and (B,K+1) are accepted, with the same number of classes K")
     if not margins.isfinite().all():
         raise UserError("the defence gives a margin that is not a finite number; look for a division by zero in it")
     if (margins.amin(1) > 0).sum(1).max() > 1:
-        raise UserError(
-            "the defence accepts two classes of one image: all their margins are above 0; a margin must be below 0 for "
-            "every class that is not accepted, as a class's score less the best other one"
-        )
+        accepted = "every other class needs a margin below 0, such as its score less the best other one"
+        raise UserError(f"the defence accepts two classes of one image: all their margins are above 0; {accepted}")
     low, high, classes = int(labels.min()), int(labels.max()), margins.shape[2]
     if low < 0 or high >= classes:
         raise UserError(f"labels lie in {low}..{high}, but the model has {classes} classes; give 0..{classes - 1}")

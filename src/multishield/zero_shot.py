@@ -156,8 +156,3 @@ def _texts(classes: Sequence[str], prompts: Sequence[str | Callable]) -> list[li
         accepted = "a list of texts with one {} each, or of functions of a name, is accepted"
         raise UserError(f"the prompts are {str(prompts)[:80]}; {accepted}")
     return [[prompt(name) if callable(prompt) else prompt.format(name) for prompt in prompts] for name in classes]
-
-
-def prompt_similarity(text: Tensor) -> Tensor:
-    """Cosines (K,K) between the classes' text embeddings (K,D). Classes with high ones are easily confused."""
-    return text @ text.T

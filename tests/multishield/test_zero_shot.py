@@ -43,7 +43,6 @@ def test_cosines_are_open_clips(clip):
     module, x = zero_shot.align_classes(clip, classes, PROMPTS), torch.rand(4, 3, 32, 32)
     expected = clip.model.encode_image(module.preprocess(x), normalize=True) @ text.T
     assert torch.allclose(module(x), expected, atol=1e-6)
-    assert zero_shot.prompt_similarity(text)[0, 1] == pytest.approx((text[0] * text[1]).sum().item(), abs=1e-6)
 
 
 NAMES = ["star", "ring"]

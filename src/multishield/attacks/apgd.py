@@ -12,8 +12,9 @@ from multishield.attacks.plan import Plan
 from multishield.attacks.threat_model import Ball, per_image
 from multishield.images import AttackedImages
 
-# A targeted try is given up where its gap to success is larger than this share of its gain (benchmarks/README.md).
-HOPELESS = 0.5
+# A targeted try is given up where its gap to success is larger than this share of its gain (benchmarks/README.md). It
+# is looked at once, after so many steps or at the first checkpoint: later, its gap is smaller and its gain larger.
+HOPELESS, LOOKED_AT = 0.5, 10
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -34,7 +35,7 @@ class AutoSteps(Rule):
 
     def __init__(self, ball: Ball, steps: int, aim: float | None = None):
         super().__init__(ball, steps)
-        self.aim = aim
+        self.aim, self.look = aim, min(LOOKED_AT, *checkpoints(steps))
         # At a checkpoint the number of steps since the last one, elsewhere 0.
         self.interval = torch.zeros(steps + 1)
         for last, now in pairwise([0, *checkpoints(steps)]):
@@ -55,6 +56,10 @@ class AutoSteps(Rule):
         state["best"] = torch.where(better, value, state["best"])
         for name, new in (("best_x", state["x"]), ("best_gradient", gradient)):
             torch.where(per_image(better, new), new, state[name], out=state[name])
+        if self.aim is not None:
+            gap, gained = self.aim - state["best"], state["best"] - state["began"]
+            hopeless = (state["step"] == self.look) & (state["target"] >= 0) & (gap > HOPELESS * gained)
+            state["steps"] = torch.where(hopeless, state["step"] + 1, state["steps"])  # it is looked at once more
         x, gradient = self._judge(state, gradient)
         # In place: memory for each term would cost more than the sums. z is x + size * direction, inside the ball.
         z = self.inside(self.ball.ascent(gradient).mul_(per_image(state["size"], x)).add_(x), state)
@@ -74,10 +79,6 @@ class AutoSteps(Rule):
         state["size"] = torch.where(halve, state["size"] / 2, state["size"])
         for name, value in (("halved", halve), ("best_at_judgement", state["best"]), ("rises", 0.0)):
             state[name] = torch.where(judged, value, state[name])
-        if self.aim is not None:
-            gap, gained = self.aim - state["best"], state["best"] - state["began"]
-            hopeless = judged & (state["target"] >= 0) & (gap > HOPELESS * gained)
-            state["steps"] = torch.where(hopeless, state["step"] + 1, state["steps"])  # it is looked at once more
         back = per_image(halve, gradient)
         return torch.where(back, state["best_x"], state["x"]), torch.where(back, state["best_gradient"], gradient)
 

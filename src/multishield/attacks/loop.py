@@ -33,11 +33,12 @@ BATCH_SIZE = {"cpu": 128, "cuda": 1024}
 class Rule:
     """How an attack moves: from a random point of the ball, by `move`, which a subclass writes.
 
-    A `state` holds per slot "x", "clean" and the limits of its ball, "low" and "high", "stream", "step", "steps",
-    "target", and the tensors of `begin`. A rule that sees no hope for a try lowers its "steps".
+    A `state` holds per slot "x", "clean", the ball's limits "low" and "high", "stream", "step", "steps", "target", and
+    the tensors of `begin`. A rule that sees no hope for a try lowers its "steps".
     """
 
     needs_gradient = True
+    most = 1  # points of a slot that are evaluated side by side, see `Attack._ahead`
 
     def __init__(self, ball: Ball, steps: int):
         self.ball, self.steps = ball, steps
@@ -78,9 +79,9 @@ def with_gradients(x: Tensor, objective: Objective, out: Outputs, *others: Tenso
     for loss in losses:
         slopes = torch.autograd.grad(loss.sum(), leaves, retain_graph=True, allow_unused=True)
         used = [i for i, slope in enumerate(slopes) if slope is not None and slope.any()]
-        ends, weights = [outputs[i] for i in used], [slopes[i] for i in used]
-        again = loss is not losses[-1]
-        gradients.append(torch.autograd.grad(ends, x, weights, retain_graph=again)[0] if used else torch.zeros_like(x))
+        # A weighted sum: `grad_outputs` would import sympy, which takes a second or two.
+        total, again = sum((outputs[i] * slopes[i]).sum() for i in used), loss is not losses[-1]
+        gradients.append(torch.autograd.grad(total, x, retain_graph=again)[0] if used else torch.zeros_like(x))
     return losses, tuple(gradients)
 
 
@@ -136,8 +137,7 @@ class Attack:
         waiting = torch.tensor([not name for name in self.broken_by]) & (self.count > 0)
         self.queue = deque((image, 0) for image in waiting.nonzero()[:, 0].tolist())
         # The largest number of passes of an image; 0 once it is finished.
-        steps = tries.steps + DIVERSE_STEPS * (tries.start == DIVERSE)
-        self.bound = torch.where(tries.target != NO_TRY, steps + 1, 0).sum(1) + 1
+        self.bound = torch.where(tries.target != NO_TRY, tries.steps + 1, 0).sum(1) + 1
         self._report((~waiting).nonzero()[:, 0])
 
     def _within_memory(self, compute: Callable[[], object]):
@@ -146,10 +146,9 @@ class Attack:
             return compute()
         except torch.OutOfMemoryError:
             if self.batch_size <= FILL:
-                raise UserError(
-                    f"a batch of {FILL} images, the smallest, does not fit into the memory of the device; use a "
-                    "smaller model, or the CPU (CUDA_VISIBLE_DEVICES= in front of the command)"
-                ) from None
+                given = f"a batch of {FILL} images, the smallest, does not fit into the memory of the device"
+                mend = "use a smaller model, or the CPU (CUDA_VISIBLE_DEVICES= in front of the command)"
+                raise UserError(f"{given}; {mend}") from None
             self.batch_size //= 2
 
     @torch.no_grad()
@@ -166,14 +165,10 @@ class Attack:
                 start += len(index)
         return Plan.joined(plans, self.rule.steps)
 
-    def _largest_batch(self) -> int:
-        """Largest batch size. The last tries are added to the final batches, so that they need no pass of their own."""
-        return self.batch_size + self.batch_size // 2 if self.batch_size > FILL else self.batch_size
-
     def _fill(self) -> None:
         """Move tries from the queue into the free slots."""
         tries, taken = [], len(self.slots.get("image", ()))
-        few = len(self.queue) <= self._largest_batch() - self.batch_size
+        few = len(self.queue) <= self.batch_size // 2  # the last tries need no batch of their own
         while self.queue and (few or taken + len(tries) < self.batch_size):
             image, first = self.queue.popleft()
             tries += [(image, variant) for variant in range(first, self.tries.end(image, first))]
@@ -211,7 +206,7 @@ class Attack:
     def _evaluate(self):
         """Broken slots, the losses of all slots, and their gradients where the rule needs them."""
         needs = self.rule.needs_gradient and bool((self.slots["step"] < self.slots["steps"]).any())
-        if len(self.slots["x"]) <= (size := self._largest_batch()):
+        if len(self.slots["x"]) <= (size := max(FILL, self.batch_size * 3 // 2 // FILL * FILL)):
             return self._pass(self.slots, needs)
         batches = zip(*(t.split(size) for t in self.slots.values()), strict=True)
         passes = [self._pass(dict(zip(self.slots, batch, strict=True)), needs) for batch in batches]
@@ -222,7 +217,7 @@ class Attack:
         """One forward pass over some slots, and their gradients. Points nearest to evasion are kept as results."""
         x = s["x"].detach().requires_grad_(needed)
         with torch.set_grad_enabled(needed):
-            out = forward(self.model, x)
+            out = forward(self.model, x) if self.rule.most == 1 else self._ahead(s)
         asked = (out, s["label"], s["target"], s["variant"])
         values, gradients = with_gradients(x, self.objective, *asked) if needed else (self.objective(*asked), ())
         if self.nearest:
@@ -231,6 +226,24 @@ class Attack:
                 if margins[slot] > self.margin[image := images[slot]]:  # an image may be in several slots
                     self.margin[image], self.result[image] = margins[slot], s["x"][slot].detach().cpu()
         return self.success(out, s["label"]), tuple(value.detach() for value in values), gradients
+
+    def _ahead(self, s: State) -> Outputs:
+        """Move the slots of a random search to the first of their next points that changes its state; its outputs.
+
+        The result is that of one point after the other, but the batch of a few slots is full.
+        """
+        count = 1 if self.nearest else max(1, min(self.rule.most, self.batch_size // len(s["x"])))
+        many = {name: t.repeat_interleave(count, 0) for name, t in s.items()}
+        many["step"] += torch.arange(count, device=self.device).repeat(len(s["x"]))
+        points = self.rule.points(many)
+        out = forward(self.model, points)
+        (losses,) = self.objective(out, many["label"], many["target"], many["variant"])
+        losses = losses.masked_fill(self.success(out, many["label"]), torch.inf)
+        chosen = self.rule.first_of_note(s, losses.view(-1, count))
+        self.passes[0].index_add_(0, s["image"].cpu(), chosen.cpu())
+        rows = torch.arange(len(chosen), device=self.device) * count + chosen
+        s["x"], s["step"] = points[rows], s["step"] + chosen
+        return tuple(t[rows] for t in out) if isinstance(out, tuple) else out[rows]
 
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move the others."""

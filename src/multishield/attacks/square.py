@@ -18,9 +18,9 @@ from multishield.images import AttackedImages
 # The share of the image that a square covers, halved after each of these queries (the paper's schedule for 10,000
 # queries, which AutoAttack does not rescale to its 5,000).
 SHARE, HALVED_AFTER = 0.8, (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# The loss rises about as much with each doubling of the queries. From the first of these on, the search ends where
-# PATIENCE times that pace would not make it positive by the last query.
-JUDGED_AT = (800, 1600, 3200, 6400)
+# The loss rises about as much with each doubling of the queries. After all but the first of these queries the search
+# ends where PATIENCE times that pace would not make it positive by the last query.
+LOOKED_AT = (400, 800, 1600, 3200, 6400, 2**31)
 PATIENCE = 2.0
 
 
@@ -28,6 +28,7 @@ class RandomSquares(Rule):
     """Propose the best point so far with one square of +-eps per channel; keep it if it raises the loss."""
 
     needs_gradient = False
+    most = 16
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
@@ -45,11 +46,22 @@ class RandomSquares(Rule):
         state["best"] = torch.where(better, losses[0], state["best"])
         state["best_x"] = torch.where(per_image(better, state["x"]), state["x"], state["best_x"])
         self._give_up(state)
+        return state["x"]  # the next ones are `points`
+
+    def first_of_note(self, state: State, losses: Tensor) -> Tensor:
+        """The first of `points`, in (B,count), that raises the loss, or at which the pace is looked at."""
+        better = losses > state["best"][:, None]
+        first = torch.where(better.any(1), better.int().argmax(1), losses.shape[1] - 1)
+        looks = torch.tensor(LOOKED_AT, device=first.device)
+        return first.minimum(looks[torch.bucketize(state["step"], looks)].minimum(state["steps"]) - state["step"])
+
+    def points(self, state: State) -> Tensor:
+        """The best points so far, each with the square of its step; before the first step x itself."""
         c, h, w = (1, 1, *state["clean"].shape[1:])[-3:]
-        u = uniform(state["stream"] + 1 + state["step"], 2 + c)
+        u = uniform(state["stream"] + state["step"], 2 + c)
         areas = [SHARE * 0.5**n * h * w for n in range(len(HALVED_AFTER) + 1)]
         sides = [round(area if h == 1 else math.sqrt(area)) for area in areas]
-        halvings = torch.bucketize(state["step"], torch.tensor(HALVED_AFTER, device=u.device))
+        halvings = torch.bucketize(state["step"] - 1, torch.tensor(HALVED_AFTER, device=u.device))
         side = torch.tensor(sides, device=u.device).clamp(1, w if h == 1 else min(h, w))[halvings]
         # The last position is left out, as in the authors' code, but for a square as large as the image.
         top, left = ((u[:, i] * (n - side).clamp_min(1)).long() for i, n in ((0, h), (1, w)))
@@ -59,19 +71,17 @@ class RandomSquares(Rule):
         step = 2 * self.ball.eps * square
         if self.ball.norm == "L2":  # all of the radius in the square at first, as far as it is not spent elsewhere
             step = self.ball.eps * square / per_image((c * side * side.clamp(max=h)).float().sqrt(), square)
-        return self.inside(state["best_x"] + step.reshape(state["clean"].shape), state)
+        x = self.inside(state["best_x"] + step.reshape(state["clean"].shape), state)
+        return torch.where(per_image(state["step"] == 0, x), state["x"], x)
 
     def _give_up(self, state: State) -> None:
-        """Look at the pace at each of JUDGED_AT, and keep the loss at half of the next one."""
+        """Look at the pace since the last look, which was at half the queries."""
         step, best = state["step"], state["best"]
-        recorded = torch.isin(step, torch.tensor((JUDGED_AT[0] // 2, *JUDGED_AT), device=step.device))
-        if not recorded.any():
-            return
-        judged = recorded & (step >= JUDGED_AT[0])
-        doublings = (self.steps / step.clamp_min(1)).log2()
-        hopeless = judged & (best + PATIENCE * (best - state["best_at_half"]) * doublings <= 0)
+        looked = torch.isin(step, torch.tensor(LOOKED_AT, device=step.device))
+        pace, doublings = best - state["best_at_half"], (self.steps / step.clamp_min(1)).log2()
+        hopeless = looked & (step > LOOKED_AT[0]) & (best + PATIENCE * pace * doublings <= 0)
         state["steps"] = torch.where(hopeless, step + 1, state["steps"])
-        state["best_at_half"] = torch.where(recorded, best, state["best_at_half"])
+        state["best_at_half"] = torch.where(looked, best, state["best_at_half"])
 
 
 def square(

@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from multishield import records, sanity, zero_shot
+from multishield import records, sanity
 from multishield.files import load_tensors, write_atomically, write_json, write_text
 from paper import paths
 from paper.naming import STUDIES
@@ -22,7 +22,7 @@ def frames(params: Params) -> dict[str, pd.DataFrame]:
     made = {"records": load(names, "baseline", "multishield", "adaptive")}
     made |= {"sanity": load(names, "adaptive", file="sanity.csv"), "bounds": load(["sigma"], "studies")}
     made |= {"comparison": load(names, "comparison"), "studies": load(varied, "studies")}
-    return made | {"cosines": pd.DataFrame(zero_shot.prompt_similarity(text).numpy()).round(6)}  # as the file has them
+    return made | {"cosines": pd.DataFrame((text @ text.T).numpy()).round(6)}  # as the file has them
 
 
 def load(items: list[str], *stages: str, file: str = "records.csv") -> pd.DataFrame:

@@ -22,7 +22,7 @@ from multishield.defences import Undefended
 from multishield.images import AttackedImages, Images
 from multishield.portfolio import Attacker, component_names, worst_case
 from multishield.shield import MultiShield
-from multishield.zero_shot import ZeroShotClassifier, embed_prompts, prompt_similarity
+from multishield.zero_shot import ZeroShotClassifier, embed_prompts
 from paper.data.source import draw
 from paper.models.alignment import load_pipeline_clip
 from paper.params.sections import PromptSet
@@ -65,7 +65,7 @@ class Stage(Attacking):
         for value, chosen in self.params.studies.prompts.items():
             text = embed_prompts(clip, class_names(chosen, self.classes), templates(chosen))
             different = ~torch.eye(len(text), dtype=torch.bool)
-            similarity = float(prompt_similarity(text)[different].mean())
+            similarity = float((text @ text.T)[different].mean())
             own = shield.alignment
             alignment = ZeroShotClassifier(own.image_tower, own.preprocess, text).to(own.text.device)
             other = MultiShield(shield.classifier, alignment, shield.tolerance)
