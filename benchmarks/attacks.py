@@ -15,6 +15,11 @@ import math
 import time
 from unittest.mock import patch
 
+from paper.params import Params
+from paper.pipeline import arithmetic
+
+arithmetic.choose(Params.load().arithmetic)  # that of the stages; torch reads it when it is loaded
+
 import networks
 import torch
 from pyautoattack import AutoAttack

@@ -37,7 +37,7 @@ def network(name: str) -> nn.Module:
         _train(made, images("train"), EPOCHS[name])
         save_tensors(file, made.state_dict())
     made.load_state_dict(load_tensors(file))
-    return made.eval().requires_grad_(False)
+    return made.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # as the stages do
 
 
 def _train(model: nn.Module, data: Images, epochs: int) -> None:

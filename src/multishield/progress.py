@@ -19,9 +19,8 @@ def _stream():
 def progress(items: Iterable | None, description: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:
     """Iterate over `items` and show the progress, as a tqdm iterator; its `set_postfix_str` adds a figure to the line.
 
-    Without items (None) the bar is moved by its `update`. The description is the task, and without it nothing is shown;
-    the unit is that of the count. `total` is the length of items that have none; an earlier run has done the first
-    `done`.
+    Without items (None) the bar is moved by its `update`, and without a description, the task, nothing is shown. The
+    unit is that of the count, `total` the length of items that have none; an earlier run has done the first `done`.
     """
     stream = _stream()
     often = {"mininterval": 0.5, "maxinterval": 1} if stream.isatty() else {"mininterval": 20, "maxinterval": 60}

@@ -19,7 +19,7 @@ from multishield.defences import Drawn
 from multishield.files import write_text
 from multishield.forward import scores_of
 from multishield.images import Images
-from multishield.shield import MultiShield
+from multishield.shield import MultiShield, alignment_gap
 
 # Scenario -> its title and what it is, in the order of the tables.
 SCENARIOS = {
@@ -62,7 +62,7 @@ def decide(model: nn.Module, pixels: Tensor, batch_size: int | None = None) -> D
     decision, classes = (outputs if shares is None else shares).argmax(1), outputs.shape[1] - hasattr(model, "outputs")
     clip, gap = torch.full_like(decision, -1), torch.full((len(pixels),), torch.nan)
     if isinstance(model, MultiShield):
-        clip, gap = scores[1].argmax(1), model.gap(*scores)
+        clip, gap = scores[1].argmax(1), alignment_gap(*scores)
     return Decisions(decision, classes, clip, gap, scores, shares)
 
 

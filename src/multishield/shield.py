@@ -80,7 +80,6 @@ class MultiShield(nn.Module):
     """
 
     components = ("the classifier", "CLIP")
-    gap = staticmethod(alignment_gap)
 
     def __init__(self, classifier: nn.Module, alignment: nn.Module, tolerance: float = 0.001):
         super().__init__()

@@ -16,8 +16,9 @@ def one_margin(
 ) -> AttackedImages:
     """APGD, `steps` per try, on the margin of that number, as if the defence had no other, until a wrong class has it.
 
-    Two tries are untargeted: for the best wrong class, and on the cross-entropy. Then come `targets` wrong classes, at
-    most K-1; most are hopeless, and given up early. A `tag` names the attack. For the other arguments see `joint`.
+    Two tries are untargeted: for the best wrong class, and at most 50 steps on the cross-entropy. Then come `targets`
+    wrong classes, at most K-1; most are hopeless, and given up early. A `tag` names the attack. For the other arguments
+    see `joint`.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:
@@ -28,8 +29,9 @@ def one_margin(
     def plan(scores, y: Tensor, index: Tensor) -> Plan:
         order = likeliest(defence.margins(scores)[:, component], y, targets)
         target = torch.cat([order.new_full((len(order), 2), -1), order], 1)
+        number = torch.arange(target.shape[1]).expand_as(target)
         # The targets run side by side, so that the few images that resist fill the batch.
-        return Plan(target, group=torch.arange(target.shape[1]).clamp_max(2).expand_as(target))
+        return Plan(target, steps=torch.where(number == 1, min(steps, 50), steps), group=number.clamp_max(2))
 
     def success(scores, y: Tensor) -> Tensor:
         return best_other(defence.margins(scores)[:, component], y) >= 0

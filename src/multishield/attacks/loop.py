@@ -23,7 +23,7 @@ from multishield.images import AttackedImages
 
 State = dict[str, Tensor]
 # Outputs, labels, targets and variants of the slots to losses, each (B,), which the attack raises.
-Objective = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+Objective, ASKED = Callable[[Outputs, Tensor, Tensor, Tensor], tuple[Tensor, ...]], ("label", "target", "variant")
 # Called after every step: indices of finished images (often none), their results, the most steps that are still to do.
 Watch = Callable[[Tensor, AttackedImages, int], None]
 # Where memory does not suffice, the batch is halved.
@@ -214,36 +214,37 @@ class Attack:
         return torch.cat(broken), *(tuple(torch.cat(t) for t in zip(*column, strict=True)) for column in others)
 
     def _pass(self, s: State, needed: bool):
-        """One forward pass over some slots, and their gradients. Points nearest to evasion are kept as results."""
+        """One forward pass over some slots: which are broken, their losses, and the gradients of these."""
+        if self.rule.most > 1:
+            return self._ahead(s)
         x = s["x"].detach().requires_grad_(needed)
         with torch.set_grad_enabled(needed):
-            out = forward(self.model, x) if self.rule.most == 1 else self._ahead(s)
-        asked = (out, s["label"], s["target"], s["variant"])
+            out = forward(self.model, x)
+        asked = (out, *(s[name] for name in ASKED))
         values, gradients = with_gradients(x, self.objective, *asked) if needed else (self.objective(*asked), ())
+        self._keep_nearest(s, out)
+        return self.success(out, s["label"]), tuple(value.detach() for value in values), gradients
+
+    def _ahead(self, s: State):
+        """The same for a random search: to fill the batch, slots look ahead to the first point that changes a state."""
+        count = 1 if self.nearest else max(1, min(self.rule.most, self.batch_size // len(s["x"])))
+        many = {name: s[name].repeat_interleave(count, 0) for name in s if name not in ("image", "steps", "best")}
+        many["step"] += torch.arange(count, device=self.device).repeat(len(s["x"]))
+        out = forward(self.model, points := self.rule.points(many))
+        (losses,), broken = self.objective(out, *(many[n] for n in ASKED)), self.success(out, many["label"])
+        chosen = self.rule.first_of_note(s, losses.masked_fill(broken, torch.inf).view(-1, count))
+        self.passes[0].index_add_(0, s["image"].cpu(), chosen.cpu())
+        rows = torch.arange(len(chosen), device=self.device) * count + chosen
+        s["x"], s["step"] = points[rows], s["step"] + chosen
+        self._keep_nearest(s, out)
+        return broken[rows], (losses[rows],), ()
+
+    def _keep_nearest(self, s: State, out: Outputs) -> None:
         if self.nearest:
             margins, images = evasion_margin(out, s["label"], self.model.__self__).cpu(), s["image"].cpu()
             for slot in (margins > self.margin[images]).nonzero()[:, 0].tolist():
                 if margins[slot] > self.margin[image := images[slot]]:  # an image may be in several slots
                     self.margin[image], self.result[image] = margins[slot], s["x"][slot].detach().cpu()
-        return self.success(out, s["label"]), tuple(value.detach() for value in values), gradients
-
-    def _ahead(self, s: State) -> Outputs:
-        """Move the slots of a random search to the first of their next points that changes its state; its outputs.
-
-        The result is that of one point after the other, but the batch of a few slots is full.
-        """
-        count = 1 if self.nearest else max(1, min(self.rule.most, self.batch_size // len(s["x"])))
-        many = {name: t.repeat_interleave(count, 0) for name, t in s.items()}
-        many["step"] += torch.arange(count, device=self.device).repeat(len(s["x"]))
-        points = self.rule.points(many)
-        out = forward(self.model, points)
-        (losses,) = self.objective(out, many["label"], many["target"], many["variant"])
-        losses = losses.masked_fill(self.success(out, many["label"]), torch.inf)
-        chosen = self.rule.first_of_note(s, losses.view(-1, count))
-        self.passes[0].index_add_(0, s["image"].cpu(), chosen.cpu())
-        rows = torch.arange(len(chosen), device=self.device) * count + chosen
-        s["x"], s["step"] = points[rows], s["step"] + chosen
-        return tuple(t[rows] for t in out) if isinstance(out, tuple) else out[rows]
 
     def _advance(self, broken: Tensor, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
         """Take verdicts in, let broken and used up tries leave, and move the others."""

@@ -28,7 +28,7 @@ class RandomSquares(Rule):
     """Propose the best point so far with one square of +-eps per channel; keep it if it raises the loss."""
 
     needs_gradient = False
-    most = 16
+    most = 32
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
