@@ -54,7 +54,7 @@ REFUSED = {
     "no draws": ({"draws": 0}, "draws is 0; give a whole number of at least 1"),
     "half a batch": ({"batch_size": 0.5}, "batch_size is 0.5; give a whole number"),
     "a candidate without a name": ({"candidates": {"": GOOD}}, "named ''; give each source a name"),
-    "too few candidates": ({"candidates": {"a": GOOD[:2]}}, r"'a' are \(2, 3, 4, 4\); give one for each clean"),
+    "too few candidates": ({"candidates": {"a": GOOD[:2]}}, r"'a' are \(2, 3, 4, 4\); give one per clean"),
     "far candidates": (
         {"candidates": {"a": FAR}},
         r"image 3 of the candidates 'a', the farthest, is 0.100000 away \(eps",
