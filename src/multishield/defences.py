@@ -65,9 +65,6 @@ class Undefended(Unanimity):
         super().__init__([classifier])
         self.classifier = classifier
 
-    def standalone(self) -> dict[str, nn.Module]:
-        return {"classifier": self.classifier}
-
 
 class ConfidenceThreshold(Undefended):
     """A classifier that rejects images on which it is not confident.
@@ -88,6 +85,9 @@ class ConfidenceThreshold(Undefended):
             return margins - self.threshold
         sure = F.log_softmax(scores[0], 1) - math.log(max(self.threshold, 1e-30))
         return torch.cat([margins, sure.unsqueeze(1)], 1)
+
+    def standalone(self) -> dict[str, nn.Module]:
+        return {"classifier": self.classifier}
 
 
 class RejectClass(Unanimity):

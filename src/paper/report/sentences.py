@@ -52,10 +52,12 @@ def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 def data(params: Params, count: int) -> str:
     """The images and the threat model of this run, and the worth of the run as evidence."""
-    threat, shapes = params.threat_model, params.dataset.name == "shapes"
+    threat, name = params.threat_model, params.dataset.name
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
-    worth = "It demonstrates the method and is no evidence about real images." if shapes else "It has one seed."
-    images = "rendered shapes" if shapes else f"images of {params.dataset.name}"
+    worth = (
+        "It demonstrates the method and is no evidence about real images." if name == "shapes" else "It has one seed."
+    )
+    images = {"shapes": "rendered shapes", "folder": "test images"}.get(name, f"images of {name}")
     return f"This run attacks {count} {images} at {threat.norm} {radius}. {worth}"
 
 
