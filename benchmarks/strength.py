@@ -58,7 +58,8 @@ def defences_of(name: str, images: int) -> tuple[dict, Images, Ball]:
         "probability": lambda: threshold(lambda t: defences.ConfidenceThreshold(classifier, t, of="probability")),
         "squeezing": lambda: defences.FeatureSqueezing(classifier),
         "consistency": lambda: threshold(
-            lambda t: defences.ConsistentPrediction(classifier, required=(max(t, 0.0), t)), low=-1e3
+            lambda t: defences.ConsistentPrediction(classifier, steps=1, size=0.0055, required=(max(t, 0.0), t)),
+            low=-1e3,
         ),
     }
     return makers, data, ball

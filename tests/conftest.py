@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 from multishield.progress import PROGRESS
 from paper.data import shapes
-from paper.naming import STAGES, parameter, runs
+from paper.naming import STAGES, runs
 from paper.params import DEFAULTS, Params
 from paper.pipeline.notebooks import code_cells, read_notebook, source_path
 
@@ -140,5 +140,5 @@ def run_notebooks(project: Path, until: str = "report") -> None:
             for cell in code_cells(read_notebook(source_path(stage))):
                 exec(compile(cell.source, f"{stage}.ipynb", "exec"), scope)
                 if "parameters" in cell.metadata.get("tags", []):
-                    scope[parameter(stage)] = item
+                    scope["study" if stage == "studies" else "classifier"] = item
             plt.close("all")

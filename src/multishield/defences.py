@@ -122,25 +122,27 @@ class FeatureSqueezing(Unanimity):
 
 
 class ConsistentPrediction(Unanimity):
-    """A classifier that must give an image and its least favourable neighbour the same class (Chen et al. 2023).
+    """A classifier that must give an image and its least favourable neighbour the same class (CPR, Chen et al. 2023).
 
-    The neighbour is one signed step of length `radius` (Linf, in pixels) against the classifier's own decision; Chen et
-    al. take ten small ones. Its gradient is the identity's: that of a sign is zero. `required`: see `Unanimity`.
+    Signed steps of length `size` against the classifier's own decision find the neighbour, at most `radius` away (Linf,
+    in pixels). Its gradient is the identity's: that of a sign is zero. `required`: see `Unanimity`.
     """
 
-    def __init__(self, classifier: nn.Module, radius: float = 0.0055, required: Sequence[float] | None = None):
+    def __init__(self, classifier: nn.Module, radius=0.0055, required=None, steps: int = 10, size: float = 0.001):
         super().__init__([classifier, classifier], required)
-        self.radius = radius
+        self.radius, self.steps, self.size = radius, steps, size
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        classifier = self.models[0]
+        classifier, moved = self.models[0], torch.zeros_like(x)
         with torch.enable_grad():  # the caller of scores may not want gradients
             pixels = x if x.requires_grad else x.detach().requires_grad_()
-            logits = classifier(pixels.clone())
-            confidence = margin_over_others(logits).amax(1).sum()
-            (gradient,) = torch.autograd.grad(confidence, pixels, retain_graph=True)
-        step = (pixels - self.radius * gradient.sign()).clamp(0, 1) - x
-        return logits if torch.is_grad_enabled() else logits.detach(), classifier(x + step.detach())
+            logits = near = classifier(pixels.clone())
+            for _ in range(self.steps):
+                doubt = F.cross_entropy(near.double(), logits.argmax(1), reduction="sum")  # float32 would round it to 0
+                moved = moved + self.size * torch.autograd.grad(doubt, pixels, retain_graph=True)[0].sign()
+                moved = ((x + moved.clamp(-self.radius, self.radius)).clamp(0, 1) - x).detach()
+                near = classifier(pixels + moved)
+        return (logits, near) if torch.is_grad_enabled() else (logits.detach(), near.detach())
 
 
 class SummedLogProbabilities(Unanimity):

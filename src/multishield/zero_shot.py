@@ -17,8 +17,7 @@ class Clip:
     """A CLIP with its tokenizer (texts to tokens (P,L)) and its preprocessing, open_clip's `PreprocessCfg` or alike.
 
     The model has open_clip's `visual`, `encode_text(tokens, normalize=True)` and `logit_scale`. Images are resized as
-    PIL does with `antialias`, else as torch does. `saturate` cuts off, as PIL, the values beyond black and white that
-    bicubic interpolation makes.
+    PIL does with `antialias`, else as torch does. `saturate` cuts off values beyond black and white, as PIL does.
     """
 
     model: nn.Module

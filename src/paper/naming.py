@@ -15,11 +15,6 @@ def runs(classifiers: list[str]) -> list[tuple[str, str | None]]:
     return [("dataset", None), *training, ("alignment", None), *attacks, *studies, ("report", None)]
 
 
-def parameter(stage: str) -> str:
-    """The variable of a notebook that names its classifier or study."""
-    return "study" if stage == "studies" else "classifier"
-
-
 def run_name(stage: str, item: str | None = None) -> str:
     """The name of a run, such as `04_baseline_standard`: that of its executed notebook and of its page."""
     return f"{STAGES.index(stage) + 1:02d}_{stage}" + (f"_{item}" if item else "")

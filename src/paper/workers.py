@@ -36,27 +36,22 @@ QUIET |= {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 
 @dataclass(frozen=True)
 class Workers:
-    """Address of a Ray cluster ("" for this machine), processes on this machine (None: one per GPU or core), and GPUs
-    of each worker (None: one where the cluster has any)."""
+    """Address of a Ray cluster ("" for this machine), and processes on this machine (None: one per GPU or core)."""
 
     address: str = ""
     count: int | None = 1
-    gpus: float | None = None
 
 
 def setting() -> Workers:
-    """MULTISHIELD_WORKERS, by default this process, and MULTISHIELD_GPUS. Raises UserError for another form."""
-    who, gpus = os.environ.get("MULTISHIELD_WORKERS") or "1", os.environ.get("MULTISHIELD_GPUS") or None
-    if gpus and not re.fullmatch(r"\d+(\.\d+)?", gpus):
-        raise UserError(f"MULTISHIELD_GPUS is {gpus!r}; a number from 0 is accepted")
+    """MULTISHIELD_WORKERS, by default this process. Raises UserError for another form."""
+    who = os.environ.get("MULTISHIELD_WORKERS") or "1"
     if who != "1" and " " in sys.executable:  # Ray would wait for them for ever
         given = f"Ray starts no workers of {sys.executable}, whose path has a space"
         raise UserError(f"{given}; make the environment elsewhere, by `make VENV=/path`")
-    gpus = float(gpus) if gpus else None
     if re.fullmatch(r"0*[1-9]\d*|local", who):
-        return Workers(count=None if who == "local" else int(who), gpus=gpus)
+        return Workers(count=None if who == "local" else int(who))
     if re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", who):
-        return Workers(who, None, gpus)
+        return Workers(who, None)
     accepted = "a number of processes from 1, 'local' for one per GPU or core, or the HOST:PORT of a Ray cluster"
     raise UserError(f"MULTISHIELD_WORKERS is {who!r}; accepted are {accepted}")
 
@@ -64,20 +59,19 @@ def setting() -> Workers:
 def each() -> Each:
     """How pieces are computed by the workers that are set: `map`, or `over_ray` for them."""
     workers = setting()
-    return map if workers == Workers(gpus=workers.gpus) else partial(over_ray, workers)
+    return map if workers == Workers() else partial(over_ray, workers)
 
 
 def over_ray(workers: Workers, work: partial, pieces: Iterable) -> Iterator:
     """Compute `work`, a partial of a module's function, of each piece; yields results as they come, in any order.
 
-    Pieces are picked as late as possible. Raises UserError if `work` raised one, failed, or lost its worker too often,
-    and if there are no such workers.
+    Pieces are picked late. Raises UserError if `work` raised one, failed, or lost its worker often, or none is there.
     """
     ray = _started(workers)
     total = ray.cluster_resources()
-    gpus = workers.gpus if workers.gpus is not None else float(bool(total.get("GPU", 0)))
-    slots = max(1, int(total.get("GPU", 0) / gpus if gpus else total.get("CPU", 1)))
-    task = ray.remote(_compute).options(num_cpus=1, num_gpus=gpus, max_retries=3)
+    gpus = int(total.get("GPU", 0))  # a worker has one, where there are any
+    slots, task = max(1, gpus or int(total.get("CPU", 1))), ray.remote(_compute)
+    task = task.options(num_cpus=1, num_gpus=min(1, gpus), max_retries=3)
     try:
         sent = ray.put(_on(work, torch.device("cpu")))
     except (TypeError, RuntimeError, PicklingError) as error:
@@ -138,7 +132,7 @@ def _result(ray, handle):
 def _started(workers: Workers):
     """Ray, running: as the caller's own program has started it, else started or joined here.
 
-    Raises UserError if it is not installed, cannot be started or joined, or has too few GPUs.
+    Raises UserError if it is not installed, or cannot be started or joined.
     """
     os.environ |= QUIET | os.environ
     if not workers.address:
@@ -167,10 +161,6 @@ def _started(workers: Workers):
             given = f"the Ray cluster at {workers.address} cannot be used"
             remedy = f"start it by `ray start --head` with this Python and Ray {ray.__version__}, and give its token"
         raise UserError(f"{given} ({' '.join(str(error).split())}); {remedy}") from None
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if workers.gpus and gpus < workers.gpus:
-        ray.shutdown()
-        raise UserError(f"MULTISHIELD_GPUS is {workers.gpus:g}, but the workers have {gpus:g}; set 0 for CPUs alone")
     return ray
 
 

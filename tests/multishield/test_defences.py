@@ -76,28 +76,32 @@ def test_squeezing_rejects_an_image_that_changes_when_it_is_squeezed():
 
 def test_consistency_rejects_an_image_that_a_small_step_changes():
     model, x = Brightness(10.0), grey(0.2, 0.47, 0.49, 0.51, 0.53, 0.999)
-    defence = ConsistentPrediction(model, radius=0.02)
+    defence = ConsistentPrediction(model, radius=0.02, steps=3, size=0.01)  # the third step would leave the ball
     with torch.no_grad():
         assert defence(x).argmax(1).tolist() == [0, 0, 2, 2, 1, 1]
         assert torch.allclose(defence.scores(x)[1], model(grey(0.22, 0.49, 0.51, 0.49, 0.51, 0.979)), atol=1e-5)
     # The neighbour must have a margin, too: 20 |level - 0.5| is 0.2 for 0.53's, and 5.6 for 0.2's.
-    strict = ConsistentPrediction(model, radius=0.02, required=(0.0, 0.3))
+    strict = ConsistentPrediction(model, radius=0.02, required=(0.0, 0.3), steps=1, size=0.02)
     assert strict(x).argmax(1).tolist() == [0, 2, 2, 2, 2, 1]
 
 
-def test_the_neighbour_has_the_gradient_of_the_identity_and_costs_one_pass():
+@pytest.mark.parametrize(("steps", "size"), [(1, 0.05), (10, 0.01)])
+def test_the_neighbour_is_that_of_pgd_and_has_the_gradient_of_the_identity(steps, size):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)).requires_grad_(False)
-    defence, passes = ConsistentPrediction(network, radius=0.05), []
+    defence, passes = ConsistentPrediction(network, radius=0.05, steps=steps, size=size), []
     network.register_forward_hook(lambda *_: passes.append(1))
     x = torch.rand(5, 3, 4, 4, requires_grad=True)
     logits, again = defence.scores(x)
-    assert len(passes) == 2
-    (against,) = torch.autograd.grad((logits.topk(2, 1).values.diff(dim=1)).sum(), x, retain_graph=True)
-    neighbour = (x + 0.05 * against.sign()).clamp(0, 1).detach().requires_grad_()
-    expected = network(neighbour)
-    assert torch.equal(again, expected)
+    assert len(passes) == 1 + steps
+    neighbour = x.detach()
+    for _ in range(steps):
+        doubt = nn.functional.cross_entropy(network(neighbour.requires_grad_()), logits.argmax(1), reduction="sum")
+        moved = neighbour.detach() + size * torch.autograd.grad(doubt, neighbour)[0].sign()
+        neighbour = moved.clamp(x - 0.05, x + 0.05).clamp(0, 1).detach()
+    expected = network(neighbour.requires_grad_())
+    assert torch.allclose(again, expected, atol=1e-6)
     (slope,) = torch.autograd.grad(again[:, 0].sum(), x)
-    assert torch.equal(slope, torch.autograd.grad(expected[:, 0].sum(), neighbour)[0])
+    assert torch.allclose(slope, torch.autograd.grad(expected[:, 0].sum(), neighbour)[0], atol=1e-6)
     with torch.no_grad():
         without = defence.scores(x.detach())
     assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(without, (logits, again), strict=True))

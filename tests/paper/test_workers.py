@@ -225,21 +225,19 @@ def test_without_ray_a_sentence_says_how_to_install_it_and_one_worker_does_not_a
 
 
 @pytest.mark.parametrize(
-    ("value", "gpus", "expected"),
+    ("value", "expected"),
     [
-        ("", "", Workers("", 1, None)),
-        ("4", "0", Workers("", 4, 0.0)),
-        ("local", "0.5", Workers("", None, 0.5)),
-        ("head:6379", "", Workers("head:6379", None, None)),
-        ("0", "", r"^MULTISHIELD_WORKERS is '0'; accepted are a number of processes from 1[^\n]*$"),
-        ("ray://head:10001", "", "accepted are a number"),
-        ("2", "", "Ray starts no workers of /a b/python, whose path has a space; make the environment"),
-        ("2", "-1", r"^MULTISHIELD_GPUS is '-1'; a number from 0[^\n]*$"),
+        ("", Workers("", 1)),
+        ("4", Workers("", 4)),
+        ("local", Workers("", None)),
+        ("head:6379", Workers("head:6379", None)),
+        ("0", r"^MULTISHIELD_WORKERS is '0'; accepted are a number of processes from 1[^\n]*$"),
+        ("ray://head:10001", "accepted are a number"),
+        ("2", "Ray starts no workers of /a b/python, whose path has a space; make the environment"),
     ],
 )
-def test_the_environment_sets_the_workers(monkeypatch, value, gpus, expected):
+def test_the_environment_sets_the_workers(monkeypatch, value, expected):
     monkeypatch.setenv("MULTISHIELD_WORKERS", value)
-    monkeypatch.setenv("MULTISHIELD_GPUS", gpus)
     monkeypatch.setattr(sys, "executable", "/a b/python" if "space" in str(expected) else sys.executable)
     with pytest.raises(UserError, match=expected) if isinstance(expected, str) else nullcontext():
         assert workers.setting() == expected

@@ -17,8 +17,7 @@ def one_margin(
     """APGD, `steps` per try, on the margin of that number, as if the defence had no other, until a wrong class has it.
 
     Two tries are untargeted: for the best wrong class, and at most 50 steps on the cross-entropy. Then come `targets`
-    wrong classes, at most K-1; most are hopeless, and given up early. A `tag` names the attack. For the other arguments
-    see `joint`.
+    wrong classes, at most K-1; most are hopeless, and given up early. `tag` names the attack. See `joint` for others.
     """
 
     def objective(scores, y: Tensor, target: Tensor, variant: Tensor) -> tuple[Tensor]:

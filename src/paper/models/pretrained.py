@@ -1,9 +1,8 @@
 """Networks by source, loaded with their weights, or built without them.
 
-The training stage stores the weights, so no later stage needs a download. timm and torchvision are slow to import.
+The training stage stores the weights, so no later stage needs a download. torchvision is slow to import.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from paper import paths
 from paper.models import model_zoo, robustbench
 from paper.models.cifar_resnet import build_network, load_exactly, unwrapped
 from paper.models.model_zoo import ENTRIES, check_name
-from paper.params.sections import Classifiers, FineTuned, Timm, Torchvision
+from paper.params.sections import Classifiers, FineTuned, Torchvision
 from paper.params.values import load_factory
 
 FILE = ".safetensors"  # weights with this ending are a file, others a tag
@@ -41,8 +40,6 @@ def build(made_by: dict, classes: int) -> nn.Module:
         return import_module("pyautoattack.examples.resnet").ResNet18()
     if source == "factory":
         return load_factory("the classifier's factory", made_by["factory"])(classes)
-    if source == "timm":
-        return import_module("timm").create_model(model, num_classes=classes)
     options = INCEPTION if model in ("googlenet", "inception_v3") else {}
     return import_module("torchvision").models.get_model(model, num_classes=classes, **options)
 
@@ -65,12 +62,6 @@ def check(params: Classifiers, key: str) -> None:
         if not (weights is None or weights.endswith(FILE) or weights in tags):
             accepted = f"a .safetensors file or one of {', '.join(tags)}"
             raise UserError(f"{key}.weights is {weights!r}; for {params.model} give {accepted}")
-    elif params.source == "timm":
-        import timm
-
-        if "." in params.model or not timm.is_model(params.model):  # timm takes earlier names, too, and lists none
-            names = {*timm.list_models(), *timm.list_models(pretrained=True)}
-            check_name(f"{key}.model", params.model, names, "timm", "timm.list_models(pretrained=True) lists the names")
     elif params.source == "factory":
         load_factory(f"{key}.factory", params.factory)
     elif params.source == "model_zoo":
@@ -86,8 +77,6 @@ def load(params: Classifiers, classes: int, key: str) -> tuple[nn.Module, list[f
     "training.standard". Raises UserError as `check` does, or if the weights cannot be had or do not fit.
     """
     check(params, key)
-    if params.source == "timm":
-        return _load_timm(params, classes, key)
     if params.source in ("torchvision", "finetune"):
         return _load_torchvision(params, classes, key)
     entry = ENTRIES[params.name] if params.source == "model_zoo" else None
@@ -108,25 +97,6 @@ def load(params: Classifiers, classes: int, key: str) -> tuple[nn.Module, list[f
     return network, params.mean, params.std, None
 
 
-def _download(key: str, get: Callable):
-    try:
-        with quiet():
-            return get()
-    except (OSError, RuntimeError) as error:  # RuntimeErrors are errors that timm rewords, and wrong checksums
-        given = f"the weights of {key}.model could not be downloaded ({reason_of(error)})"
-        raise UserError(f"{given}; without a network give the path of a safetensors file as {key}.weights") from None
-
-
-def _load_timm(params: Timm, classes: int, key: str) -> tuple:
-    if params.weights:
-        network = build(params.model_dump(), classes)
-        load_exactly(network, load_tensors(paths.resolve(params.weights)), f"{key}.weights ({params.weights})")
-    else:
-        network = _download(key, lambda: import_module("timm").create_model(params.model, pretrained=True))
-    setting = network.pretrained_cfg
-    return network, list(setting["mean"]), list(setting["std"]), setting["input_size"][-1]
-
-
 def _load_torchvision(params: Torchvision | FineTuned, classes: int, key: str) -> tuple:
     """A network of torchvision. For fine-tuning its last layer is new; without weights, all layers are random."""
     tags, weights = import_module("torchvision").models.get_model_weights(params.model), params.weights
@@ -138,7 +108,12 @@ def _load_torchvision(params: Torchvision | FineTuned, classes: int, key: str) -
     if weights.endswith(FILE):
         state = unwrapped(load_tensors(paths.resolve(weights)))
     else:
-        state = _download(key, lambda: published.get_state_dict(check_hash=True))
+        try:
+            with quiet():
+                state = published.get_state_dict(check_hash=True)
+        except (OSError, RuntimeError) as error:  # a RuntimeError says that the checksum is wrong
+            given = f"the weights of {key}.model could not be downloaded ({reason_of(error)}); without a network give"
+            raise UserError(f"{given} the path of a safetensors file as {key}.weights") from None
     state = {name: weight for name, weight in state.items() if not name.lower().startswith("aux")}
     load_exactly(network, state | new_head, f"{key}.weights ({weights})")
     return network, setting.mean, setting.std, setting.crop_size[0]

@@ -106,14 +106,6 @@ class Torchvision(Section):
     weights: Text
 
 
-class Timm(Section):
-    """A timm model ("resnet18.a1_in1k"), with its own weights or those of a safetensors file."""
-
-    source: Literal["timm"]
-    model: Text
-    weights: Text | None = None
-
-
 class FineTuned(Fit):
     """A torchvision model whose layers are all trained on the data set. Null weights are random ones."""
 
@@ -131,7 +123,7 @@ class ClassifierFactory(Section):
     factory: Factory
 
 
-Classifiers = Trained | Checkpoint | FromZoo | Torchvision | Timm | FineTuned | ClassifierFactory
+Classifiers = Trained | Checkpoint | FromZoo | Torchvision | FineTuned | ClassifierFactory
 
 
 class RobustTower(AdversarialFit):

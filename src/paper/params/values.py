@@ -21,7 +21,7 @@ AA_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
 DATASETS = ("shapes", "folder", "cifar10", "imagenet", "stl10", "caltech101", "food101", "pets", "eurosat", "pathmnist")
 # Families of defences that are compared (`stages.comparison`), the reference first.
-FAMILIES = ("logit margin", "softmax", "squeezing", "consistency", "Multi-Shield", "Multi-Shield, margins")
+FAMILIES = ("logit margin", "softmax", "squeezing", "consistency", "CPR", "Multi-Shield", "Multi-Shield, margins")
 FAMILIES += ("CLIP's margin", "log-probabilities")
 ARCHITECTURES = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 

@@ -7,6 +7,7 @@ from multishield.errors import UserError
 from multishield.files import write_json
 from paper import paths, workers
 from paper.data import shapes
+from paper.data.class_names import OF_FOLDERS, in_words
 from paper.data.datasets import check_root, class_folders
 from paper.models import model_zoo, pretrained
 from paper.naming import runs
@@ -43,7 +44,10 @@ def check() -> None:
     model_zoo.check(params)
     if params.dataset.name == "folder":
         attacks = AA_STANDARD if params.baseline.attacks == "standard" else params.baseline.attacks
-        check_attacks(attacks, len(class_folders(paths.resolve(params.dataset.root) / "test")))
+        names = class_folders(paths.resolve(params.dataset.root) / "test")
+        check_attacks(attacks, len(names))
+        if params.alignment.source == "train":
+            import_module("paper.stages.studies").check_prompts(params, in_words(names, OF_FOLDERS))
     if params.alignment.source != "train":
         import_module("paper.models.clip").check(params.alignment)  # open_clip is slow to import
     for name in params.classifiers:

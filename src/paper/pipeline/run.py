@@ -14,7 +14,7 @@ from multishield.errors import UserError, reason_of
 from multishield.files import write_atomically, write_json, write_text
 from multishield.progress import PROGRESS
 from paper import paths
-from paper.naming import parameter, run_name
+from paper.naming import run_name
 from paper.params import Params
 from paper.pipeline import arithmetic
 from paper.pipeline.notebooks import read_notebook, source_path, write_notebook
@@ -49,7 +49,8 @@ def execute(stage: str, item: str | None = None) -> None:
     options |= {"coalesce_streams": True, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
     try:
         file = str(running).replace("{", "{{").replace("}", "}}")  # papermill fills braces in a path
-        papermill.execute_notebook(file, file, {parameter(stage): item} if item else {}, **options)
+        given = {"study" if stage == "studies" else "classifier": item} if item else {}
+        papermill.execute_notebook(file, file, given, **options)
     except (DeadKernelError, RuntimeError, ZMQError, OSError) as error:
         if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
             error.filename = error.filename or str(running)

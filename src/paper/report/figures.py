@@ -1,6 +1,5 @@
 """Figures of records, histories and images, in one style, each with a caption and a text for those who see none."""
 
-import unicodedata
 import warnings
 from pathlib import Path
 
@@ -35,29 +34,14 @@ ACCURACIES |= {"zero_shot_accuracy": ("zero-shot", AMBER, "^-."), "noisy_accurac
 
 def style() -> None:
     """Set the matplotlib style of every figure."""
-    warnings.filterwarnings("ignore", "Glyph .* missing")  # a layout may be made before `_legible` finds a font
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # it would name this machine's paths in a notebook
     plt.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper", Path(__file__).with_suffix(".mplstyle")])
-
-
-def _legible(figure: Figure) -> Figure:
-    """The figure in fonts that have its letters; a sentence below it says for which script none is installed."""
-    texts, families = figure.findobj(mpl.text.Text), []
-    letters = {letter for text in texts for letter in text.get_text() if letter.isprintable()}
-    own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).family_name
-    fonts = {font.name: font.fname for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name}
-    for name in sorted(fonts, key=lambda name: (name != own, name)):  # the Last Resort draws boxes
-        lost = {letter for letter in letters if not font_manager.get_font(fonts[name]).get_char_index(ord(letter))}
-        families, letters = [*families, *[name] * (lost != letters)], lost
-    for text in texts:
-        text.set_fontfamily(families)
-    if letters:
-        script = unicodedata.name(min(letters), "unknown").split()[0].lower()
-        figure.supxlabel(f"No installed font has the {script} letters of these names; install the Noto fonts.", size=7)
-    return figure
+    others = {font.name for font in font_manager.fontManager.ttflist if font.name.startswith(("DejaVu", "Noto"))}
+    mpl.rcParams["font.family"] = sorted(others, key=lambda name: (name != "DejaVu Sans", name))  # for other scripts
 
 
 def described(figure: Figure, caption: str, text: str = "") -> Figure:
-    """The legible figure with a caption and an alternative text: by default bars' heights, and both ends of curves."""
+    """The figure with a caption and an alternative text: by default bars' heights, and both ends of curves."""
     for axis in [] if text else figure.axes:
         text += f" {axis.get_title()}: "
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -67,7 +51,7 @@ def described(figure: Figure, caption: str, text: str = "") -> Figure:
     figure.about = {"caption": caption, "alt": f"{caption.partition('. ')[0].rstrip('.')}. {text.strip(' ;')}"}
     figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": figure.about})  # notebooks keep it
     plt.close(figure)  # or a notebook would show it twice
-    return _legible(figure)
+    return figure
 
 
 def _with_legend(figure: Figure, caption: str, text: str = "", ncols: int = 3) -> Figure:

@@ -52,9 +52,8 @@ def write(given: dict[str, pd.DataFrame], params: Params, folder: Path) -> dict[
         write_text(folder / "tables" / f"{name}.md", records.to_markdown(table))
     latex = {"index": False, "escape": True, "column_format": "ll" + "r" * (len(shown["results"].columns) - 2)}
     write_text(folder / "tables" / "results.tex", shown["results"].to_latex(**latex))
-    of_dvc = {"metrics": tables.nested(made["metrics"]), "headline": tables.headline(made["metrics"])}
-    for name, values in (of_dvc | {"studies": tables.extremes(made["studies"])}).items():
-        write_json(folder / f"{name}.json", values)
+    write_json(folder / "metrics.json", tables.nested(made["metrics"]))
+    write_json(folder / "headline.json", tables.headline(made["metrics"]))
     return made | {name: shown[name] for name in ("sanity", "summary")} | {"rows": rows, "records": all_records}
 
 

@@ -76,6 +76,18 @@ def answer(table: pd.DataFrame, most: float) -> str:
     return f"{text}the second of a threshold on the classifier's confidence."
 
 
+def cpr(rows: pd.DataFrame) -> str:
+    """CPR as Chen et al. published it, without a threshold, for each classifier in the rows of `Stage.compare`."""
+    text = ""
+    for name, of in rows[rows.defence == "CPR"].groupby("classifier", sort=False):
+        rejected, robust = (f"{100 * share:.1f} %" for share in ((of.t_clean < 0).mean(), (of.t_broken < 0).mean()))
+        text += (
+            f"CPR as published has no threshold. For {name} it rejects {rejected} of the clean images, and {robust} "
+        )
+        text += "are robust.\n"
+    return text
+
+
 def verdict(table: pd.DataFrame, most: float) -> str:
     """The worth of CLIP for each classifier, from `comparison.table` up to the clean rejection `most`."""
     text = ""

@@ -137,10 +137,3 @@ def nested(metrics: pd.DataFrame) -> dict:
         values = dict(zip(of.metric, of.value.tolist(), strict=True))
         tree.setdefault(name, {})[scenario] = {"n": int(of.n.iloc[0])} | values
     return tree
-
-
-def extremes(table: pd.DataFrame) -> dict:
-    """For `dvc metrics show`, per study and classifier: the shield's lowest and highest robust accuracy; fractions."""
-    robust = table[(table.of == "shield") & (table.metric == "robust_accuracy")].round({"ratio": 6})
-    ends = robust.groupby(["study", "classifier"], sort=False).ratio.agg(lowest="min", highest="max")
-    return {study: of.droplevel(0).to_dict("index") for study, of in ends.groupby(level=0, sort=False)}

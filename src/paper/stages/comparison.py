@@ -15,50 +15,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from multishield import defences, records
+from multishield import records
 from multishield.attacks.joint import joint
 from multishield.attacks.random_streams import keys
-from multishield.defences import Defence
 from multishield.forward import scores_of
 from multishield.images import AttackedImages, Images, StoredImages, folder_of
 from multishield.portfolio import ALPHAS, robustness_curve
-from multishield.shield import MultiShield, margin_over_others
 from paper import paths
 from paper.params.values import FAMILIES
 from paper.stages.attacking import Attacking
+from paper.stages.families import Family, families, signs_of_failure
 
 REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against the reference
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
 ALONE = ("random noise", "black box", "on CLIP", "no_shield", "paper", "joint")  # each is shown alone, too
 RESAMPLES, DEPLOYED = 10_000, 0.05  # fewer show no small p once it is corrected; the clean rejection wanted in use
-
-
-class Family(Defence):
-    """Margins of `defence`, less `threshold` times their slopes; `bound`: no class but the classifier's is accepted;
-    `of`: which of the shield's scores it has, none where it asks its models itself."""
-
-    def __init__(self, defence: Defence, slopes: tuple = (1.0,), bound: bool = True, of: tuple = ()):
-        super().__init__()
-        self.defence, self.bound, self.threshold, self.of = defence, bound, 0.0, of
-        self.register_buffer("slopes", torch.tensor(slopes)[:, None])
-
-    def scores(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.defence.scores(x)
-
-    def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
-        return self.defence.margins(scores) - self.threshold * self.slopes.to(scores[0])
-
-    def levels(self, pixels: Tensor, seen: tuple[Tensor, ...] = ()) -> Tensor:
-        """The largest threshold at which each class is accepted, (N,K) or -inf; `seen`: the shield's scores or none."""
-        own = tuple(seen[i] for i in self.of) if seen and self.of else scores_of(self, pixels)
-        margins, moves = self.defence.margins(own), self.slopes[:, 0] > 0
-        levels = (margins[:, moves] / self.slopes[moves]).amin(1)
-        levels = levels.masked_fill((margins[:, ~moves] < 0).any(1), -torch.inf)
-        return levels.where(levels == levels.amax(1, keepdim=True), -torch.inf)  # one class alone is accepted
-
-    def wrong_level(self, pixels: Tensor, labels: Tensor, seen: tuple[Tensor, ...] = ()) -> Tensor:
-        """The largest threshold at which images are accepted as a wrong class, (N,); -inf where at none."""
-        return self.levels(pixels, seen).scatter(1, labels[:, None], -torch.inf).amax(1)
+ENOUGH = 0.005  # the share of images that the last doubling of the runs may break
 
 
 class Stage(Attacking):
@@ -74,11 +46,10 @@ class Stage(Attacking):
         """Attack all families; write and return a row per family and image.
 
         Columns: classifier, defence, image, label, right (whether the class of the clean image is), t_clean, t_broken,
-        attack (that breaks it at t_broken), "t, ATTACK" for each of `ALONE` and the family's own attacks, captured (how
-        many of the restarts break it at the strictest threshold), squared (whether of its own attacks Square alone
-        does), held (at how many of `ALPHAS`, where as many clean images are rejected as by the shield), refused
-        (whether the clean image is rejected at the threshold that `calibrate` would choose for `DEPLOYED` on the
-        calibration images), forwards, backwards (of its own attacks).
+        attack (that breaks it at t_broken), "t, ATTACK" for each of `ALONE` and the family's own attacks, squared
+        (whether of its own attacks Square alone breaks it), forwards, backwards (of its own attacks), those of
+        `_attacked`, held (at how many of `ALPHAS`, where as many clean images are rejected as by the shield), refused
+        (whether the clean image is, at the threshold that `calibrate` chooses for `DEPLOYED` on calibration images).
         """
         others = (self.calibration if len(self.calibration) else self.data).pixels
         rows, named, chunks, n = [], families(self.shield, others), list(self.data.chunks()), len(self.data)
@@ -94,37 +65,39 @@ class Stage(Attacking):
             noise = self.ball.random(data.pixels, keys(self.params.seed, "noise", data.ids))
             before["random noise"] = replace(AttackedImages.untouched(data), images=noise)
             before["black box"] = self.attacker_of(self.item).black_box(self.shield, data)
-            captured, shown = {}, before.copy()
+            about, shown = {}, before.copy()
             for name, family in named.items():
-                shown[name], captured[name] = self._attacked(name, family, data, before)
+                shown[name], about[name] = self._attacked(name, family, data, before)
                 StoredImages(folder_of(self.folder, name)).add(chunk.start, shown[name])
             seen = {source: scores_of(self.shield, of.images) for source, of in shown.items()}
             for name, family in named.items():
-                of_family = self._rows(name, family, data, shown, seen).assign(captured=captured[name].numpy())
+                of_family = self._rows(name, family, data, shown, seen).assign(**about[name])
                 of_family["refused"] = of_family.t_clean < deployed[name]
                 rows.append(of_family.assign(held=self._held(name, family, alike[name], data, of_family.t_broken)))
         table = pd.concat(rows, ignore_index=True).round(6)  # as the file has it
         records.save(table, self.folder / "records.csv")
         return table
 
-    def _attacked(self, name: str, family: Family, data: Images, before: dict) -> tuple[AttackedImages, Tensor]:
-        """Per image the most accepted one of a family's own attacks at its strictest, and how many restarts broke it.
+    def _attacked(self, name: str, family: Family, data: Images, before: dict) -> tuple[AttackedImages, dict]:
+        """Per image the most accepted one of a family's own attacks at its strictest, and columns about the attacks.
 
-        The attacks are joint from earlier images, restarts from random points, and the black box on the others.
-        A bound family cannot be broken on images that no attack has broken for the classifier.
+        The attacks are joint from earlier images, restarts from random points, and the black box on the others. Joint's
+        runs double, on what is left, until a doubling breaks at most `ENOUGH` of the images. A bound family cannot be
+        broken on images that no attack has broken for the classifier. The columns: captured (how many of the first
+        restarts break the image), doubling (whether the last doubling has), runs; of what holds, `signs_of_failure`.
         """
         lost = before["no_shield"].success | before["worst_case"].success | torch.tensor(not family.bound)
         left, untouched, budget = lost.nonzero()[:, 0], AttackedImages.untouched(data), self.params.comparison.attack
-        if not len(left):
-            return untouched, torch.zeros(len(data), dtype=torch.long)
-        attacker, runs = self.attacker_of(f"{self.item}, {name}"), []
+        attacker, runs, broken = self.attacker_of(f"{self.item}, {name}"), [], torch.zeros(0, len(data)).bool()
         starts = [replace(before[s][left], broken_by=["earlier"] * len(left)) for s in ("no_shield", "on CLIP")]
         options = {"targets": budget.targets, "steps": budget.steps, "long": 1, "rounds": 0, "nearest": True}
-        for number in range(1 + budget.restarts):
+        while len(left) and (len(runs) <= budget.restarts or last_doubling(broken).sum() > ENOUGH * len(data)):
+            number = len(runs)
+            left = left if number <= budget.restarts else left[~broken[:, left].any(0)]
             run = replace(attacker, seed=attacker.seed + number).run
             newer = run(joint, f"joint {number}", family, data[left], starts * (number == 0), **options)
             runs.append(untouched.updated(left, newer))
-        broken = torch.stack([run.success for run in runs])
+            broken = torch.stack([run.success for run in runs])
         left = (lost & ~broken.any(0)).nonzero()[:, 0]
         squared = attacker.square_on_survivors(family, data[left], untouched[left])
         runs.append(untouched.updated(left, squared))
@@ -132,7 +105,10 @@ class Stage(Attacking):
         images = torch.stack([run.images for run in runs])[best, torch.arange(len(data))]
         names = [name if any(of) else by for of, by in zip(broken.T.tolist(), runs[-1].broken_by, strict=True)]
         passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
-        return AttackedImages(images, names, *passes), broken[1:].sum(0)
+        flat, jumps = signs_of_failure(family, images, data, self.params.seed) & ~broken.any(0)
+        about = {"captured": broken[1 : 1 + budget.restarts].sum(0), "doubling": last_doubling(broken)}
+        about |= {"flat": flat, "jumps": jumps, "runs": torch.tensor(len(broken)).expand(len(data))}
+        return AttackedImages(images, names, *passes), {key: of.numpy() for key, of in about.items()}
 
     def _rows(self, name: str, family: Family, data: Images, attacked: dict, seen: dict) -> pd.DataFrame:
         images = {"clean": data.pixels} | {source: of.images for source, of in attacked.items()}
@@ -159,23 +135,10 @@ class Stage(Attacking):
         return held
 
 
-def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
-    """Every family by its name. Two models' margins are compared in standard deviations on these images (N,C,H,W)."""
-    classifier, clip, scores = shield.classifier, shield.alignment, scores_of(shield, pixels)
-    k = scores[0].argmax(1, keepdim=True)
-    margins = [margin_over_others(of).gather(1, k)[:, 0].double() for of in scores]
-    means, (s, t) = [float(of.mean()) for of in margins], [float(of.std().clamp_min(1e-6)) for of in margins]
-    made = (
-        Family(defences.ConfidenceThreshold(classifier, 0.0), of=(0,)),
-        Family(defences.ConfidenceThreshold(classifier, 0.0, of="probability"), (0.0, 1.0), of=(0,)),
-        Family(defences.FeatureSqueezing(classifier), (0.0, 1.0)),
-        Family(defences.ConsistentPrediction(classifier), (0.0, 1.0)),
-        Family(defences.Unanimity((classifier, clip)), (0.0, 1.0), of=(0, 1)),  # its tolerance is minus the threshold
-        Family(defences.Unanimity((classifier, classifier, clip), (0.0, *means)), (0.0, s, t), of=(0, 0, 1)),
-        Family(defences.ConfidenceThreshold(clip, 0.0), bound=False, of=(1,)),
-        Family(defences.SummedLogProbabilities(classifier, clip, s / t, 0.0), bound=False, of=(0, 1)),
-    )
-    return dict(zip(FAMILIES, made, strict=True))
+def last_doubling(broken: Tensor) -> Tensor:
+    """Which images (N,) the last doubling of the runs has broken, from those that each run breaks (R,N)."""
+    runs = 1 << max(len(broken).bit_length() - 1, 0)
+    return broken[:runs].any(0) & ~broken[: runs // 2].any(0)
 
 
 def curve(rows: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +207,8 @@ def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
     breaks on one of the family's models alone ("its models": the share above it is the worth of their agreement). The
     numbers are of images that the family's own attacks break, that of these Square alone does, that only images of
     other attacks break, and that random noise breaks; and Chao's (1987) lower bound of those that more restarts would
-    break, with its 97.5 % quantile over resamples. "violated" names the sanity rules that a family's attacks violate.
+    break, with its 97.5 % quantile over resamples. Then come joint's runs, the share that their last doubling broke,
+    and the numbers of `signs_of_failure`. "violated" names the sanity rules that a family's attacks violate.
     """
     made, rng, restarts = [], np.random.default_rng(0), params.attack.restarts
     t = rows.pivot(index=["classifier", "image"], columns="defence", values="t_broken")
@@ -261,6 +225,9 @@ def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
         others, squared = (broken & ~own).sum(), of.squared.sum()
         row |= {"own": own.sum(), "Square alone": squared, "others alone": others, "noise": noise.sum()}
         row |= {"missed": missed[0], "missed, up to": np.quantile(missed, 0.975), "passes": of.forwards.mean(), "N": n}
+        if "runs" in of:  # records of older code have none
+            row |= {"runs": of.runs.max(), "robust, last doubling": of.doubling.mean()}
+            row |= {"flat": of.flat.sum(), "jumps": of.jumps.sum()}
         rules = {"white box beats black box": squared, "one attack is enough": others > n / 200}
         made.append(row | {"violated": ", ".join(rule for rule, violated in rules.items() if violated)})
     return pd.DataFrame(made)

@@ -25,6 +25,7 @@ from multishield.shield import MultiShield
 from multishield.zero_shot import ZeroShotClassifier, embed_prompts
 from paper.data.source import draw
 from paper.models.alignment import load_pipeline_clip
+from paper.params import Params
 from paper.params.sections import PromptSet
 from paper.stages.attacking import Attacking
 
@@ -144,6 +145,15 @@ def templates(chosen: PromptSet) -> list[str]:
 
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     return chosen.templates
+
+
+def check_prompts(params: Params, classes: list[str]) -> None:
+    """Raises UserError if a small CLIP that the pipeline trains cannot read the prompts of the study."""
+    from paper.models.clip import small_clip  # open_clip is slow to import
+
+    clip = small_clip(params.alignment.tower, params.dataset.image_size)
+    for chosen in params.studies.prompts.values():
+        embed_prompts(clip, class_names(chosen, classes), templates(chosen))
 
 
 def class_names(chosen: PromptSet, classes: list[str]) -> list[str]:

@@ -1,7 +1,6 @@
-"""Training of classifiers: standard, fine-tuned, adversarial, or on noise.
+"""Training of classifiers: standard, fine-tuned, adversarial, or on noise (Cohen et al. 2019).
 
-FGSM with random start is of Wong et al. 2020, PGD of Madry et al. 2018, TRADES of Zhang et al. 2019, noise of Cohen et
-al. 2019.
+FGSM with random start is of Wong et al. 2020, PGD of Madry et al. 2018, TRADES of Zhang et al. 2019.
 """
 
 from functools import partial

@@ -4,7 +4,6 @@ import urllib.error
 from types import SimpleNamespace
 
 import pytest
-import timm
 import torch
 import torchvision
 
@@ -14,7 +13,7 @@ from multishield.files import save_tensors
 from multishield.forward import freeze, outputs
 from paper.models import pretrained
 from paper.models.classifier import Classifier, load_classifier, save_classifier
-from paper.params.sections import ClassifierFactory, FineTuned, FromZoo, Timm, Torchvision
+from paper.params.sections import ClassifierFactory, FineTuned, FromZoo, Torchvision
 from paper.stages import training
 from paper.training import classifier
 
@@ -38,16 +37,13 @@ def check_round_trip(model, params, classes, root, side=32) -> None:
 LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet50", "wide_resnet50_2")]
 
 
-@pytest.mark.parametrize("name", ["resnet18", *LARGE, "test_resnet"])
+@pytest.mark.parametrize("name", ["resnet18", *LARGE])
 def test_weights_from_a_file(project_root, name):
-    kind, library, size, mean = (Torchvision, torchvision.models.get_model, 224, 0.485)
-    if name == "test_resnet":
-        kind, library, size, mean = (Timm, timm.create_model, 160, 0.5)
-    params = kind(source=kind.__name__.lower(), model=name, weights=write(library(name, num_classes=5), project_root))
+    params = published(name, write(torchvision.models.get_model(name, num_classes=5), project_root))
     model, history = classifier.train_or_load("net", params, data(), data(0), 5, 0, None)
     assert history.epoch.tolist() == [0]
     assert history.clean_accuracy.isna().all()
-    assert (model.size, model.mean.flatten()[0].item()) == (size, pytest.approx(mean))
+    assert (model.size, model.mean.flatten()[0].item()) == (224, pytest.approx(0.485))
     check_round_trip(model, params, 5, project_root, side=64)
 
 
@@ -141,10 +137,6 @@ def published(model="resnet18", weights="DEFAULT") -> Torchvision:
     return Torchvision(source="torchvision", model=model, weights=weights)
 
 
-def timm_model(model="resnet18.a1_in1k", weights=None) -> Timm:
-    return Timm(source="timm", model=model, weights=weights)
-
-
 @pytest.mark.parametrize(
     ("params", "words"),
     [
@@ -152,8 +144,6 @@ def timm_model(model="resnet18.a1_in1k", weights=None) -> Timm:
         (published(weights="BEST"), "training.net.weights is 'BEST'; .* one of IMAGENET1K_V1, DEFAULT"),
         (published(weights="no.safetensors"), "no.safetensors"),
         (finetuned(weights="IMAGENET1K_V9"), "training.net.weights is 'IMAGENET1K_V9'"),
-        (timm_model("resnet18.a1_in2k"), "which timm does not know; did you mean resnet18"),
-        (timm_model(weights="no.safetensors"), "no.safetensors"),
         (ClassifierFactory(source="factory", factory="absent:net"), "absent cannot be imported"),
     ],
 )
@@ -164,13 +154,11 @@ def test_a_wrong_name_is_one_sentence_before_the_first_stage_and_after(project_r
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("params", [published(), timm_model(), timm_model("gluon_resnet50_v1b")])
-def test_weights_without_a_network_are_one_sentence(project_root, monkeypatch, params):
+def test_weights_without_a_network_are_one_sentence(project_root, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")
 
-    pretrained.check(params, KEY)
+    pretrained.check(published(), KEY)
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
-    monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match=r"no network.*without a network.*safetensors"):
-        pretrained.load(params, 1000, KEY)
+        pretrained.load(published(), 1000, KEY)

@@ -54,11 +54,15 @@ def test_an_experiment_in_a_folder_of_its_own_needs_the_whole_path(project):
         check()
 
 
-@pytest.mark.parametrize("name", ["MULTISHIELD_WORKERS", "MULTISHIELD_GPUS"])
-def test_the_first_stage_reads_the_settings_of_the_machine(edited, monkeypatch, name):
-    monkeypatch.setenv(name, "-3")
-    with pytest.raises(UserError, match=f"{name} is '-3'"):
-        check()
+def test_the_first_stage_refuses_prompts_that_the_small_clip_cannot_read_and_no_workers(edited, tmp_path, monkeypatch):
+    for folder in ("train/slug", "train/snail", "test/slug", "test/snail"):
+        (tmp_path / folder).mkdir(parents=True)
+    long = {"long": {"templates": ["one two three four five six seven eight nine ten eleven twelve thirteen or {}"]}}
+    edited({"dataset.name": "folder", "dataset.root": str(tmp_path), "studies.prompts": long})
+    for words in ("with the class 'slug' is longer than the 16 tokens", "MULTISHIELD_WORKERS is '-3'"):
+        with pytest.raises(UserError, match=words):
+            check()
+        monkeypatch.setenv("MULTISHIELD_WORKERS", "-3")
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,6 @@ def test_wrong_names_reject_everything(study, monkeypatch):
     assert (table["own", "clean_rejection"], table["wrong", "clean_rejection"]) == (0, 1)
     # It rejects everything but exact grey, where both models are undecided and the attack leads the two nearest images.
     assert table["wrong", "robust_accuracy"] >= 0.9
-    (ends,) = tables.extremes(studies.table(rows))["prompts"].values()
-    assert ends == pytest.approx(table[:, "robust_accuracy"].agg(lowest="min", highest="max").to_dict(), abs=1e-6)
     assert torch.equal(robust(rows, "own"), (level - 0.5).abs() > EPS)
 
 

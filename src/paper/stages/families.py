@@ -1,0 +1,79 @@
+"""Families of defences: those of one family differ in one threshold, and a larger one rejects more."""
+
+import torch
+from torch import Tensor
+
+from multishield import defences
+from multishield.attacks.loop import with_gradients
+from multishield.attacks.losses import evasion_margin
+from multishield.attacks.random_streams import keys
+from multishield.attacks.threat_model import Ball
+from multishield.defences import Defence
+from multishield.forward import device_of, forward, scores_of
+from multishield.images import Images
+from multishield.shield import MultiShield, margin_over_others
+from paper.params.values import FAMILIES
+
+STEP = 0.5 / 255  # of random noise, in pixels
+
+
+class Family(Defence):
+    """Margins of `defence`, less `threshold` times their slopes; `bound`: no class but the classifier's is accepted;
+    `of`: which of the shield's scores it has, none where it asks its models itself."""
+
+    def __init__(self, defence: Defence, slopes: tuple = (1.0,), bound: bool = True, of: tuple = ()):
+        super().__init__()
+        self.defence, self.bound, self.threshold, self.of = defence, bound, 0.0, of
+        self.register_buffer("slopes", torch.tensor(slopes)[:, None])
+
+    def scores(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.defence.scores(x)
+
+    def margins(self, scores: tuple[Tensor, ...]) -> Tensor:
+        return self.defence.margins(scores) - self.threshold * self.slopes.to(scores[0])
+
+    def levels(self, pixels: Tensor, seen: tuple[Tensor, ...] = ()) -> Tensor:
+        """The largest threshold at which each class is accepted, (N,K) or -inf; `seen`: the shield's scores or none."""
+        own = tuple(seen[i] for i in self.of) if seen and self.of else scores_of(self, pixels)
+        margins, moves = self.defence.margins(own), self.slopes[:, 0] > 0
+        levels = (margins[:, moves] / self.slopes[moves]).amin(1)
+        levels = levels.masked_fill((margins[:, ~moves] < 0).any(1), -torch.inf)
+        return levels.where(levels == levels.amax(1, keepdim=True), -torch.inf)  # one class alone is accepted
+
+    def wrong_level(self, pixels: Tensor, labels: Tensor, seen: tuple[Tensor, ...] = ()) -> Tensor:
+        """The largest threshold at which images are accepted as a wrong class, (N,); -inf where at none."""
+        return self.levels(pixels, seen).scatter(1, labels[:, None], -torch.inf).amax(1)
+
+
+def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
+    """Every family by its name. Two models' margins are compared in standard deviations on these images (N,C,H,W)."""
+    classifier, clip, scores = shield.classifier, shield.alignment, scores_of(shield, pixels)
+    k = scores[0].argmax(1, keepdim=True)
+    margins = [margin_over_others(of).gather(1, k)[:, 0].double() for of in scores]
+    means, (s, t) = [float(of.mean()) for of in margins], [float(of.std().clamp_min(1e-6)) for of in margins]
+    made = (
+        Family(defences.ConfidenceThreshold(classifier, 0.0), of=(0,)),
+        Family(defences.ConfidenceThreshold(classifier, 0.0, of="probability"), (0.0, 1.0), of=(0,)),
+        Family(defences.FeatureSqueezing(classifier), (0.0, 1.0)),
+        Family(defences.ConsistentPrediction(classifier, steps=1, size=0.0055), (0.0, 1.0)),
+        Family(defences.ConsistentPrediction(classifier), (0.0, 1.0)),  # as published at the threshold 0
+        Family(defences.Unanimity((classifier, clip)), (0.0, 1.0), of=(0, 1)),  # its tolerance is minus the threshold
+        Family(defences.Unanimity((classifier, classifier, clip), (0.0, *means)), (0.0, s, t), of=(0, 0, 1)),
+        Family(defences.ConfidenceThreshold(clip, 0.0), bound=False, of=(1,)),
+        Family(defences.SummedLogProbabilities(classifier, clip, s / t, 0.0), bound=False, of=(0, 1)),
+    )
+    return dict(zip(FAMILIES, made, strict=True))
+
+
+def signs_of_failure(family: Family, images: Tensor, data: Images, seed: int) -> Tensor:
+    """Two indicators of a failed attack (Pintor et al. 2022) for each attacked image, bool (2,N): the loss has no slope
+    there; and a step of random noise raises it by more than its slope allows."""
+    signs, noisy = [], Ball(STEP).random(images, keys(seed, "step", data.ids))
+    for x, noise, y in zip(images.split(128), noisy.split(128), data.labels.split(128), strict=True):
+        x, noise, y = (t.to(device_of(family)) for t in (x, noise, y))
+        out = forward(family.scores, x.requires_grad_())
+        (loss,), (gradient,) = with_gradients(x, lambda out, y=y: (evasion_margin(out, y, family),), out)
+        slope = gradient.abs().flatten(1).sum(1)
+        rise = evasion_margin(forward(family.scores, noise), y, family) - loss
+        signs.append(torch.stack([slope == 0, rise > 1.01 * STEP * slope]).cpu())  # more than rounding
+    return torch.cat(signs, 1)
