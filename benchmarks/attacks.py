@@ -2,11 +2,12 @@
 
 Run it in a project whose pipeline has run, with nothing else on the machine:
 
-    python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N] [--shield]
+    python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N] [--shield | --user]
 
-A classifier is one of the pipeline, or one of networks.py, without batch norm. The script prints a Markdown table;
---shield leaves out the slow first rows. Passes are forwards and backwards per image: they measure work without a clock.
-Seconds depend on the machine, so only their ratio means something.
+A classifier is one of the pipeline, or one of networks.py, without batch norm. The script prints a Markdown table.
+--shield leaves out the slow first rows; --user compares a whole call of `evaluate`, and nothing else. Passes are
+forwards and backwards per image: they measure work without a clock. Seconds depend on the machine, so only their ratio
+means something.
 """
 
 import argparse
@@ -21,11 +22,12 @@ from paper.pipeline import arithmetic
 arithmetic.choose(Params.load().arithmetic)  # that of the stages; torch reads it when it is loaded
 
 import networks
+import pandas as pd
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from multishield import Budget, Undefended
+from multishield import Budget, Undefended, evaluate
 from multishield.attacks.threat_model import Ball, fooled
 from multishield.budget import Square
 from multishield.images import AttackedImages, Images
@@ -67,6 +69,14 @@ def ours(attacker: Attacker, network: nn.Module, data: Images) -> tuple[Tensor, 
     return counted([attacker.square_on_survivors(defence, data, attacked)])
 
 
+def as_called(network: nn.Module, data: Images, eps: float, queries: int) -> tuple[Tensor, int, int]:
+    """A call of `evaluate` by a user: components, joint, Square, and the runs of its rules; the same as `package`."""
+    options = {"attacks": ("components", "joint", "square"), "budget": Budget(square=Square(queries=queries))}
+    result = evaluate(Undefended(network), data.images, data.labels, eps, verbose=False, **options)
+    rows = pd.concat([result.records[result.records.scenario == "worst_case"], result.runs])  # the others are in it
+    return ~result.attacked["worst_case"][:].success, int(rows.forwards.sum()), int(rows.backwards.sum())
+
+
 def counted(results: list[AttackedImages]) -> tuple[Tensor, int, int]:
     """Which images the last of some attacks left, and the passes of all attacks."""
     forwards, backwards = (sum(int(getattr(r, kind).sum()) for r in results) for kind in ("forwards", "backwards"))
@@ -82,8 +92,8 @@ def compare(title: str, first, second) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def row_of_classifier(name: str, images: int, queries: int) -> None:
-    """Print the rows of one classifier alone: against the package, and without the early stops."""
+def rows_of_classifier(name: str, images: int, queries: int, user: bool) -> None:
+    """Print the rows of one classifier alone: against the package, and without the early stops; or a user's row."""
     if name in networks.EPOCHS:
         data, ball = networks.images("test", images), Ball(networks.EPS)
         loaded = classifier = networks.network(name)
@@ -99,8 +109,11 @@ def row_of_classifier(name: str, images: int, queries: int) -> None:
         ):
             return ours(attacker, classifier, data)
 
-    title = f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate` (components, square)"
-    compare(title, lambda: package(loaded, data, ball.eps, queries), lambda: ours(attacker, classifier, data))
+    title, given = f"{name}: pyautoattack ({', '.join(ATTACKS)}), `evaluate`", (data, ball.eps, queries)
+    if user:
+        return compare(title, lambda: package(loaded, *given), lambda: as_called(classifier, *given))
+    title += " (components, square)"
+    compare(title, lambda: package(loaded, *given), lambda: ours(attacker, classifier, data))
     compare(
         f"{name}: `evaluate` without early stops, with them", without_stops, lambda: ours(attacker, classifier, data)
     )
@@ -117,19 +130,6 @@ def rows_of_shield(name: str, images: int) -> None:
         return counted([*begun[1:], attacker.joint(s.shield, data, begun)])
 
     compare(f"{name} with shield: paper, joint", lambda: counted([attacker.paper(s.shield, data)]), joint)
-    models, whole = milliseconds(s.shield, data.pixels)
-    cells = f"| | | | | {models:.1f} | {whole:.1f} | {models / whole:.3f} |"
-    print(f"| {name}: passes of its two models, of the shield (ms) {cells}", flush=True)
-
-
-def milliseconds(shield: nn.Module, x: Tensor, repeats: int = 25) -> tuple[float, float]:
-    """Time one pass through classifier and CLIP, and one through the shield; medians of alternating repeats."""
-    times = {"models": [], "shield": []}
-    with torch.no_grad():
-        for _ in range(repeats):
-            times["models"].append(timed(lambda: (shield.classifier(x), shield.alignment(x)))[1])
-            times["shield"].append(timed(lambda: shield(x))[1])
-    return tuple(1000 * sorted(t)[repeats // 2] for t in times.values())
 
 
 def main() -> None:
@@ -138,14 +138,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--queries", type=int, default=5000)
     parser.add_argument("--shield", action="store_true")
+    parser.add_argument("--user", action="store_true")
     options = parser.parse_args()
     print(f"N = {options.images}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     heads = ["first, second", *(f"{head}, {way}" for head in ("robust", "passes", "s") for way in ("first", "second"))]
     print(f"| {' | '.join(heads)} | ratio |\n" + "|---" * 8 + "|")
     for name in options.classifiers:
         if not options.shield:
-            row_of_classifier(name, options.images, options.queries)
-        if name not in networks.EPOCHS:
+            rows_of_classifier(name, options.images, options.queries, options.user)
+        if name not in networks.EPOCHS and not options.user:
             rows_of_shield(name, options.images)
 
 

@@ -25,6 +25,7 @@ _CONTENTS = {
     "errors": "UserError",
     "evaluation": "Evaluation evaluate",
     "images": "AttackedImages Images StoredImages",
+    "records": "decide",
     "shield": "MultiShield",
     "zero_shot": "Clip ZeroShotClassifier align_classes",
 }

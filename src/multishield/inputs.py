@@ -99,8 +99,8 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
             "RejectClass(model) if it means 'reject', and Undefended(model) if all outputs are classes"
         )
     x = data[:4].pixels.to(device_of(model)).requires_grad_()
-    changed = []
-    hooks = [m.register_forward_hook(lambda m, given, out: changed.extend(given[:1])) for m in _models(model)]
+    changed, lists = [], [child if isinstance(child, nn.ModuleList) else [child] for child in model.children()]
+    hooks = [m.register_forward_hook(lambda m, x, out: changed.extend(x[:1])) for models in lists for m in models]
     try:
         if isinstance(model, RejectClass):
             _check_outputs(model.models[0](x.clone()))
@@ -119,11 +119,6 @@ def usable_defence(model: nn.Module, data: Images) -> tuple[nn.Module, bool, lis
     elif not steepest:
         notes.append("a component has gradients of zero at the first images: white-box attacks may be blind there")
     return model, steepest is not None, notes
-
-
-def _models(defence: nn.Module) -> list[nn.Module]:
-    """The models that a defence holds."""
-    return [m for child in defence.children() for m in (child if isinstance(child, nn.ModuleList) else [child])]
 
 
 def _check_outputs(outputs) -> None:

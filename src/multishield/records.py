@@ -5,7 +5,7 @@ A random model decides as most draws do, and columns named by the metrics hold t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,10 @@ class Decisions(NamedTuple):
     gap: Tensor
     scores: tuple[Tensor, ...]
     shares: Tensor | None = None
+
+    def names(self, classes: Sequence[str]) -> list[str]:
+        """Each decision in words: the name of the class, or "rejected"."""
+        return [[*classes, "rejected"][k] for k in self.decision.tolist()]
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def test_rows_are_the_decisions_on_stored_images():
     assert (set(rows.classes), rows.clean_clip.tolist()) == ({2}, [0, 0, 1])
     assert rows.forwards.tolist() == [1, 2, 3]
     between = records.decide(shield, grey(0.505))
-    assert (between.decision.item(), between.clip.item()) == (2, 0)
+    assert (between.decision.item(), between.clip.item(), between.names(["dark", "bright"])) == (2, 0, ["rejected"])
     assert between.gap.item() == pytest.approx(0.2 * 0.005, abs=1e-6)
     alone = records.records_of("net", "no_shield", Brightness(), data, attacked, Ball(0.2))
     assert (alone.clean_clip == -1).all()

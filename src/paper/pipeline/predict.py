@@ -31,12 +31,13 @@ def explained(shield: nn.Module, pixels: Tensor, classes: list[str]) -> list[dic
     if len(classes) != decided.classes:
         given = f"artifacts/ has {len(classes)} class names and models of {decided.classes} classes"
         raise UserError(f"{given}, which do not belong together; remove its folders and run `make reproduce`")
-    for k, gap, *scores in zip(decided.decision.tolist(), decided.gap.tolist(), *decided.scores, strict=True):
-        why = {"rejected": k == len(classes), "gap": gap, "tolerance": shield.tolerance}
+    decisions = zip(decided.names(classes), decided.decision == len(classes), decided.gap, *decided.scores, strict=True)
+    for name, rejected, gap, *scores in decisions:
+        why = {"rejected": bool(rejected), "gap": float(gap), "tolerance": shield.tolerance}
         for kind, values in zip(KINDS, (scores[0].softmax(0), scores[1]), strict=True):
             order = values.argsort(descending=True, stable=True).tolist()
             why[kind] = {classes[j]: float(values[j]) for j in order}
-        explained.append({"decision": [*classes, "rejected"][k]} | why)
+        explained.append({"decision": name} | why)
     return explained
 
 

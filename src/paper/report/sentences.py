@@ -81,10 +81,7 @@ def cpr(rows: pd.DataFrame) -> str:
     text = ""
     for name, of in rows[rows.defence == "CPR"].groupby("classifier", sort=False):
         rejected, robust = (f"{100 * share:.1f} %" for share in ((of.t_clean < 0).mean(), (of.t_broken < 0).mean()))
-        text += (
-            f"CPR as published has no threshold. For {name} it rejects {rejected} of the clean images, and {robust} "
-        )
-        text += "are robust.\n"
+        text += f"CPR as published, for {name}: it rejects {rejected} of the clean images, and {robust} are robust.\n"
     return text
 
 

@@ -20,15 +20,15 @@ from paper.stages.attacking import Attacking
 
 def examples(s: Attacking, records: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Images (N,H,W,3) in [0,1] and the shield's decisions: each example clean, and attacked by both attackers."""
-    images, titles, decisions = [], [], [*s.classes, "rejected"]
+    images, titles = [], []
     for name in s.params.classifiers:
         knowing = StoredImages(paths.artifacts("adaptive", name, "worst_case"))
         for i in pick_examples(records[records.classifier == name], s.params.report.examples):
             one = slice(i, i + 1)
             shown = torch.cat([s.data[one].pixels, s.unaware_of(name)[one].images, knowing[one].images])
-            decided = decide(s.shield_of(name), shown).decision.tolist()
-            for attacker, k in zip(("clean", "unaware", "knowing"), decided, strict=True):
-                titles.append(f"{attacker}\n{decisions[k][:11]}")
+            decided = decide(s.shield_of(name), shown).names(s.classes)
+            for attacker, decision in zip(("clean", "unaware", "knowing"), decided, strict=True):
+                titles.append(f"{attacker}\n{decision[:11]}")
             images.append(shown.permute(0, 2, 3, 1).numpy())
     return np.concatenate(images), titles
 
