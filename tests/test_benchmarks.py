@@ -38,10 +38,11 @@ def test_a_classifier_and_a_shield_have_their_rows(stage, monkeypatch, capsys):
     stage.ball = Ball(0.3)  # images that break at once keep the test short
     monkeypatch.setattr(attacks, "stage", lambda *_: stage)
     monkeypatch.setattr(attacks, "load_classifier", lambda *_, fold: stage.shield.classifier)
-    attacks.row_of_classifier("tiny", 6, queries=5)
+    for user in (False, True):
+        attacks.rows_of_classifier("tiny", 6, 5, user)
     attacks.rows_of_shield("tiny", 6)
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
-    assert [row[0].split(":")[0] for row in rows] == ["tiny", "tiny", "tiny with shield", "tiny"]
+    assert [row[0].split(":")[0] for row in rows] == ["tiny", "tiny", "tiny", "tiny with shield"]
     assert rows[0][1:3] == ["0.0%", "0.0%"]
 
 

@@ -1,5 +1,6 @@
 """Figures of records, histories and images, in one style, each with a caption and a text for those who see none."""
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -34,7 +35,8 @@ ACCURACIES |= {"zero_shot_accuracy": ("zero-shot", AMBER, "^-."), "noisy_accurac
 
 def style() -> None:
     """Set the matplotlib style of every figure."""
-    warnings.filterwarnings("ignore", "Glyph .* missing")  # it would name this machine's paths in a notebook
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # it would name this machine's fonts in a notebook
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # this would, too
     plt.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper", Path(__file__).with_suffix(".mplstyle")])
     others = {font.name for font in font_manager.fontManager.ttflist if font.name.startswith(("DejaVu", "Noto"))}
     mpl.rcParams["font.family"] = sorted(others, key=lambda name: (name != "DejaVu Sans", name))  # for other scripts

@@ -20,9 +20,8 @@ def _closed():
 def test_letters_that_the_first_font_lacks_come_from_the_next_ones():
     with mpl.rc_context():
         figures.style()
-        figure = figures.prompt_similarity(np.eye(2), ["\N{ARC}", "$x$"])  # the arc is in DejaVu Sans Mono alone
-        with warnings.catch_warnings(action="error"):
-            figure.draw_without_rendering()
+        with warnings.catch_warnings(action="error"):  # the arc is in DejaVu Sans Mono alone
+            figures.prompt_similarity(np.eye(2), ["\N{ARC}", "$x$"]).draw_without_rendering()
         assert not mpl.rcParams["text.parse_math"], "a class may be called $x$"
 
 
