@@ -186,6 +186,7 @@ class Comparison(Section, strict=False):
 
     rejection: Annotated[float, Field(gt=0, lt=1, strict=True)]
     primary: Literal[FAMILIES[1:]]
+    cpr: Annotated[bool, Field(strict=True)] = False
     attack: Joint
 
 

@@ -51,13 +51,13 @@ class Stage(Attacking):
         `_attacked`, held (at how many of `ALPHAS`, where as many clean images are rejected as by the shield), refused
         (whether the clean image is, at the threshold that `calibrate` chooses for `DEPLOYED` on calibration images).
         """
-        others = (self.calibration if len(self.calibration) else self.data).pixels
-        rows, named, chunks, n = [], families(self.shield, others), list(self.data.chunks()), len(self.data)
+        others, wanted = (self.calibration if len(self.calibration) else self.data).pixels, self.params.comparison
+        rows, named, chunks, n = [], families(self.shield, others, wanted.cpr), list(self.data.chunks()), len(self.data)
         alike, deployed, k = {}, {}, max(int(DEPLOYED * (len(others) + 1)), 1)
         clean = {name: torch.cat([f.levels(self.data[c].pixels).amax(1) for c in chunks]) for name, f in named.items()}
         rejected = min(int((clean[SHIELD] < -self.shield.tolerance).sum()), n - 1)
         for name, family in named.items():  # the attacks aim at the strictest threshold
-            at = [int(self.params.comparison.rejection * n), rejected]
+            at = [int(wanted.rejection * n), rejected]
             family.threshold, alike[name] = clean[name].sort().values[at].tolist()
             deployed[name] = float(family.levels(others).amax(1).kthvalue(k).values)
         for chunk in chunks:

@@ -14,8 +14,6 @@ from multishield.images import Images
 from multishield.shield import MultiShield, margin_over_others
 from paper.params.values import FAMILIES
 
-STEP = 0.5 / 255  # of random noise, in pixels
-
 
 class Family(Defence):
     """Margins of `defence`, less `threshold` times their slopes; `bound`: no class but the classifier's is accepted;
@@ -45,8 +43,8 @@ class Family(Defence):
         return self.levels(pixels, seen).scatter(1, labels[:, None], -torch.inf).amax(1)
 
 
-def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
-    """Every family by its name. Two models' margins are compared in standard deviations on these images (N,C,H,W)."""
+def families(shield: MultiShield, pixels: Tensor, cpr: bool) -> dict[str, Family]:
+    """Every family by its name, CPR if wanted. Margins are in standard deviations on these images (N,C,H,W)."""
     classifier, clip, scores = shield.classifier, shield.alignment, scores_of(shield, pixels)
     k = scores[0].argmax(1, keepdim=True)
     margins = [margin_over_others(of).gather(1, k)[:, 0].double() for of in scores]
@@ -62,18 +60,18 @@ def families(shield: MultiShield, pixels: Tensor) -> dict[str, Family]:
         Family(defences.ConfidenceThreshold(clip, 0.0), bound=False, of=(1,)),
         Family(defences.SummedLogProbabilities(classifier, clip, s / t, 0.0), bound=False, of=(0, 1)),
     )
-    return dict(zip(FAMILIES, made, strict=True))
+    return {name: family for name, family in zip(FAMILIES, made, strict=True) if cpr or name != "CPR"}
 
 
-def signs_of_failure(family: Family, images: Tensor, data: Images, seed: int) -> Tensor:
+def signs_of_failure(family: Family, images: Tensor, data: Images, seed: int, step: float = 0.5 / 255) -> Tensor:
     """Two indicators of a failed attack (Pintor et al. 2022) for each attacked image, bool (2,N): the loss has no slope
-    there; and a step of random noise raises it by more than its slope allows."""
-    signs, noisy = [], Ball(STEP).random(images, keys(seed, "step", data.ids))
+    there; and a `step` of random noise raises it by more than its slope allows."""
+    signs, noisy = [], Ball(step).random(images, keys(seed, "step", data.ids))
     for x, noise, y in zip(images.split(128), noisy.split(128), data.labels.split(128), strict=True):
         x, noise, y = (t.to(device_of(family)) for t in (x, noise, y))
         out = forward(family.scores, x.requires_grad_())
         (loss,), (gradient,) = with_gradients(x, lambda out, y=y: (evasion_margin(out, y, family),), out)
         slope = gradient.abs().flatten(1).sum(1)
         rise = evasion_margin(forward(family.scores, noise), y, family) - loss
-        signs.append(torch.stack([slope == 0, rise > 1.01 * STEP * slope]).cpu())  # more than rounding
+        signs.append(torch.stack([slope == 0, rise > 1.01 * step * slope]).cpu())  # more than rounding
     return torch.cat(signs, 1)

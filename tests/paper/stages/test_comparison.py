@@ -17,7 +17,7 @@ from paper.stages.families import Family, signs_of_failure
 from small import Brightness, grey
 
 EPS, MOST = 8 / 255, 0.2
-PARAMS = {"rejection": MOST, "primary": "Multi-Shield, margins", "attack": {"targets": 1, "steps": 20}}
+PARAMS = {"rejection": MOST, "primary": "Multi-Shield, margins", "cpr": True, "attack": {"targets": 1, "steps": 20}}
 PARAMS = Comparison.model_validate(PARAMS)
 
 
