@@ -124,8 +124,8 @@ class FeatureSqueezing(Unanimity):
 class ConsistentPrediction(Unanimity):
     """A classifier that must give an image and its least favourable neighbour the same class (CPR, Chen et al. 2023).
 
-    Signed steps of length `size` against the classifier's own decision find the neighbour, at most `radius` away (Linf,
-    in pixels). Its gradient is the identity's: that of a sign is zero. `required`: see `Unanimity`.
+    So many signed `steps` of length `size` against the classifier's own decision find the neighbour, at most `radius`
+    away (Linf, in pixels). Its gradient is the identity's: that of a sign is zero. `required`: see `Unanimity`.
     """
 
     def __init__(self, classifier: nn.Module, radius=0.0055, required=None, steps: int = 10, size: float = 0.001):
