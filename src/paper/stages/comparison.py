@@ -82,9 +82,9 @@ class Stage(Attacking):
         """Per image the most accepted one of a family's own attacks at its strictest, and columns about the attacks.
 
         The attacks are joint from earlier images, restarts from random points, and the black box on the others. Joint's
-        runs double, on what is left, until a doubling breaks at most `ENOUGH` of the images. A bound family cannot be
+        runs double, on the images that are left, until a doubling breaks at most `ENOUGH`. A bound family cannot be
         broken on images that no attack has broken for the classifier. The columns: captured (how many of the first
-        restarts break the image), doubling (whether the last doubling has), runs; of what holds, `signs_of_failure`.
+        restarts break the image), doubling (whether the last doubling has), runs; `signs_of_failure` where it holds.
         """
         lost = before["no_shield"].success | before["worst_case"].success | torch.tensor(not family.bound)
         left, untouched, budget = lost.nonzero()[:, 0], AttackedImages.untouched(data), self.params.comparison.attack
