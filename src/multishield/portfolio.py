@@ -131,19 +131,19 @@ class Attacker:
         starts = [start[: len(few)] for start in starts]
         # An image that an attack has not broken at eps may break at a larger radius: there, all images get all tries.
         anywhere = [replace(start, broken_by=["elsewhere"] * len(few)) for start in starts]
-        rows = []
+        rows, joint = [], self.budget.joint
 
-        def run(scenario: str, model: nn.Module, eps: float, starts, joint=self.budget.joint, **more) -> None:
+        def run(scenario: str, model: nn.Module, eps: float, starts, joint=joint, **more) -> None:
             ball, budget = replace(self.ball, eps=eps), replace(self.budget, joint=joint)
             other = replace(self, name=f"{self.name}, {scenario}", ball=ball, budget=budget)
             attacked = other.joint(model, few, starts, **more)
             rows.append(records_of(self.name, scenario, model, few, attacked, ball, self.batch_size))
 
-        # The components may hold at half of eps what they lost at eps: long tries there would be for nothing.
+        # The components may hold at half of eps what they lost at eps: long tries there would be for nothing. At larger
+        # radii an attack without them makes the rules stricter.
         run("eps x 0.5", defence, eps / 2, starts, long=1, rounds=0)
-        run("eps x 2", defence, min(2 * eps, large), anywhere)
-        run("large eps", defence, large, anywhere)
-        joint = self.budget.joint
+        run("eps x 2", defence, min(2 * eps, large), anywhere, long=1)
+        run("large eps", defence, large, anywhere, long=1)
         run("half the steps", defence, eps, starts, replace(joint, steps=max(1, joint.steps // 2)))
         for number, (name, model) in enumerate(getattr(defence, "standalone", dict)().items()):
             run(f"{name}, eps x 0.5", Undefended(model), eps / 2, starts[number : number + 1], long=1, rounds=0)

@@ -102,7 +102,7 @@ def apgd(
         return (function(out, y, target) if targeted else function(out, y),)
 
     def plan(out: Tensor, y: Tensor, index: Tensor) -> Plan:
-        return Plan(likeliest(out, y, targets)) if targeted else Plan.untargeted(y)
+        return Plan(likeliest(out, y, targets) if targeted else torch.full((len(y), 1), -1))
 
     options = {"tag": f"apgd-{loss}", "rule": AutoSteps(ball, steps), "objective": objective, "plan": plan}
     return ascend(model, images, labels, **options | loop)

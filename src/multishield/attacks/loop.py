@@ -109,7 +109,7 @@ class Attack:
     objective: Objective
     rule: Rule
     success: Success = fooled
-    plan: Callable[[Outputs, Tensor, Tensor], Plan] = lambda out, y, index: Plan.untargeted(y)
+    plan: Callable[[Outputs, Tensor, Tensor], Plan] = lambda out, y, index: Plan(torch.full((len(y), 1), -1))
     starts: Sequence[Tensor] = ()
     batch_size: int | None = None
     watch: Watch | None = None
@@ -225,9 +225,10 @@ class Attack:
         self._keep_nearest(s, out)
         return self.success(out, s["label"]), tuple(value.detach() for value in values), gradients
 
+    @torch.no_grad()
     def _ahead(self, s: State):
-        """The same for a random search: to fill the batch, slots look ahead to the first point that changes a state."""
-        count = 1 if self.nearest else max(1, min(self.rule.most, self.batch_size // len(s["x"])))
+        """The same for a random search, with four batches in a pass: slots look ahead to the first point of note."""
+        count = 1 if self.nearest else max(1, min(self.rule.most, 4 * self.batch_size // len(s["x"])))
         many = {name: s[name].repeat_interleave(count, 0) for name in s if name not in ("image", "steps", "best")}
         many["step"] += torch.arange(count, device=self.device).repeat(len(s["x"]))
         out = forward(self.model, points := self.rule.points(many))

@@ -28,5 +28,5 @@ def paper_attack(shield: nn.Module, images: Tensor, labels: Tensor, *, ball: Bal
         out = shield.outputs(scores)
         return (torch.where(variant == 0, ce_loss(out, y), dlr_loss(out, y)),)
 
-    options = {"tag": "paper", "success": evades(shield), "objective": objective, "rule": AutoSteps(ball, steps)}
-    return ascend(shield.scores, images, labels, plan=lambda out, y, i: Plan.untargeted(y, 2), **options, **loop)
+    loop |= {"tag": "paper", "success": evades(shield), "objective": objective, "rule": AutoSteps(ball, steps)}
+    return ascend(shield.scores, images, labels, plan=lambda _, y, i: Plan(y.new_full((len(y), 2), -1)), **loop)

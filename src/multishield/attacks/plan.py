@@ -28,11 +28,6 @@ class Plan(NamedTuple):
     group: Tensor | None = None
 
     @classmethod
-    def untargeted(cls, labels: Tensor, tries: int = 1) -> "Plan":
-        """That many tries per image, one after the other, each without a target."""
-        return cls(torch.full((len(labels), tries), -1))
-
-    @classmethod
     def joined(cls, plans: Sequence["Plan"], steps: int) -> "Plan":
         """The plans of several batches as one, on the CPU, with defaults where they left columns open."""
         columns = (None if c[0] is None else torch.cat([t.cpu() for t in c]) for c in zip(*plans, strict=True))

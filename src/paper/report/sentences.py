@@ -82,7 +82,7 @@ def cpr(rows: pd.DataFrame) -> str:
     for name, of in rows[rows.defence == "CPR"].groupby("classifier", sort=False):
         rejected, robust = (f"{100 * share:.1f} %" for share in ((of.t_clean < 0).mean(), (of.t_broken < 0).mean()))
         text += f"CPR as published, for {name}: it rejects {rejected} of the clean images, and {robust} are robust.\n"
-    return text
+    return text or "CPR was not run; `comparison.cpr: true` adds it.\n"
 
 
 def verdict(table: pd.DataFrame, most: float) -> str:

@@ -226,7 +226,7 @@ def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
         row |= {"own": own.sum(), "Square alone": squared, "others alone": others, "noise": noise.sum()}
         row |= {"missed": missed[0], "missed, up to": np.quantile(missed, 0.975), "passes": of.forwards.mean(), "N": n}
         if "runs" in of:  # records of older code have none
-            row |= {"runs": of.runs.max(), "robust, last doubling": of.doubling.mean()}
+            row |= {"runs": of.runs.max(), "robust, lost to the last doubling": of.doubling.mean()}
             row |= {"flat": of.flat.sum(), "jumps": of.jumps.sum()}
         rules = {"white box beats black box": squared, "one attack is enough": others > n / 200}
         made.append(row | {"violated": ", ".join(rule for rule, violated in rules.items() if violated)})

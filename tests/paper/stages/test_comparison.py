@@ -100,7 +100,7 @@ def test_what_may_have_been_missed_by_hand():
     assert [row[f"robust, {name}"] for name in left] == pytest.approx([0.65, 0.5, 0.3, 0.2])
     assert (row["own"], row["others alone"], row["noise"], row["passes"], row["N"]) == (5, 2, 1, 20, 10)
     assert (row["Square alone"], row["violated"]) == (1, "white box beats black box, one attack is enough")
-    assert (row["runs"], row["robust, last doubling"], row["flat"], row["jumps"]) == (3, 0.2, 0, 1)
+    assert (row["runs"], row["robust, lost to the last doubling"], row["flat"], row["jumps"]) == (3, 0.2, 0, 1)
     assert row["missed"] == 3**2 / (2 * 2)
     assert row["missed, up to"] > row["missed"]
 
