@@ -70,7 +70,7 @@ def ours(attacker: Attacker, network: nn.Module, data: Images) -> tuple[Tensor, 
 
 
 def as_called(network: nn.Module, data: Images, eps: float) -> tuple[Tensor, int, int]:
-    """A call of `evaluate` with its own budget, in which Square has 1,000 queries where it breaks no image."""
+    """A call of `evaluate` with its own budget: components, joint, Square, and the runs of its rules."""
     options = {"attacks": ("components", "joint", "square"), "verbose": False}
     result = evaluate(Undefended(network), data.images, data.labels, eps, **options)
     rows = pd.concat([result.records[result.records.scenario == "worst_case"], result.runs])  # the others are in it

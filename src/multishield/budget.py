@@ -67,7 +67,7 @@ class Denial(_Checked):
 class Square(_Checked):
     """The black-box attack on the images that no other attack broke: `queries` per image."""
 
-    queries: int = _count(1000)
+    queries: int = _count(5000)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Attacker:
 
     def square_on_survivors(self, defence: nn.Module, data: Images, worst: AttackedImages) -> AttackedImages:
         """The black box on the images that no other attack has broken; all others are left as they are."""
-        for queries in (self.budget.square.queries, max(MANY, self.budget.square.queries)):
+        for queries in sorted({self.budget.square.queries, max(MANY, self.budget.square.queries)}):
             left = (~worst.success).nonzero()[:, 0]
             if not len(left):
                 break
