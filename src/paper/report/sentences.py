@@ -27,10 +27,10 @@ def unaware(metrics: pd.DataFrame) -> str:
 def adaptive(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     """The result of scenario 3, from its records, too: they name attacks from elsewhere that have lowered it."""
     paper, joint, worst = (_share(metrics, scenario) for scenario in ("paper", "joint", "worst_case"))
-    robust = f"{paper} are robust under the paper's attack, {joint} under the joint attack, and **{worst}**"
+    robust = f"{paper} of the images are robust under the paper's attack. The joint attack leaves {joint}, and all"
     others = rows.attack[(rows.scenario == "worst_case") & rows.attack.str.startswith("from ")].value_counts()
     words = (f" Images {name} break {count} that our attacks left." for name, count in others.items())
-    return f"Against attackers who know the shield {robust} under all attacks together.{''.join(words)}"
+    return f"Against attackers who know the shield, {robust} attacks together leave **{worst}**.{''.join(words)}"
 
 
 def failures(rows: pd.DataFrame) -> str:
@@ -61,19 +61,20 @@ def data(params: Params, count: int) -> str:
 
 def answer(table: pd.DataFrame, most: float) -> str:
     """Whether CLIP is worth it: the primary hypothesis of `comparison.table`, where p < 0.05. Classifiers that both
-    defences leave below `WEAK` are not judged. The numbers are of the most robust one."""
+    defences leave below `WEAK` are not judged. The numbers are of the most robust one, of those helped if any are."""
     table = table.set_index("classifier")
     shield, threshold = table[table.primary], table[table.defence == comparison.REFERENCE]
     best = shield["mean"].combine(threshold["mean"], max)
-    signs, name = shield.difference.where(shield.p < 0.05, 0)[best >= WEAK], best.idxmax()
+    signs = shield.difference.where(shield.p < 0.05, 0)[best >= WEAK]
     helped, word = (signs > 0).sum(), "No" if (signs < 0).any() else "There is no clear difference"
+    name = best[signs.index[signs > 0] if helped else best.index].idxmax()
     depends = f"It depends on the classifier, and CLIP helps {helped} of {len(signs)}"
     word = "Nothing helps" if signs.empty else "Yes" if helped == len(signs) else depends if helped else word
     own, other = (f"{100 * of['mean'][name]:.1f} %" for of in (shield, threshold))
-    text = f"**{word}: for the {name} classifier, {own} of images are robust with CLIP and {other} without it.** "
+    text = f"**{word}. For the {name} classifier, {own} of images are robust with CLIP, and {other} without it.** "
     text += f"Both are means over clean rejections up to {100 * most:.0f} %, and the attacker knows the defence "
     text += f"(p = {p_value(shield.p[name])}). The first is of “{shield.defence[name]}”, "
-    return f"{text}the second of a threshold on the classifier's confidence."
+    return f"{text}the second of a threshold on the classifier's confidence.".replace("p = <", "p <")
 
 
 def cpr(rows: pd.DataFrame) -> str:
@@ -93,5 +94,5 @@ def verdict(table: pd.DataFrame, most: float) -> str:
         mean, difference = (with_interval(primary, key) for key in ("mean", "difference"))
         text += f"- **{name}**: {primary.defence} has a mean robust accuracy of {mean} % over clean rejections up to "
         text += f"{100 * most:.0f} %. A threshold on the logit margin needs no CLIP, and the difference from it is "
-        text += f"{difference} points (p = {p_value(primary.p)}).\n"
+        text += f"{difference} points (p = {p_value(primary.p)}).\n".replace("p = <", "p <")
     return text

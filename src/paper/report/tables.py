@@ -32,7 +32,7 @@ def named(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
 def summary(metrics: pd.DataFrame, table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
     """The first table, in per cent: each classifier alone, with the shield, with a threshold that rejects as often.
 
-    A classifier with no robust image has the shield's row alone. `table` and `margins` are the comparison's.
+    A classifier with hardly a robust image has the shield's row alone. `table` and `margins` are the comparison's.
     """
     value, rows = metrics.set_index(["classifier", "metric", "scenario"]).value, []
     for own in table[table.defence == REFERENCE].itertuples():
@@ -43,7 +43,7 @@ def summary(metrics: pd.DataFrame, table: pd.DataFrame, margins: pd.DataFrame) -
         alone = ", alone", 0, clean.no_shield, robust.no_shield, robust.no_shield
         shield = " + shield", rejected.worst_case, clean.worst_case, robust.unaware, robust.worst_case
         threshold = " + threshold, no CLIP", own.rejection, own.clean, unaware, own.robust
-        for end, *shares in (alone, shield, threshold) if robust.no_shield else (shield,):
+        for end, *shares in (alone, shield, threshold) if robust.no_shield >= WEAK else (shield,):
             rows.append((own.classifier + end, *(f"{100 * share:.1f}" for share in shares)))
     columns = ["clean images rejected", "clean accuracy", "robust, unaware attacker", "robust, knowing attacker"]
     return pd.DataFrame(rows, columns=["models", *columns])

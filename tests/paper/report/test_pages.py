@@ -49,11 +49,12 @@ def test_a_picture_has_a_number_a_caption_a_text_and_links(tmp_path):
     about = {"alt": 'A "text"', "caption": "A <caption>.", "file": "figures/a.png", "width": 422}
     picture = new_output("display_data", {"image/png": PIXEL}, metadata={"image/png": about})
     plain = new_output("display_data", {"image/png": PIXEL})
-    cells = new_markdown_cell("# A"), new_code_cell("draw()", outputs=[picture, plain])
+    none = new_output("display_data", {"text/plain": "<Figure>"}, metadata={"image/png": {"alt": "Nothing <"}})
+    cells = new_markdown_cell("# A"), new_code_cell("draw()", outputs=[picture, plain, none])
     text = written(tmp_path, *cells, of_the_report=True)
     assert """<img alt='A "text"' src="figures/a.png" width="422"/>""" in text
     assert '<b>Figure 1.</b> A &lt;caption&gt;. (<a href="figures/a.png">file</a>, <a href="09_report.ipynb">' in text
-    assert 'alt="Figure 2 of the page' in text, "no picture is without a text"
+    assert re.search('alt="Figure 2 of the page.*<p>Nothing &lt;</p>', text, re.DOTALL), "none is without a text"
     assert f'src="data:image/png;base64,{PIXEL.strip()}" width="422"' in written(tmp_path, *cells)
 
 
@@ -67,8 +68,7 @@ def test_the_committed_report_has_few_tab_stops_and_no_picture_is_without_a_text
 
 @pytest.mark.parametrize("address", ["javascript:alert(1)", "JAVA&#115;cript:alert(1)", "data:text/html,x"])
 def test_a_link_leads_to_the_web_or_into_the_page_and_nothing_acts(tmp_path, address):
-    words = f'[a]({address}) <a href="{address}" onclick="act()">b</a><embed src="{address}"> '
-    words += "[c](https://a.org) [d](#e)"
+    words = f'[a]({address}) <a href="{address}" onclick="act()">b</a><embed src="{address}"> [c](https://a.org)[d](#e)'
     text = html.unescape(written(tmp_path, new_markdown_cell("# A"), new_markdown_cell(words)))
     assert not re.search("(href|src)=.?(java|data)|onclick", text, re.IGNORECASE)
     assert all(f'href="{kept}"' in text for kept in ("https://a.org", "#e"))
