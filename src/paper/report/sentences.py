@@ -54,7 +54,7 @@ def data(params: Params, count: int) -> str:
     """The images and the threat model of this run, and the worth of the run as evidence."""
     threat, name = params.threat_model, params.dataset.name
     radius = f"{threat.eps:g}" if threat.norm == "L2" else f"{threat.eps * 255:g}/255"
-    worth = {"shapes": "It demonstrates the method and is no evidence about real images."}.get(name, "It has one seed.")
+    worth = {"shapes": "For real images see [the other results](../results/README.md)."}.get(name, "It has one seed.")
     images = {"shapes": "rendered shapes", "folder": "test images"}.get(name, f"images of {name}")
     return f"This run attacks {count} {images} at {threat.norm} {radius}. {worth}"
 
