@@ -28,7 +28,7 @@ class RandomSquares(Rule):
     """Propose the best point so far with one square of +-eps per channel; keep it if it raises the loss."""
 
     needs_gradient = False
-    most = 32
+    most = 2
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
@@ -42,6 +42,7 @@ class RandomSquares(Rule):
         return {"best_x": clean.clone(), "best": best, "best_at_half": best.clone()}
 
     def move(self, state: State, losses: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
+        self.most = min(32, 2 + int(state["step"].min()) // 16)  # at first squares are kept: others would be waste
         better = losses[0] > state["best"]
         state["best"] = torch.where(better, losses[0], state["best"])
         state["best_x"] = torch.where(per_image(better, state["x"]), state["x"], state["best_x"])

@@ -57,23 +57,6 @@ def write(given: dict[str, pd.DataFrame], params: Params, folder: Path) -> dict[
     return made | {name: shown[name] for name in ("sanity", "summary")} | {"rows": rows, "records": all_records}
 
 
-def save_table(table: pd.DataFrame, name: str) -> None:
-    """Write tables/<name>.csv, unless the table is empty."""
-    if len(table):
-        records.save(table, paths.artifacts("report", "tables", f"{name}.csv"))
-
-
-def write_training(params: Params) -> None:
-    """Write the accuracies of the training histories for `dvc plots show`: a row per model, epoch and accuracy."""
-    files = {name: paths.artifacts("training", name, "history.csv") for name in params.classifiers}
-    files |= {"CLIP": paths.artifacts("alignment", "history.csv")}
-    files |= {"robust tower": paths.artifacts("alignment", "robust.csv")}
-    histories = [pd.read_csv(file).assign(model=name) for name, file in files.items() if file.is_file()]
-    table = pd.concat(histories, ignore_index=True).query("epoch > 0")  # loaded models have no epochs
-    accuracies = [column for column in table if column.endswith("accuracy")]
-    save_table(table.melt(["model", "epoch"], accuracies, "curve", "accuracy").dropna(), "training")
-
-
 class Picture(Image):
     """A figure of `paper.report.figures` in a notebook; the report's page shows it from figures/<name>.png."""
 

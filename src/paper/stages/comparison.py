@@ -24,7 +24,7 @@ from multishield.portfolio import ALPHAS, robustness_curve
 from paper import paths
 from paper.params.values import FAMILIES
 from paper.stages.attacking import Attacking
-from paper.stages.families import Family, families, signs_of_failure
+from paper.stages.families import SIGNS, Family, families, signs_of_failure
 
 REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against the reference
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
@@ -105,9 +105,10 @@ class Stage(Attacking):
         images = torch.stack([run.images for run in runs])[best, torch.arange(len(data))]
         names = [name if any(of) else by for of, by in zip(broken.T.tolist(), runs[-1].broken_by, strict=True)]
         passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
-        flat, jumps = signs_of_failure(family, images, data, self.params.seed) & ~broken.any(0)
         about = {"captured": broken[1 : 1 + budget.restarts].sum(0), "doubling": last_doubling(broken)}
-        about |= {"flat": flat, "jumps": jumps, "runs": torch.tensor(len(broken)).expand(len(data))}
+        signs = signs_of_failure(family, images, data, self.ball, self.params.seed, budget.steps)
+        about |= {name: of & ~broken.any(0) for name, of in signs.items()}
+        about |= {"runs": torch.tensor(len(broken)).expand(len(data))}
         return AttackedImages(images, names, *passes), {key: of.numpy() for key, of in about.items()}
 
     def _rows(self, name: str, family: Family, data: Images, attacked: dict, seen: dict) -> pd.DataFrame:
@@ -227,7 +228,7 @@ def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
         row |= {"missed": missed[0], "missed, up to": np.quantile(missed, 0.975), "passes": of.forwards.mean(), "N": n}
         if "runs" in of:  # records of older code have none
             row |= {"runs": of.runs.max(), "robust, lost to the last doubling": of.doubling.mean()}
-            row |= {"flat": of.flat.sum(), "jumps": of.jumps.sum()}
+            row |= {name: of[name].sum() for name in SIGNS if name in of}
         rules = {"white box beats black box": squared, "one attack is enough": others > n / 200}
         made.append(row | {"violated": ", ".join(rule for rule, violated in rules.items() if violated)})
     return pd.DataFrame(made)

@@ -14,6 +14,8 @@ from multishield.images import Images
 from multishield.shield import MultiShield, margin_over_others
 from paper.params.values import FAMILIES
 
+SIGNS = ("flat", "jumps", "rising")  # see `signs_of_failure`
+
 
 class Family(Defence):
     """Margins of `defence`, less `threshold` times their slopes; `bound`: no class but the classifier's is accepted;
@@ -63,15 +65,22 @@ def families(shield: MultiShield, pixels: Tensor, cpr: bool) -> dict[str, Family
     return {name: family for name, family in zip(FAMILIES, made, strict=True) if cpr or name != "CPR"}
 
 
-def signs_of_failure(family: Family, images: Tensor, data: Images, seed: int, step: float = 0.5 / 255) -> Tensor:
-    """Two indicators of a failed attack (Pintor et al. 2022) for each attacked image, bool (2,N): the loss has no slope
-    there; and a `step` of random noise raises it by more than its slope allows."""
-    signs, noisy = [], Ball(step).random(images, keys(seed, "step", data.ids))
-    for x, noise, y in zip(images.split(128), noisy.split(128), data.labels.split(128), strict=True):
-        x, noise, y = (t.to(device_of(family)) for t in (x, noise, y))
-        out = forward(family.scores, x.requires_grad_())
-        (loss,), (gradient,) = with_gradients(x, lambda out, y=y: (evasion_margin(out, y, family),), out)
-        slope = gradient.abs().flatten(1).sum(1)
-        rise = evasion_margin(forward(family.scores, noise), y, family) - loss
-        signs.append(torch.stack([slope == 0, rise > 1.01 * step * slope]).cpu())  # more than rounding
-    return torch.cat(signs, 1)
+def signs_of_failure(family: Family, images: Tensor, data: Images, ball: Ball, seed: int, steps: int) -> dict:
+    """Indicators of a failed attack of so many steps (Pintor et al. 2022), bool (N,), for each attacked image: "flat",
+    the loss has no slope there; "jumps", a little random noise raises it by more than its slope allows; "rising", in a
+    tenth of the steps more it rises so fast that as many steps again would break the image."""
+    signs, more, step = [], -(-steps // 10), 0.5 / 255
+    noisy = Ball(step).random(images, keys(seed, "step", data.ids))
+    for rows in torch.arange(len(images)).split(128):
+        x, noise, clean, y = (t[rows].to(device_of(family)) for t in (images, noisy, data.pixels, data.labels))
+        losses, slopes = [], []
+        for _ in range(more + 1):
+            out = forward(family.scores, x.requires_grad_())
+            (loss,), (gradient,) = with_gradients(x, lambda out, y=y: (evasion_margin(out, y, family),), out)
+            losses, slopes = [*losses, loss.detach()], [*slopes, gradient.abs().flatten(1).sum(1)]
+            x = ball.project(x.detach() + ball.eps / 40 * ball.ascent(gradient), clean)  # joint's last step
+        rise = evasion_margin(forward(family.scores, noise), y, family) - losses[0]
+        rising = losses[0] + (torch.stack(losses).amax(0) - losses[0]) * steps / more >= 0
+        jumps = rise > 1.01 * step * slopes[0]  # more than rounding
+        signs.append(torch.stack([slopes[0] == 0, jumps, rising]).cpu())
+    return dict(zip(SIGNS, torch.cat(signs, 1), strict=True))

@@ -1,6 +1,7 @@
 """The report's files, tables and sentences say what the records say."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 from conftest import ROOT
 from multishield import records
 from paper.params import Params
+from paper.pipeline.notebooks import read_notebook
 from paper.report import figures, published, report, sentences, tables
 
 ATTACKED = {"no_shield": [1, 2, 0, 1], "unaware": [3, 3, 3, 0], "paper": [3, 3, 3, 1], "joint": [1, 3, 3, 1]}
@@ -133,7 +135,9 @@ def test_dvc_finds_the_columns_of_its_curves(project_root):
     frames = {"training/standard": history.assign(epoch=0), "training/robust": history, "alignment": zero_shot}
     for name, frame in frames.items():
         records.save(frame, project_root / "artifacts" / name / "history.csv")
-    report.write_training(Params.load(ROOT / "params.yaml"))
+    s = SimpleNamespace(params=Params.load(ROOT / "params.yaml"), folder=project_root / "artifacts" / "report")
+    last = read_notebook(ROOT / "notebooks" / "09_report.ipynb").cells[-1]
+    exec(last.source, {"s": s, "pd": pd, "save": records.save})
     written = pd.read_csv(project_root / "artifacts" / "report" / "tables" / "training.csv")
     points = [["robust", 1, "clean_accuracy", 0.5], ["robust", 2, "clean_accuracy", 0.75]]
     assert written.values.tolist() == points + [["CLIP", epoch, "zero_shot_accuracy", 0.25] for epoch in (1, 2)]

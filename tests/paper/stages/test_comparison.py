@@ -118,9 +118,11 @@ def test_a_loss_without_slope_and_one_that_noise_raises_are_signs_of_failure(slo
             return slope * scores + (1 - slope) * scores.detach()
 
     data = levels(*torch.linspace(0.1, 0.4, 16).tolist())
-    signs = signs_of_failure(Family(ConfidenceThreshold(Masked(), 0.0)), data.pixels, data, 0)
-    assert signs[0].tolist() == [flat] * 16
-    assert jumps * 4 <= signs[1].sum() <= jumps * 12, "half of all random steps lower the loss"
+    signs = signs_of_failure(Family(ConfidenceThreshold(Masked(), 0.0)), data.pixels, data, Ball(0.84), 0, steps=10)
+    assert signs["flat"].tolist() == [flat] * 16
+    assert jumps * 4 <= signs["jumps"].sum() <= jumps * 12, "half of all random steps lower the loss"
+    # One step goes eps/40; ten more steps go eps/4 = 0.21. The border is at a brightness of 0.5.
+    assert signs["rising"].tolist() == [not flat and level > 0.29 for level in data.pixels[:, 0, 0, 0].tolist()]
 
 
 def rows_of(t_clean, t_broken, defence, right=True):
