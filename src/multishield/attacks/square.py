@@ -27,8 +27,7 @@ PATIENCE = 2.0
 class RandomSquares(Rule):
     """Propose the best point so far with one square of +-eps per channel; keep it if it raises the loss."""
 
-    needs_gradient = False
-    most = 2
+    needs_gradient, most = False, 2
 
     def first(self, clean: Tensor, streams: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""

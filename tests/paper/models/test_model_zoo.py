@@ -107,8 +107,7 @@ def test_the_published_preprocessing_of_imagenet_is_compared(project_root):
 
 
 def test_a_classifier_of_no_zoo_has_no_table(project_root):
-    table = compared(project_root, 1, 0, 2, {"source": "train", "architecture": "resnet8"})
-    assert table.empty
+    assert compared(project_root, 1, 0, 2, {"source": "train", "architecture": "resnet8"}).empty
 
 
 @pytest.mark.cifar10
