@@ -107,7 +107,7 @@ class Stage(Attacking):
         passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
         about = {"captured": broken[1 : 1 + budget.restarts].sum(0), "doubling": last_doubling(broken)}
         signs = signs_of_failure(family, images, data, self.ball, self.params.seed, budget.steps)
-        about |= {name: of & ~broken.any(0) for name, of in signs.items()}
+        about |= {name: of & lost & ~broken.any(0) for name, of in signs.items()}
         about |= {"runs": torch.tensor(len(broken)).expand(len(data))}
         return AttackedImages(images, names, *passes), {key: of.numpy() for key, of in about.items()}
 
