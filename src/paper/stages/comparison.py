@@ -30,7 +30,7 @@ REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
 ALONE = ("random noise", "black box", "on CLIP", "no_shield", "paper", "joint")  # each is shown alone, too
 RESAMPLES, DEPLOYED = 10_000, 0.05  # fewer show no small p once it is corrected; the clean rejection wanted in use
-ENOUGH = 0.005  # the share of images that the last doubling of the runs may break
+ENOUGH = 0.005  # runs are longer and longer, until a doubling of their steps breaks a smaller share of the images
 
 
 class Stage(Attacking):
@@ -81,35 +81,39 @@ class Stage(Attacking):
     def _attacked(self, name: str, family: Family, data: Images, before: dict) -> tuple[AttackedImages, dict]:
         """Per image the most accepted one of a family's own attacks at its strictest, and columns about the attacks.
 
-        The attacks are joint from earlier images, restarts from random points, and the black box on the others. Joint's
-        runs double, on the images that are left, until a doubling breaks at most `ENOUGH`. A bound family cannot be
-        broken on images that no attack has broken for the classifier. The columns: captured (how many of the first
-        restarts break the image), doubling (whether the last doubling has), runs; `signs_of_failure` where it holds.
+        The attacks are joint from earlier images, restarts from random points, longer runs from the most accepted
+        images, and the black box. The steps double until a doubling breaks fewer images than `ENOUGH`. A bound family
+        cannot be broken on images that no attack has broken for the classifier. The columns: captured (how many of the
+        restarts break the image), doubling (whether the last one has), steps (of the longest run), and `SIGNS`.
         """
         lost = before["no_shield"].success | before["worst_case"].success | torch.tensor(not family.bound)
-        left, untouched, budget = lost.nonzero()[:, 0], AttackedImages.untouched(data), self.params.comparison.attack
-        attacker, runs, broken = self.attacker_of(f"{self.item}, {name}"), [], torch.zeros(0, len(data)).bool()
-        starts = [replace(before[s][left], broken_by=["earlier"] * len(left)) for s in ("no_shield", "on CLIP")]
-        options = {"targets": budget.targets, "steps": budget.steps, "long": 1, "rounds": 0, "nearest": True}
-        while len(left) and (len(runs) <= budget.restarts or last_doubling(broken).sum() > ENOUGH * len(data)):
-            number = len(runs)
-            left = left if number <= budget.restarts else left[~broken[:, left].any(0)]
-            run = replace(attacker, seed=attacker.seed + number).run
-            newer = run(joint, f"joint {number}", family, data[left], starts * (number == 0), **options)
-            runs.append(untouched.updated(left, newer))
-            broken = torch.stack([run.success for run in runs])
-        left = (lost & ~broken.any(0)).nonzero()[:, 0]
+        wanted, untouched = self.params.comparison.attack, AttackedImages.untouched(data)
+        attacker = self.attacker_of(f"{self.item}, {name}")
+
+        def run(number: int, left: Tensor, steps: int, *starts: AttackedImages) -> AttackedImages:
+            if not len(left):
+                return untouched
+            begun = [replace(of[left], broken_by=["earlier"] * len(left)) for of in starts]
+            options = {"targets": wanted.targets, "steps": steps, "long": 1, "rounds": 0, "nearest": True}
+            other = replace(attacker, seed=attacker.seed + number)
+            newer = other.run(joint, f"joint {number}", family, data[left], begun, **options)
+            return untouched.updated(left, newer)
+
+        left, steps, number = lost.nonzero()[:, 0], wanted.steps, wanted.restarts
+        restarts = [run(n + 1, left, steps) for n in range(number)]
+        last = first = run(0, left, steps, before["no_shield"], before["on CLIP"])
+        best = most_accepted(family, [first, *restarts], data.labels)
+        while steps == wanted.steps or last.success.sum() >= ENOUGH * len(data):
+            left, steps, number = (lost & ~best.success).nonzero()[:, 0], 2 * steps, number + 1
+            last = run(number, left, steps, best)
+            best = most_accepted(family, [best, last], data.labels)
+        left = (lost & ~best.success).nonzero()[:, 0]
         squared = attacker.square_on_survivors(family, data[left], untouched[left])
-        runs.append(untouched.updated(left, squared))
-        best = torch.stack([family.wrong_level(run.images, data.labels) for run in runs]).argmax(0)
-        images = torch.stack([run.images for run in runs])[best, torch.arange(len(data))]
-        names = [name if any(of) else by for of, by in zip(broken.T.tolist(), runs[-1].broken_by, strict=True)]
-        passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
-        about = {"captured": broken[1 : 1 + budget.restarts].sum(0), "doubling": last_doubling(broken)}
-        signs = signs_of_failure(family, images, data, self.ball, self.params.seed, budget.steps)
-        about |= {name: of & lost & ~broken.any(0) for name, of in signs.items()}
-        about |= {"runs": torch.tensor(len(broken)).expand(len(data))}
-        return AttackedImages(images, names, *passes), {key: of.numpy() for key, of in about.items()}
+        attacked = most_accepted(family, [best, untouched.updated(left, squared)], data.labels)
+        about = {"captured": sum(of.success.int() for of in restarts), "doubling": last.success}
+        signs = signs_of_failure(family, attacked.images, data, self.ball, self.params.seed, steps)
+        about |= {name: of & lost & ~attacked.success for name, of in signs.items()}
+        return attacked, {key: of.numpy() for key, of in about.items()} | {"steps": steps}
 
     def _rows(self, name: str, family: Family, data: Images, attacked: dict, seen: dict) -> pd.DataFrame:
         images = {"clean": data.pixels} | {source: of.images for source, of in attacked.items()}
@@ -136,10 +140,13 @@ class Stage(Attacking):
         return held
 
 
-def last_doubling(broken: Tensor) -> Tensor:
-    """Which images (N,) the last doubling of the runs has broken, from those that each run breaks (R,N)."""
-    runs = 1 << max(len(broken).bit_length() - 1, 0)
-    return broken[:runs].any(0) & ~broken[: runs // 2].any(0)
+def most_accepted(family: Family, runs: list[AttackedImages], labels: Tensor) -> AttackedImages:
+    """Per image the one of several runs that the largest threshold accepts as a wrong class; passes add up."""
+    best = torch.stack([family.wrong_level(run.images, labels) for run in runs]).argmax(0)
+    images = torch.stack([run.images for run in runs])[best, torch.arange(len(labels))]
+    names = [next(filter(None, of), "") for of in zip(*(run.broken_by for run in runs), strict=True)]
+    passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
+    return AttackedImages(images, names, *passes)
 
 
 def curve(rows: pd.DataFrame) -> pd.DataFrame:
@@ -226,8 +233,8 @@ def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
         others, squared = (broken & ~own).sum(), of.squared.sum()
         row |= {"own": own.sum(), "Square alone": squared, "others alone": others, "noise": noise.sum()}
         row |= {"missed": missed[0], "missed, up to": np.quantile(missed, 0.975), "passes": of.forwards.mean(), "N": n}
-        if "runs" in of:  # records of older code have none
-            row |= {"runs": of.runs.max(), "robust, lost to the last doubling": of.doubling.mean()}
+        if "steps" in of:  # records of older code have none
+            row |= {"steps": of.steps.max(), "robust, lost to the last doubling": of.doubling.mean()}
             row |= {name: of[name].sum() for name in SIGNS if name in of}
         rules = {"white box beats black box": squared, "one attack is enough": others > n / 200}
         made.append(row | {"violated": ", ".join(rule for rule, violated in rules.items() if violated)})

@@ -90,7 +90,7 @@ def test_what_may_have_been_missed_by_hand():
     rows = pd.concat([rows_of(np.zeros(10), of, name) for name, of in lost.items()])
     rows = rows.assign(forwards=20, captured=[2, 2, 1, 1, 1, *[0] * 25], squared=[False] * 4 + [True] + [False] * 25)
     rows = rows.assign(
-        runs=3, doubling=[True] * 2 + [False] * 28, flat=False, jumps=[False] * 7 + [True] + [False] * 22
+        steps=40, doubling=[True] * 2 + [False] * 28, flat=False, jumps=[False] * 7 + [True] + [False] * 22
     )
     rows["t, own"] = [1.0] * 5 + [-np.inf] * 25
     rows["t, random noise"] = [-np.inf] * 6 + [1.0] + [-np.inf] * 23
@@ -100,14 +100,24 @@ def test_what_may_have_been_missed_by_hand():
     assert [row[f"robust, {name}"] for name in left] == pytest.approx([0.65, 0.5, 0.3, 0.2])
     assert (row["own"], row["others alone"], row["noise"], row["passes"], row["N"]) == (5, 2, 1, 20, 10)
     assert (row["Square alone"], row["violated"]) == (1, "white box beats black box, one attack is enough")
-    assert (row["runs"], row["robust, lost to the last doubling"], row["flat"], row["jumps"]) == (3, 0.2, 0, 1)
+    assert (row["steps"], row["robust, lost to the last doubling"], row["flat"], row["jumps"]) == (40, 0.2, 0, 1)
     assert row["missed"] == 3**2 / (2 * 2)
     assert row["missed, up to"] > row["missed"]
 
 
-def test_the_last_doubling_of_one_to_five_runs():
-    gained = [comparison.last_doubling(torch.eye(5)[:n].bool()).nonzero()[:, 0].tolist() for n in range(6)]
-    assert gained == [[], [0], [1], [1], [2, 3], [2, 3]]
+def test_runs_go_on_from_the_best_images_until_a_doubling_breaks_too_few(known, monkeypatch, tmp_path):
+    def by_steps(defence, images, labels, ids, steps, watch, starts=(), **settings):
+        names = ["joint" if steps >= {0: 20, 1: 40, 2: 40, 3: 80, 4: 320}.get(i, 999) else "" for i in ids.tolist()]
+        begun.append((steps, bool(starts) and bool((starts[0].images == 0.25).all())))
+        none = torch.zeros(len(images), dtype=torch.long)
+        watch(torch.arange(len(images)), AttackedImages(images.where(images < 0, 0.25), names, none, none), 0)
+
+    monkeypatch.setattr(comparison, "joint", by_steps)
+    monkeypatch.setattr(Ball, "checked_distance", lambda *_: None)
+    begun = []
+    rows = compared(known[0][:8], tmp_path)
+    assert begun[:5] == [(20, False)] * 2 + [(40, True), (80, True), (160, True)], "the last one has broken none"
+    assert rows[["steps", "doubling", "captured"]].iloc[:2].to_numpy().tolist() == [[160, False, 1], [160, False, 0]]
 
 
 @pytest.mark.parametrize(("slope", "flat", "jumps"), [(1.0, False, False), (1e-3, False, True), (0.0, True, True)])
@@ -186,7 +196,7 @@ def test_chunk_by_chunk_it_is_the_same(known, monkeypatch, tmp_path):
     monkeypatch.setattr(images_module, "CHUNK", 40 * data.pixels[0].nbytes)
     chunks, order = compared(data, tmp_path), ["defence", "image"]
     first, second = (rows.sort_values(order, ignore_index=True) for rows in (whole, chunks))
-    pd.testing.assert_frame_equal(first.drop(columns="runs"), second.drop(columns="runs"))  # each chunk decides
+    pd.testing.assert_frame_equal(first.drop(columns="steps"), second.drop(columns="steps"))  # each chunk decides
     assert len(StoredImages(tmp_path / "Multi-Shield-margins")[:].images) == len(data)
 
 
