@@ -90,29 +90,28 @@ class Stage(Attacking):
         wanted, untouched = self.params.comparison.attack, AttackedImages.untouched(data)
         attacker = self.attacker_of(f"{self.item}, {name}")
 
-        def run(number: int, left: Tensor, steps: int, *starts: AttackedImages) -> AttackedImages:
+        def run(number: int, left: Tensor, *starts: AttackedImages, targets=wanted.targets, steps=wanted.steps):
             if not len(left):
                 return untouched
             begun = [replace(of[left], broken_by=["earlier"] * len(left)) for of in starts]
-            options = {"targets": wanted.targets, "steps": steps, "long": 1, "rounds": 0, "nearest": True}
+            options = {"targets": targets, "steps": steps, "long": 1, "rounds": 0, "nearest": True}
             other = replace(attacker, seed=attacker.seed + number)
-            newer = other.run(joint, f"joint {number}", family, data[left], begun, **options)
-            return untouched.updated(left, newer)
+            return untouched.updated(left, other.run(joint, f"joint {number}", family, data[left], begun, **options))
 
         left, steps, number = lost.nonzero()[:, 0], wanted.steps, wanted.restarts
-        restarts = [run(n + 1, left, steps) for n in range(number)]
-        last = first = run(0, left, steps, before["no_shield"], before["on CLIP"])
+        restarts = [run(n + 1, left) for n in range(number)]
+        last = first = run(0, left, before["no_shield"], before["on CLIP"])
         best = most_accepted(family, [first, *restarts], data.labels)
         while steps == wanted.steps or last.success.sum() >= ENOUGH * len(data):
             left, steps, number = (lost & ~best.success).nonzero()[:, 0], 2 * steps, number + 1
-            last = run(number, left, steps, best)
+            last = run(number, left, best, targets=0, steps=steps)
             best = most_accepted(family, [best, last], data.labels)
         left = (lost & ~best.success).nonzero()[:, 0]
         squared = attacker.square_on_survivors(family, data[left], untouched[left])
         attacked = most_accepted(family, [best, untouched.updated(left, squared)], data.labels)
         about = {"captured": sum(of.success.int() for of in restarts), "doubling": last.success}
-        signs = signs_of_failure(family, attacked.images, data, self.ball, self.params.seed, steps)
-        about |= {name: of & lost & ~attacked.success for name, of in signs.items()}
+        left = (lost & ~attacked.success).nonzero()[:, 0]
+        about |= signs_of_failure(family, attacked.images, data, left, self.ball, steps)
         return attacked, {key: of.numpy() for key, of in about.items()} | {"steps": steps}
 
     def _rows(self, name: str, family: Family, data: Images, attacked: dict, seen: dict) -> pd.DataFrame:
@@ -145,8 +144,7 @@ def most_accepted(family: Family, runs: list[AttackedImages], labels: Tensor) ->
     best = torch.stack([family.wrong_level(run.images, labels) for run in runs]).argmax(0)
     images = torch.stack([run.images for run in runs])[best, torch.arange(len(labels))]
     names = [next(filter(None, of), "") for of in zip(*(run.broken_by for run in runs), strict=True)]
-    passes = (torch.stack([getattr(run, key) for run in runs]).sum(0) for key in ("forwards", "backwards"))
-    return AttackedImages(images, names, *passes)
+    return AttackedImages(images, names, sum(run.forwards for run in runs), sum(run.backwards for run in runs))
 
 
 def curve(rows: pd.DataFrame) -> pd.DataFrame:

@@ -65,13 +65,15 @@ def families(shield: MultiShield, pixels: Tensor, cpr: bool) -> dict[str, Family
     return {name: family for name, family in zip(FAMILIES, made, strict=True) if cpr or name != "CPR"}
 
 
-def signs_of_failure(family: Family, images: Tensor, data: Images, ball: Ball, seed: int, steps: int) -> dict:
-    """Indicators of a failed attack of so many steps (Pintor et al. 2022), bool (N,), for each attacked image: "flat",
-    the loss has no slope there; "jumps", a little random noise raises it by more than its slope allows; "rising", in a
-    tenth of the steps more it rises so fast that as many steps again would break the image."""
-    signs, more, step = [], -(-steps // 10), 0.5 / 255
-    noisy = Ball(step).random(images, keys(seed, "step", data.ids))
-    for rows in torch.arange(len(images)).split(128):
+def signs_of_failure(family: Family, images: Tensor, data: Images, left: Tensor, ball: Ball, steps: int) -> dict:
+    """Indicators of a failed attack of so many steps (Pintor et al. 2022), bool (N,), for the images that are left.
+
+    "flat": the loss has no slope there. "jumps": a little random noise raises it by more than its slope allows.
+    "rising": in a tenth of the steps more it rises so fast that as many steps again would break the image.
+    """
+    signs, more, step = torch.zeros(len(SIGNS), len(images)).bool(), -(-steps // 10), 0.5 / 255
+    noisy = Ball(step).random(images, keys(0, "step", data.ids))
+    for rows in left.split(128) if len(left) else ():
         x, noise, clean, y = (t[rows].to(device_of(family)) for t in (images, noisy, data.pixels, data.labels))
         losses, slopes = [], []
         for _ in range(more + 1):
@@ -82,5 +84,5 @@ def signs_of_failure(family: Family, images: Tensor, data: Images, ball: Ball, s
         rise = evasion_margin(forward(family.scores, noise), y, family) - losses[0]
         rising = losses[0] + (torch.stack(losses).amax(0) - losses[0]) * steps / more >= 0
         jumps = rise > 1.01 * step * slopes[0]  # more than rounding
-        signs.append(torch.stack([slopes[0] == 0, jumps, rising]).cpu())
-    return dict(zip(SIGNS, torch.cat(signs, 1), strict=True))
+        signs[:, rows] = torch.stack([slopes[0] == 0, jumps, rising]).cpu()
+    return dict(zip(SIGNS, signs, strict=True))

@@ -90,7 +90,7 @@ def test_what_may_have_been_missed_by_hand():
     rows = pd.concat([rows_of(np.zeros(10), of, name) for name, of in lost.items()])
     rows = rows.assign(forwards=20, captured=[2, 2, 1, 1, 1, *[0] * 25], squared=[False] * 4 + [True] + [False] * 25)
     rows = rows.assign(
-        steps=40, doubling=[True] * 2 + [False] * 28, flat=False, jumps=[False] * 7 + [True] + [False] * 22
+        steps=40, doubling=[True] * 2 + [False] * 28, flat=False, jumps=[*[False] * 7, True, *[False] * 22]
     )
     rows["t, own"] = [1.0] * 5 + [-np.inf] * 25
     rows["t, random noise"] = [-np.inf] * 6 + [1.0] + [-np.inf] * 23
@@ -128,7 +128,8 @@ def test_a_loss_without_slope_and_one_that_noise_raises_are_signs_of_failure(slo
             return slope * scores + (1 - slope) * scores.detach()
 
     data = levels(*torch.linspace(0.1, 0.4, 16).tolist())
-    signs = signs_of_failure(Family(ConfidenceThreshold(Masked(), 0.0)), data.pixels, data, Ball(0.84), 0, steps=10)
+    family, left = Family(ConfidenceThreshold(Masked(), 0.0)), torch.arange(16)
+    signs = signs_of_failure(family, data.pixels, data, left, Ball(0.84), steps=10)
     assert signs["flat"].tolist() == [flat] * 16
     assert jumps * 4 <= signs["jumps"].sum() <= jumps * 12, "half of all random steps lower the loss"
     # One step goes eps/40; ten more steps go eps/4 = 0.21. The border is at a brightness of 0.5.
