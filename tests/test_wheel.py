@@ -70,9 +70,8 @@ def bare(wheel, tmp_path_factory) -> Path:
 
 
 def said(python: Path, *arguments: str, folder: Path) -> str:
-    done = subprocess.run(
-        [python, *arguments], cwd=folder, env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    options = {"env": {"OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+    done = subprocess.run([python, *arguments], cwd=folder, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -90,29 +90,29 @@ class Stage(Attacking):
         wanted, untouched = self.params.comparison.attack, AttackedImages.untouched(data)
         attacker = self.attacker_of(f"{self.item}, {name}")
 
-        def run(number: int, left: Tensor, *starts: AttackedImages, targets=wanted.targets, steps=wanted.steps):
+        def run(number: int, left: Tensor, *starts: AttackedImages, targets=wanted.targets, long=1) -> AttackedImages:
             if not len(left):
                 return untouched
             begun = [replace(of[left], broken_by=["earlier"] * len(left)) for of in starts]
-            options = {"targets": targets, "steps": steps, "long": 1, "rounds": 0, "nearest": True}
+            options = {"targets": targets, "steps": wanted.steps, "long": long, "rounds": 0, "nearest": True}
             other = replace(attacker, seed=attacker.seed + number)
             return untouched.updated(left, other.run(joint, f"joint {number}", family, data[left], begun, **options))
 
-        left, steps, number = lost.nonzero()[:, 0], wanted.steps, wanted.restarts
+        left, number, long = lost.nonzero()[:, 0], wanted.restarts, 1
         restarts = [run(n + 1, left) for n in range(number)]
         last = first = run(0, left, before["no_shield"], before["on CLIP"])
         best = most_accepted(family, [first, *restarts], data.labels)
-        while steps == wanted.steps or last.success.sum() >= ENOUGH * len(data):
-            left, steps, number = (lost & ~best.success).nonzero()[:, 0], 2 * steps, number + 1
-            last = run(number, left, best, targets=0, steps=steps)
+        while long == 1 or last.success.sum() >= ENOUGH * len(data):
+            left, number, long = (lost & ~best.success).nonzero()[:, 0], number + 1, 2 * long
+            last = run(number, left, best, targets=0, long=long)
             best = most_accepted(family, [best, last], data.labels)
         left = (lost & ~best.success).nonzero()[:, 0]
         squared = attacker.square_on_survivors(family, data[left], untouched[left])
         attacked = most_accepted(family, [best, untouched.updated(left, squared)], data.labels)
         about = {"captured": sum(of.success.int() for of in restarts), "doubling": last.success}
         left = (lost & ~attacked.success).nonzero()[:, 0]
-        about |= signs_of_failure(family, attacked.images, data, left, self.ball, steps)
-        return attacked, {key: of.numpy() for key, of in about.items()} | {"steps": steps}
+        about |= signs_of_failure(family, attacked.images, data, left, self.ball, long * wanted.steps)
+        return attacked, {key: of.numpy() for key, of in about.items()} | {"steps": long * wanted.steps}
 
     def _rows(self, name: str, family: Family, data: Images, attacked: dict, seen: dict) -> pd.DataFrame:
         images = {"clean": data.pixels} | {source: of.images for source, of in attacked.items()}

@@ -16,10 +16,10 @@ HALF = [0.5] * 3
 
 
 # He et al. 2016, table 6: 0.27M, 0.46M, 0.66M, 0.85M parameters; ResNet-18 for 32x32 has 11.17M.
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet18", 11.17)],
-)
+MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet18": 11.17}
+
+
+@pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
 def test_sizes_and_both_directions(name, millions):
     network = build_network(name, 10).eval()
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)

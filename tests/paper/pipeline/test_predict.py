@@ -22,14 +22,11 @@ def fixed(scores):
     return Linear(3, 192, then=lambda z: 0 * z + torch.tensor(scores))
 
 
-@pytest.mark.parametrize(
-    ("cosines", "tolerance", "decision", "gap"),
-    [
-        ([0.30, 0.10, 0.0], 0.0, "cat", 0.0),
-        ([0.10, 0.30, 0.0], 0.0, "rejected", 0.2),
-        ([0.10, 0.30, 0.0], 0.25, "cat", 0.2),
-    ],
-)
+AGREE, DIFFER = [0.30, 0.10, 0.0], [0.10, 0.30, 0.0]  # cosines of the three classes
+CASES = [(AGREE, 0.0, "cat", 0.0), (DIFFER, 0.0, "rejected", 0.2), (DIFFER, 0.25, "cat", 0.2)]
+
+
+@pytest.mark.parametrize(("cosines", "tolerance", "decision", "gap"), CASES)
 def test_a_decision_and_its_reasons(cosines, tolerance, decision, gap):
     shield = MultiShield(fixed([2.0, 1.0, 0.0]), fixed(cosines), tolerance)
     first, second = predict.explained(shield, torch.rand(2, 3, 8, 8), ["cat", "dog", "ox"])
@@ -112,7 +109,5 @@ def test_extensions_run_in_the_pipeline_and_predict(tmp_path):
         assert (done.returncode, done.stdout) == (1, "")
         assert text in done.stderr
         assert "Traceback" not in done.stderr
-    assert (
-        "the tolerance is -1.0; a finite number of at least 0 is accepted"
-        in predicted("folder", "--tolerance", "-1").stderr
-    )
+    done = predicted("folder", "--tolerance", "-1")
+    assert "the tolerance is -1.0; a finite number of at least 0 is accepted" in done.stderr

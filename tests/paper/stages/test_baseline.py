@@ -114,9 +114,7 @@ def ours(name, network, x, y, eps, seed):
 # Square is a random search: one seed and the next lie up to two points apart, in either package. So means are compared.
 @pytest.mark.long
 @pytest.mark.cifar10
-@pytest.mark.parametrize(
-    ("name", "eps", "seeds"), [("apgd-ce", 0.8 / 255, 1), ("apgd-t", 0.8 / 255, 1), ("square", 4 / 255, 3)]
-)
+@pytest.mark.parametrize(("name", "eps", "seeds"), [("apgd-ce", 0.8, 1), ("apgd-t", 0.8, 1), ("square", 4, 3)])
 def test_agreement_with_autoattacks_package(name, eps, seeds):
     """A ResNet-20, 200 CIFAR-10 images, a radius where some resist: robust accuracy within one point."""
     weights, folder = (Path(os.environ[v]) for v in ("MULTISHIELD_WEIGHTS", "MULTISHIELD_CIFAR10"))
@@ -129,7 +127,7 @@ def test_agreement_with_autoattacks_package(name, eps, seeds):
     right = (outputs(network, x).argmax(1) == y).nonzero()[:200, 0]
     robust = []
     for package in (theirs, ours):
-        left = [package(name, network, x[right], y[right], eps, seed) for seed in range(seeds)]
+        left = [package(name, network, x[right], y[right], eps / 255, seed) for seed in range(seeds)]
         print(f"{name}: {package.__name__} {left} of {len(right)} robust")
         robust.append(sum(left) / seeds)
     assert 0.1 < robust[0] / len(right) < 0.9, "some images are robust and some are not"

@@ -86,12 +86,10 @@ NEEDED = ("Multi-Shield", FAMILIES[0], FAMILIES[-2])  # the shield, the threshol
 
 def test_what_may_have_been_missed_by_hand():
     """Ten images: one restart of two breaks three, both break two; others break one more, noise another."""
-    lost = {name: [1.0] * count + [-np.inf] * (10 - count) for count, name in zip((7, 8, 9), NEEDED, strict=True)}
-    rows = pd.concat([rows_of(np.zeros(10), of, name) for name, of in lost.items()])
-    rows = rows.assign(forwards=20, captured=[2, 2, 1, 1, 1, *[0] * 25], squared=[False] * 4 + [True] + [False] * 25)
-    rows = rows.assign(
-        steps=40, doubling=[True] * 2 + [False] * 28, flat=False, jumps=[*[False] * 7, True, *[False] * 22]
-    )
+    lost, n = zip((7, 8, 9), NEEDED, strict=True), np.arange(30)
+    rows = [rows_of(np.zeros(10), [1.0] * count + [-np.inf] * (10 - count), name) for count, name in lost]
+    rows = pd.concat(rows).assign(forwards=20, captured=[2, 2, 1, 1, 1, *[0] * 25], squared=n == 4)
+    rows = rows.assign(steps=40, doubling=n < 2, flat=False, jumps=n == 7)
     rows["t, own"] = [1.0] * 5 + [-np.inf] * 25
     rows["t, random noise"] = [-np.inf] * 6 + [1.0] + [-np.inf] * 23
     params = SimpleNamespace(rejection=MOST, attack=SimpleNamespace(restarts=2))
@@ -106,9 +104,9 @@ def test_what_may_have_been_missed_by_hand():
 
 
 def test_runs_go_on_from_the_best_images_until_a_doubling_breaks_too_few(known, monkeypatch, tmp_path):
-    def by_steps(defence, images, labels, ids, steps, watch, starts=(), **settings):
-        names = ["joint" if steps >= {0: 20, 1: 40, 2: 40, 3: 80, 4: 320}.get(i, 999) else "" for i in ids.tolist()]
-        begun.append((steps, bool(starts) and bool((starts[0].images == 0.25).all())))
+    def by_steps(defence, images, labels, ids, steps, long, watch, starts=(), **settings):
+        names = ["joint" if long >= {0: 1, 1: 2, 2: 2, 3: 4, 4: 16}.get(i, 99) else "" for i in ids.tolist()]
+        begun.append((steps * long, bool(starts) and bool((starts[0].images == 0.25).all())))
         none = torch.zeros(len(images), dtype=torch.long)
         watch(torch.arange(len(images)), AttackedImages(images.where(images < 0, 0.25), names, none, none), 0)
 

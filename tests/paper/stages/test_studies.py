@@ -31,9 +31,8 @@ def study(tmp_path):
     level = torch.cat([0.5 - away, 0.5 + away])
     data = Images(grey(*level.tolist(), side=32), (level > 0.5).long(), torch.arange(42))
     none, moved = torch.zeros(42, dtype=torch.long), data.pixels - (data.pixels - 0.5).sign() * EPS
-    unaware = AttackedImages(
-        moved, ["no_shield" if reached else "" for reached in (level - 0.5).abs() <= EPS], none, none
-    )
+    names = ["no_shield" if reached else "" for reached in (level - 0.5).abs() <= EPS]
+    unaware = AttackedImages(moved, names, none, none)
 
     def run(name, shield):
         stage = object.__new__(studies.Stage)
