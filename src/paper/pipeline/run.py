@@ -1,6 +1,7 @@
 """Run one stage as DVC calls it: its notebook, by papermill."""
 
 import errno
+import hashlib
 import os
 import re
 import resource
@@ -42,6 +43,11 @@ def execute(stage: str, item: str | None = None) -> None:
 
     name, source = run_name(stage, item), source_path(stage)
     running = write_notebook(read_notebook(source), paths.state("running", f"{name}.ipynb"))
+    code, unfinished = paths.artifacts("check", f"{name[3:]}.json"), paths.state("resume", name)
+    begun = unfinished / hashlib.sha256(code.read_bytes() if code.is_file() else b"").hexdigest()
+    if not begun.exists():  # results of other code or packages would be mixed with new ones
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_text(begun, "")
     _choose_kernel()
     arithmetic.choose(Params.load().arithmetic)
     options = {"kernel_name": "python3", "cwd": str(paths.root()), "progress_bar": False, "record_timing": False}
@@ -68,7 +74,7 @@ def execute(stage: str, item: str | None = None) -> None:
         raise UserError(f"{given}\nThe executed copy is {failed.relative_to(paths.root())}") from None
     write_notebook(read_notebook(running), paths.artifacts("notebooks", f"{name}.ipynb"))
     running.unlink()
-    shutil.rmtree(paths.state("resume", name), ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _choose_kernel() -> None:
@@ -93,10 +99,8 @@ def _log_cost(stage: str, item: str | None, seconds: float) -> None:
     """Append wall time and peak memory to an untracked file: in a tracked one they would make every run differ."""
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1000
     log = paths.state("stages.csv")
-    if not log.exists():
-        write_text(log, "stage,classifier,seconds,peak_memory_gb\n")
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"{stage},{item or ''},{seconds:.1f},{peak:.2f}\n")
+    rows = log.read_text("utf-8") if log.exists() else "stage,classifier,seconds,peak_memory_gb\n"
+    write_text(log, f"{rows}{stage},{item or ''},{seconds:.1f},{peak:.2f}\n")
 
 
 def show_cost() -> None:

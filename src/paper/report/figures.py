@@ -177,8 +177,7 @@ def bounds(table: pd.DataFrame) -> Figure:
         looks = (BLUE, "o"), (AMBER, "s"), (GREEN, "^"), (RED, "D")
         for (sigma, of), (colour, mark) in zip(rows.groupby("value", sort=False), looks, strict=False):
             curves = {bound: curve.set_index("radius").ratio for bound, curve in of.groupby("bound")}
-            band = curves["held"].index, curves["held"], curves["attacked"]
-            axis.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
+            axis.fill_between(curves["held"].index, curves["held"], curves["attacked"], color=colour, alpha=0.2, lw=0)
             for bound, line in {"attacked": "--", "held": "-", "right": ":"}.items():
                 look = {"color": colour, "markersize": 4, "label": f"{BOUNDS[bound]}, sigma {sigma}"}
                 axis.plot(curves[bound], mark + line, clip_on=False, **look)

@@ -28,8 +28,7 @@ def improvements(metrics: pd.DataFrame) -> pd.DataFrame:
 def _entry(name: str) -> Entry | None:
     """A classifier's entry of the model zoo; None if it has none."""
     made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
-    zoo = made_by["source"] == "model_zoo"
-    return model_zoo.find(f"training.{name}.name", made_by["name"]) if zoo else None
+    return model_zoo.find(f"training.{name}.name", made_by["name"]) if made_by["source"] == "model_zoo" else None
 
 
 def differences(entry: Entry, params: Params) -> tuple[list[str], list[str]]:

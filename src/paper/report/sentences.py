@@ -46,8 +46,7 @@ def failures(rows: pd.DataFrame) -> str:
 def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     """The results of the three scenarios for each classifier, from the metrics and the records."""
     groups, by_name = metrics.groupby("classifier", sort=False), dict(list(rows.groupby("classifier")))
-    lines = (f"- {baseline(name, m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
-    return "\n".join(lines)
+    return "\n".join(f"- {baseline(name, m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
 
 
 def data(params: Params, count: int) -> str:

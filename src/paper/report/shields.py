@@ -54,8 +54,7 @@ def overhead(shields: dict[str, MultiShield], image: Tensor) -> pd.DataFrame:
     rows = [("CLIP's image tower", *clip, "")]
     for name, shield in shields.items():
         alone = counted(shield.classifier, image)
-        both = (f"{name} with the shield", *(alone + clip), f"{(alone + clip)[1] / alone[1]:.1f}")
-        rows += [(name, *alone, ""), both]
+        rows += [(name, *alone, ""), (f"{name} with the shield", *(alone + clip), f"{1 + clip[1] / alone[1]:.1f}")]
     columns = ["model", "million parameters", "million operations per image", "times the classifier's"]
     cells = [(model, f"{n / 1e6:.2f}", f"{flops / 1e6:.1f}", times) for model, n, flops, times in rows]
     return pd.DataFrame(cells, columns=columns)

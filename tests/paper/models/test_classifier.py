@@ -13,8 +13,6 @@ from paper.models.classifier import Classifier, load_classifier, save_classifier
 from paper.params.sections import Classifiers
 
 HALF = [0.5] * 3
-
-
 # He et al. 2016, table 6: 0.27M, 0.46M, 0.66M, 0.85M parameters; ResNet-18 for 32x32 has 11.17M.
 MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet18": 11.17}
 

@@ -23,6 +23,7 @@ from paper.params import DEFAULTS, Params, read_yaml
 from paper.pipeline.profiles import profile_text, use_profile
 
 READER = YAML(typ="safe", pure=True)
+ODD = ["/data/x #y", "/data/a: b", '/data/it\'s "so"', "/data/caf\u00e9/\u732b", "/a" + " b" * 90]
 PROFILES = sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml"))
 PAPER = [n for n in (ROOT / "profiles" / "paper.list").read_text().split("\n") if n and not n.startswith("#")]
 
@@ -91,9 +92,7 @@ def demo(project_root) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    "path", ["/data/x #y", "/data/a: b", '/data/it\'s "so"', "/data/caf\u00e9/\u732b", "/a" + " b" * 90]
-)
+@pytest.mark.parametrize("path", ODD)
 def test_a_path_is_what_yaml_reads_back(project_root, demo, monkeypatch, path):
     monkeypatch.setenv("MULTISHIELD_CIFAR10", path)
     monkeypatch.setenv("MULTISHIELD_WEIGHTS", path)

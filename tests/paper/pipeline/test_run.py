@@ -43,8 +43,11 @@ def test_a_killed_kernel_is_one_sentence_and_its_unfinished_work_stays(stage, pr
     assert done.returncode == 1
     assert "its kernel was killed, most often because memory was short; the same command continues" in done.stderr
     assert "Traceback" not in done.stderr
-    assert work.exists()
-    assert stage("1").returncode == 0
+    assert stage("1 / 0").returncode == 1
+    assert work.exists(), "the same code continues"
+    write_json(project_root / "artifacts" / "check" / "dataset.json", {"modules": "of other code"})
+    assert stage(f"import os; print(os.path.exists({str(work)!r}))").returncode == 0
+    assert outputs(project_root) == "False\n", "other code begins anew"
     assert not work.parent.exists(), "the stage has ended well"
 
 
