@@ -99,7 +99,7 @@ def _log_cost(stage: str, item: str | None, seconds: float) -> None:
     """Append wall time and peak memory to an untracked file: in a tracked one they would make every run differ."""
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1000
     log = paths.state("stages.csv")
-    rows = log.read_text("utf-8") if log.exists() else "stage,classifier,seconds,peak_memory_gb\n"
+    rows = log.read_text("utf-8", "replace") if log.exists() else "stage,classifier,seconds,peak_memory_gb\n"
     write_text(log, f"{rows}{stage},{item or ''},{seconds:.1f},{peak:.2f}\n")
 
 
