@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from multishield import inputs, records, sanity
+from multishield import __version__, inputs, records, sanity
 from multishield.attacks.threat_model import Ball
 from multishield.budget import Budget, radius
 from multishield.defences import Drawn
@@ -189,7 +189,7 @@ def evaluate(
             notes += [f"each pass, and each decision, is {draws} draws of a random model"]
         settings = (sorted(attacks), asdict(budget), vars(ball), seed, name, draws, *vars(data).values())
         settings += (*given, *(images.images for images in given.values()))
-        folder = results_folder(save_to, *settings, defence, margins_of(defence, data)) if save_to else None
+        folder = save_to and results_folder(save_to, __version__, *settings, defence, margins_of(defence, data))
         unfinished = resume or (folder and folder / "unfinished")
         attacker = Attacker(name, budget, ball, seed, unfinished, each, batch_size, verbose)
         result = _evaluated(attacker, defence, data, attacks, known, given, tuple(notes), folder)

@@ -25,12 +25,6 @@ def improvements(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _entry(name: str) -> Entry | None:
-    """A classifier's entry of the model zoo; None if it has none."""
-    made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
-    return model_zoo.find(f"training.{name}.name", made_by["name"]) if made_by["source"] == "model_zoo" else None
-
-
 def differences(entry: Entry, params: Params) -> tuple[list[str], list[str]]:
     """The differences of a run from the entry's setting: of the images, and of the attack."""
     data, attacks, (size, resize, interpolation) = params.dataset, params.baseline.attacks, entry.preprocessing
@@ -51,7 +45,11 @@ def compare(params: Params, metrics: pd.DataFrame) -> pd.DataFrame:
     where the notes name a difference of setting. Metrics: see `records.metrics`.
     """
     alone, rows = metrics[metrics.scenario == "no_shield"].set_index(["classifier", "metric"]), []
-    for name, entry in {name: entry for name in params.classifiers if (entry := _entry(name))}.items():
+    for name in params.classifiers:
+        made_by = read_json(paths.artifacts("training", name, "classifier.json"))["architecture"]
+        if made_by["source"] != "model_zoo":
+            continue
+        entry = model_zoo.find(f"training.{name}.name", made_by["name"])
         images, attack = differences(entry, params)
         doubts = [f"images of one's own, taken to be test images of {entry.dataset}"] * params.dataset.own
         clean = ("clean accuracy", entry.clean, alone.loc[name, "clean_accuracy"], images)

@@ -42,7 +42,7 @@ def write(given: dict[str, pd.DataFrame], params: Params, folder: Path) -> dict[
         for name, frame in some.items():
             records.save(frame, place / f"{name}.csv")
     frames_of = (made["metrics"], made["comparison"], rows, all_records)
-    metrics, table, margins, scenarios = (tables.named(frame, tables.names_of(params)) for frame in frames_of)
+    metrics, table, margins, scenarios = (tables.named(frame, params) for frame in frames_of)
     said = f"{sentences.answer(table, params.comparison.rejection)}\n\n{sentences.finding(metrics, scenarios)}\n"
     write_text(folder / "sentences.md", said)
     shown = {"results": records.results(made["metrics"]), "summary": tables.summary(metrics, table, margins)}
@@ -53,7 +53,7 @@ def write(given: dict[str, pd.DataFrame], params: Params, folder: Path) -> dict[
     latex = {"index": False, "escape": True, "column_format": "ll" + "r" * (len(shown["results"].columns) - 2)}
     write_text(folder / "tables" / "results.tex", shown["results"].to_latex(**latex))
     write_json(folder / "metrics.json", tables.nested(made["metrics"]))
-    write_json(folder / "headline.json", tables.headline(made["metrics"]))
+    write_json(folder / "headline.json", tables.headline(made["metrics"], made["studies"]))
     return made | {name: shown[name] for name in ("sanity", "summary")} | {"rows": rows, "records": all_records}
 
 

@@ -12,9 +12,10 @@ def _share(metrics: pd.DataFrame, scenario: str, metric: str = "robust_accuracy"
     return f"{100 * metrics.set_index(['scenario', 'metric']).value[scenario, metric]:.1f} %"
 
 
-def baseline(name: str, metrics: pd.DataFrame) -> str:
+def baseline(metrics: pd.DataFrame) -> str:
     """The result of scenario 1."""
     clean, robust = _share(metrics, "no_shield", "clean_accuracy"), _share(metrics, "no_shield")
+    name = metrics.classifier.iloc[0]
     return f"**{name}** classifies {clean} of {metrics.n.iloc[0]} images correctly, and {robust} under AutoAttack."
 
 
@@ -45,8 +46,8 @@ def failures(rows: pd.DataFrame) -> str:
 
 def finding(metrics: pd.DataFrame, rows: pd.DataFrame) -> str:
     """The results of the three scenarios for each classifier, from the metrics and the records."""
-    groups, by_name = metrics.groupby("classifier", sort=False), dict(list(rows.groupby("classifier")))
-    return "\n".join(f"- {baseline(name, m)} {unaware(m)} {adaptive(m, by_name[name])}" for name, m in groups)
+    by_name, groups = dict(list(rows.groupby("classifier"))), metrics.groupby("classifier", sort=False)
+    return "\n".join(f"- {baseline(of)} {unaware(of)} {adaptive(of, by_name[name])}" for name, of in groups)
 
 
 def data(params: Params, count: int) -> str:

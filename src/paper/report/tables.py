@@ -23,10 +23,10 @@ def names_of(params: Params) -> dict[str, str]:
     return {name: others.get(name, name) for name in params.classifiers}
 
 
-def named(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+def named(frame: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The frame with the classifiers' names for readers, also in names such as "robust with the shield"."""
-    shown = {f"{name}{end}": f"{other}{end}" for name, other in names.items() for end in ("", " with the shield")}
-    return frame.replace({"classifier": shown})
+    names, ends = names_of(params).items(), ("", " with the shield")
+    return frame.replace({"classifier": {name + end: shown + end for name, shown in names for end in ends}})
 
 
 def summary(metrics: pd.DataFrame, table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
@@ -121,11 +121,14 @@ def linked(frame: pd.DataFrame, stage: str | None = None, names: dict[str, str] 
     return shown.to_html(index=False, border=0, escape=False, classes="linked")
 
 
-def headline(metrics: pd.DataFrame) -> dict:
-    """For `dvc metrics show`, per classifier: the shield on clean images, and robust accuracies; fractions."""
+def headline(metrics: pd.DataFrame, studied: pd.DataFrame) -> dict:
+    """For `dvc metrics show`, as fractions: the shield's results, and the range of its robust accuracy by study."""
+    robust = studied.query("of == 'shield' and metric == 'robust_accuracy'")
+    ranges = robust.groupby(["classifier", "study"], sort=False).ratio.agg(np.ptp).round(6)
     return {
         name: {f"clean_{kind}": by["worst_case"][f"clean_{kind}"] for kind in ("accuracy", "rejection")}
         | {f"robust_{s}": by[s]["robust_accuracy"] for s in ("no_shield", "unaware", "paper", "worst_case")}
+        | {f"range_{study}": share for study, share in ranges[name].items()}
         for name, by in nested(metrics).items()
     }
 

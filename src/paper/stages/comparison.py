@@ -30,7 +30,7 @@ REFERENCE, SHIELD = FAMILIES[0], "Multi-Shield"  # all others are tested against
 EARLIER = ("on CLIP", "paper", "joint", "worst_case")  # attacks of scenario 3 whose images every defence sees
 ALONE = ("random noise", "black box", "on CLIP", "no_shield", "paper", "joint")  # each is shown alone, too
 RESAMPLES, DEPLOYED = 10_000, 0.05  # fewer show no small p once it is corrected; the clean rejection wanted in use
-ENOUGH = 0.005  # runs are longer and longer, until a doubling of their steps breaks a smaller share of the images
+ENOUGH = 0.005  # passes double until a doubling breaks a smaller share of the images
 
 
 class Stage(Attacking):
@@ -81,10 +81,10 @@ class Stage(Attacking):
     def _attacked(self, name: str, family: Family, data: Images, before: dict) -> tuple[AttackedImages, dict]:
         """Per image the most accepted one of a family's own attacks at its strictest, and columns about the attacks.
 
-        The attacks are joint from earlier images, restarts from random points, longer runs from the most accepted
-        images, and the black box. The steps double until a doubling breaks fewer images than `ENOUGH`. A bound family
-        cannot be broken on images that no attack has broken for the classifier. The columns: captured (how many of the
-        restarts break the image), doubling (whether the last one has), steps (of the longest run), and `SIGNS`.
+        The attacks are joint from earlier images, restarts from random points, long runs from the most accepted images,
+        and the black box. Each long run doubles all passes so far, until one breaks fewer images than `ENOUGH`. Where
+        no attack has broken the classifier, no bound family can be broken. The columns: captured (how many restarts
+        break the image), doubling (whether the last long run does), steps (of that run), and `SIGNS`.
         """
         lost = before["no_shield"].success | before["worst_case"].success | torch.tensor(not family.bound)
         wanted, untouched = self.params.comparison.attack, AttackedImages.untouched(data)
@@ -98,12 +98,13 @@ class Stage(Attacking):
             other = replace(attacker, seed=attacker.seed + number)
             return untouched.updated(left, other.run(joint, f"joint {number}", family, data[left], begun, **options))
 
-        left, number, long = lost.nonzero()[:, 0], wanted.restarts, 1
+        left, number = lost.nonzero()[:, 0], wanted.restarts
         restarts = [run(n + 1, left) for n in range(number)]
-        last = first = run(0, left, before["no_shield"], before["on CLIP"])
-        best = most_accepted(family, [first, *restarts], data.labels)
-        while long == 1 or last.success.sum() >= ENOUGH * len(data):
-            left, number, long = (lost & ~best.success).nonzero()[:, 0], number + 1, 2 * long
+        last = run(0, left, before["no_shield"], before["on CLIP"], targets=0)
+        best = most_accepted(family, [last, *restarts], data.labels)
+        while number == wanted.restarts or last.success.sum() >= ENOUGH * len(data):
+            left, number = (lost & ~best.success).nonzero()[:, 0], number + 1
+            long = max(best.backwards[left].tolist(), default=wanted.steps) // wanted.steps  # all passes so far
             last = run(number, left, best, targets=0, long=long)
             best = most_accepted(family, [best, last], data.labels)
         left = (lost & ~best.success).nonzero()[:, 0]
@@ -209,12 +210,8 @@ def table(rows: pd.DataFrame, params, tolerance: float) -> pd.DataFrame:
 def completeness(rows: pd.DataFrame, params) -> pd.DataFrame:
     """How much the attacks may have missed: a row per classifier and family, at its strictest threshold.
 
-    The shares are those that one restart (their mean), all restarts and all attacks leave, and those that no attack
-    breaks on one of the family's models alone ("its models": the share above it is the worth of their agreement). The
-    numbers are of images that the family's own attacks break, that of these Square alone does, that only images of
-    other attacks break, and that random noise breaks; and Chao's (1987) lower bound of those that more restarts would
-    break, with its 97.5 % quantile over resamples. Then come joint's runs, the share that their last doubling broke,
-    and the numbers of `signs_of_failure`. "violated" names the sanity rules that a family's attacks violate.
+    docs/comparison.md explains the columns: robust accuracies ("robust, ..."), numbers of images, passes, steps, the
+    sanity rules that a family's attacks violate. `Chao (1987) <https://doi.org/10.2307/2531532>`_ has the bound.
     """
     made, rng, restarts = [], np.random.default_rng(0), params.attack.restarts
     t = rows.pivot(index=["classifier", "image"], columns="defence", values="t_broken")

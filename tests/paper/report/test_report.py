@@ -124,7 +124,7 @@ def test_a_classifier_called_robust_has_another_name_for_readers():
     assert tables.names_of(params) == {"standard": "standard", "robust": "adversarially trained"}
     params.training["robust"] = params.training["standard"]
     frame = pd.DataFrame({"classifier": ["robust", "robust with the shield", "CLIP"], "of": "robust"})
-    shown = tables.named(frame, tables.names_of(params))
+    shown = tables.named(frame, params)
     assert shown.classifier.tolist() == ["“robust”", "“robust” with the shield", "CLIP"]
     assert shown.of.tolist() == ["robust"] * 3
 

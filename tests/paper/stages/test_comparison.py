@@ -103,19 +103,19 @@ def test_what_may_have_been_missed_by_hand():
     assert row["missed, up to"] > row["missed"]
 
 
-def test_runs_go_on_from_the_best_images_until_a_doubling_breaks_too_few(known, monkeypatch, tmp_path):
+def test_long_runs_double_all_passes_from_the_best_images_until_one_breaks_too_few(known, monkeypatch, tmp_path):
     def by_steps(defence, images, labels, ids, steps, long, watch, starts=(), **settings):
-        names = ["joint" if long >= {0: 1, 1: 2, 2: 2, 3: 4, 4: 16}.get(i, 99) else "" for i in ids.tolist()]
+        names = ["joint" if long >= {0: 1, 1: 4, 2: 4, 3: 10, 4: 30}.get(i, 99) else "" for i in ids.tolist()]
         begun.append((steps * long, bool(starts) and bool((starts[0].images == 0.25).all())))
-        none = torch.zeros(len(images), dtype=torch.long)
-        watch(torch.arange(len(images)), AttackedImages(images.where(images < 0, 0.25), names, none, none), 0)
+        passes = torch.full((len(images),), steps * (2 if long == 1 else 2 + long))  # as joint with two targets
+        watch(torch.arange(len(images)), AttackedImages(images.where(images < 0, 0.25), names, passes, passes), 0)
 
     monkeypatch.setattr(comparison, "joint", by_steps)
     monkeypatch.setattr(Ball, "checked_distance", lambda *_: None)
     begun = []
     rows = compared(known[0][:8], tmp_path)
-    assert begun[:5] == [(20, False)] * 2 + [(40, True), (80, True), (160, True)], "the last one has broken none"
-    assert rows[["steps", "doubling", "captured"]].iloc[:2].to_numpy().tolist() == [[160, False, 1], [160, False, 0]]
+    assert begun[:5] == [(20, False)] * 2 + [(80, True), (200, True), (440, True)], "the last one has broken none"
+    assert rows[["steps", "doubling", "captured"]].iloc[:2].to_numpy().tolist() == [[440, False, 1], [440, False, 0]]
 
 
 @pytest.mark.parametrize(("slope", "flat", "jumps"), [(1.0, False, False), (1e-3, False, True), (0.0, True, True)])
