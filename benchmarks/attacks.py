@@ -5,7 +5,7 @@ Run it in a project whose pipeline has run, with nothing else on the machine:
     python benchmarks/attacks.py CLASSIFIER... [--images N] [--queries N] [--shield | --user]
 
 A classifier is one of the pipeline, or one of networks.py, without batch norm. The script prints a Markdown table.
---shield leaves out the slow first rows; --user compares a call of `evaluate`, in the arithmetic of torch. Passes are
+--shield leaves out the slow first rows; --user compares a whole call of `evaluate`, and nothing else. Passes are
 forwards and backwards per image: they measure work without a clock. Seconds depend on the machine, so only their ratio
 means something.
 """
@@ -13,15 +13,13 @@ means something.
 import argparse
 import copy
 import math
-import sys
 import time
 from unittest.mock import patch
 
 from paper.params import Params
 from paper.pipeline import arithmetic
 
-# That of the stages, or torch's own, which a user's call has; torch reads it when it is loaded.
-arithmetic.choose("native" if "--user" in sys.argv else Params.load().arithmetic)
+arithmetic.choose(Params.load().arithmetic)  # that of the stages; torch reads it when it is loaded
 
 import networks
 import pandas as pd
